@@ -1,0 +1,1 @@
+"""The flows: bijections, networks, class Gaussians, and the registry that names them."""

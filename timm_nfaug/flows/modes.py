@@ -1,0 +1,108 @@
+"""ClassMoments: mean, variance and principal components of every class, in one pass over the codes.
+
+The components come from incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of
+everything seen so far, and folds new rows in by a thin SVD (Ross et al., "Incremental Learning for Robust Visual
+Tracking", IJCV 2008). Memory is K * sketch * D floats, whatever the size of the data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ClassMoments:
+    """Accumulates codes with `update`, then gives moments with `finish`.
+
+    Args:
+        num_classes: K.
+        dim: D.
+        num_modes: r, principal components wanted; 0 keeps means and variances only.
+    """
+
+    def __init__(self, num_classes: int, dim: int, num_modes: int):
+        self.num_classes, self.dim, self.num_modes = num_classes, dim, num_modes
+        self.count = torch.zeros(num_classes, dtype=torch.int64)
+        self.mean = torch.zeros(num_classes, dim, dtype=torch.float64)
+        self.square = torch.zeros(num_classes, dim, dtype=torch.float64)  # sum of squared deviations from the mean
+        # twice the modes wanted, and some: what the truncations lose then lies far below the modes kept
+        self.sketch_rows = 2 * num_modes + 16 if num_modes else 0
+        self._sketch: list[Tensor | None] = [None] * num_classes
+        self._pending: list[list[Tensor]] = [[] for _ in range(num_classes)]
+        self._pending_rows = [0] * num_classes
+
+    @torch.no_grad()
+    def update(self, z: Tensor, y: Tensor) -> None:
+        """Adds codes z (B, D) of labels y (B,)."""
+        z = z.detach().cpu()
+        for k in y.unique().tolist():
+            rows = z[(y == k).cpu()]
+            if self.num_modes:
+                self._pending[k].append(rows.float())
+                self._pending_rows[k] += len(rows)
+                if self._pending_rows[k] >= 4 * self.sketch_rows:
+                    self._fold(k)
+            else:
+                self._merge_mean(k, rows)
+
+    def _merge_mean(self, k: int, rows: Tensor) -> Tensor:
+        """Folds rows into mean and variance; returns the row that corrects a sketch for the moved mean."""
+        rows = rows.double()
+        n, m = int(self.count[k]), len(rows)
+        new_mean = rows.mean(0)
+        gap = new_mean - self.mean[k]
+        self.square[k] += (rows - new_mean).square().sum(0) + gap.square() * (n * m / (n + m))
+        self.mean[k] += gap * (m / (n + m))
+        self.count[k] += m
+        return gap * (n * m / (n + m)) ** 0.5
+
+    def _fold(self, k: int) -> None:
+        rows = torch.cat(self._pending[k])
+        self._pending[k], self._pending_rows[k] = [], 0
+        correction = self._merge_mean(k, rows).float().unsqueeze(0)
+        parts = [rows - rows.mean(0), correction]
+        if self._sketch[k] is not None:
+            parts.insert(0, self._sketch[k])
+        s, v = _thin_svd(torch.cat(parts))
+        self._sketch[k] = s[: self.sketch_rows, None] * v[: self.sketch_rows]
+
+    @torch.no_grad()
+    def finish(self, num_modes: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """float32 mean (K, D), variance (K, D), modes (K, r, D), std along the modes (K, r), largest first.
+
+        A class with n images has at most n - 1 modes; the rest are zero. A class without images raises.
+        """
+        empty = [k for k in range(self.num_classes) if not self.count[k] and not self._pending[k]]
+        if empty:
+            raise ValueError(f"no image of class {empty[0]} was seen (of {len(empty)} such classes); every class needs one")
+        r = self.num_modes if num_modes is None else num_modes
+        modes = torch.zeros(self.num_classes, r, self.dim)
+        std = torch.zeros(self.num_classes, r)
+        for k in range(self.num_classes):
+            if self._pending[k]:
+                self._fold(k)
+            if r and self.count[k] > 1:
+                s, v = _thin_svd(self._sketch[k])
+                s = s / float(self.count[k] - 1) ** 0.5
+                n = min(r, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()), int(self.count[k]) - 1)
+                modes[k, :n], std[k, :n] = _fix_signs(v[:n]), s[:n]
+        variance = self.square / (self.count - 1).clamp_min(1).unsqueeze(1)
+        return self.mean.float(), variance.float(), modes, std
+
+
+def _thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values, largest first, and right vectors as rows, of (n, D)."""
+    if rows.shape[0] > rows.shape[1]:
+        _, s, v = torch.linalg.svd(rows.double(), full_matrices=False)
+        return s.float(), v.float()
+    rows = rows.double()  # through the n x n Gram matrix, which is small here; float64 pays for the squaring
+    values, u = torch.linalg.eigh(rows @ rows.T)
+    s = values.flip(0).clamp_min(0).sqrt()
+    v = (u.flip(1).T @ rows) / s.clamp_min(1e-12).unsqueeze(1)
+    return s.float(), v.float()
+
+
+def _fix_signs(v: Tensor) -> Tensor:
+    """Each row's largest entry made positive, so that the same data give the same modes on any machine."""
+    top = v.gather(1, v.abs().argmax(1, keepdim=True))
+    return v * torch.where(top < 0, -1.0, 1.0)

@@ -1,0 +1,70 @@
+"""create_flow and list_flows: flows by name, in timm's idiom ``architecture.tag``."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from .. import hub
+from .architectures import ARCHITECTURES
+from .config import FlowConfig, closest
+from .model import ConditionalFlow
+
+
+def list_flows(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Names of architectures, or with `pretrained` of the bundled flows.
+
+    Args:
+        filter: a wildcard pattern such as ``"conv_p4*"``.
+    """
+    names = hub.bundled_flows() if pretrained else sorted(ARCHITECTURES)
+    return fnmatch.filter(names, filter) if filter else names
+
+
+def create_flow(
+    name: str,
+    pretrained: bool = False,
+    input_size: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    bits: int | None = None,
+    **kwargs: Any,
+) -> ConditionalFlow:
+    """Makes a flow, with random weights or pretrained.
+
+    Args:
+        name: an architecture of `list_flows()`, with ``.tag`` when pretrained (the only bundled tag may be left out).
+        pretrained: load the bundled flow; its config then gives all else, and other arguments are refused.
+        input_size: (C, H, W) of the images; (3, 32, 32) unless given.
+        num_classes: K; 10 unless given.
+        bits: dequantisation depth; 8 unless given.
+        **kwargs: `code_rows`, `prior` (dict of a, c, num_modes, low_rank), `class_names`, `info`; all others go to the
+            network (depth, hidden, clamp, ...).
+    """
+    if pretrained:
+        named = {"input_size": input_size, "num_classes": num_classes, "bits": bits}
+        given = [k for k, v in named.items() if v is not None] + list(kwargs)
+        if given:
+            raise ValueError(f"a pretrained flow brings its own {', '.join(given)}; leave them out")
+        return ConditionalFlow.from_pretrained(_with_tag(name))
+    if name not in ARCHITECTURES:
+        hint = "; pass pretrained=True for its weights" if name in hub.bundled_flows() else ""
+        raise ValueError(
+            f"unknown flow {name!r}{closest(name, [*ARCHITECTURES, *hub.bundled_flows()])}{hint}; "
+            f"known: {', '.join(list_flows())}"
+        )
+    own = {k: kwargs.pop(k) for k in ("code_rows", "prior", "class_names", "info") if k in kwargs}
+    size, classes, depth = input_size or (3, 32, 32), 10 if num_classes is None else num_classes, 8 if bits is None else bits
+    return ConditionalFlow(FlowConfig(name, size, classes, depth, network=kwargs, **own))
+
+
+def _with_tag(name: str) -> str:
+    """A bundled name; the architecture alone stands for its only tag."""
+    bundled = hub.bundled_flows()
+    if name in bundled:
+        return name
+    tagged = [n for n in bundled if n.split(".", 1)[0] == name]
+    if len(tagged) == 1:
+        return tagged[0]
+    known = ", ".join(tagged or bundled)
+    what = f"{name!r} has several tags" if tagged else f"no pretrained flow named {name!r}{closest(name, bundled)}"
+    raise ValueError(f"{what}; known: {known}")

@@ -1,0 +1,1 @@
+"""Training of flows: ``python -m train_flow --config NAME-or-file --data-dir DIR``."""

@@ -1,0 +1,153 @@
+"""TrainConfig: every setting of a training, read from YAML and from ``--set key=value``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_nfaug.flows.config import check_keys, closest
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class TrainConfig:
+    """One training. Points of a schedule are [fraction of the alternation, value] pairs."""
+
+    # flow
+    flow: str = "conv_p4_small"  # architecture, see timm_nfaug.list_flows()
+    network: dict[str, Any] = field(default_factory=dict)  # arguments of the architecture
+    prior: dict[str, Any] = field(default_factory=dict)  # arguments of ClassGaussians
+    bits: int = 8  # dequantisation depth
+    code_rows: int = 0  # height of the label band; the `ce` objective sets 8 if it is 0
+
+    # data
+    data: str = "folder"  # folder (ImageFolder tree), cifar10, cifar100, digits
+    data_name: str = ""  # how the data is called in the card, e.g. "CIFAR-10 (JPEG)"
+    image_size: int | None = None  # side images are resized and cropped to; required for a folder
+    in_chans: int = 3  # 3 RGB, 1 greyscale
+    flip: bool = True  # random horizontal flips
+    val_fraction: float = 0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
+    skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
+
+    # objective
+    objective: str = "glem"  # glem, ml (no KLD), random (fixed random Gaussians), ce (code band), moments (closed form)
+    discriminative: float = 0.0  # weight of the cross-entropy of class_logits (nats) beside the bits/dim
+
+    # the Gaussians' alternation (glem, ml)
+    gaussian_fraction: float = 0.1  # stratified share of the training set for D_G; 0: the training set itself
+    gaussian_every: int = 0  # flow steps between two updates of the Gaussians; 0: once an epoch, as in the paper
+    gaussian_images: int = 0  # images of D_G in one update; 0: all
+    gaussian_until: float = 0.8  # fraction of the steps after which the Gaussians freeze and D_G joins D_NF
+    gaussian_lr: list = field(default_factory=lambda: [[0.0, 0.1], [0.1, 0.1], [0.11, 0.01], [1.0, 0.001]])  # geometric
+    kld_weight: list = field(default_factory=lambda: [[0.0, 50.0], [1.0, 25.0]])  # linear
+
+    # optimisation
+    epochs: float = 100  # passes over the data; ignored when steps is given
+    steps: int = 0  # flow steps
+    batch_size: int = 128  # images a step, all processes together
+    optimizer: str = "adamw"  # a timm optimizer name: adamw, adamax, ...
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    schedule: str = "cosine"  # cosine (to lr_floor), or halving (by half every halve_every epochs from halve_from on)
+    lr_floor: float = 0.0
+    halve_from: float = 300  # epochs
+    halve_every: float = 100  # epochs
+    clip_grad: float = 1.0  # global norm in bits/dim units; 0: none
+    average: str = "ema"  # ema, swa (from swa_from on), none
+    ema_decay: float = 0.998
+    swa_from: float = 0.8  # fraction of the steps
+    net_dtype: str = "float32"  # float32 or bfloat16, of the networks inside the couplings
+
+    # run
+    seed: int = 0
+    log_every: int = 50  # steps
+    eval_every: int = 1000  # steps; 0: at the end only
+    eval_images: int = 2000  # of the validation set, during training
+    checkpoint_seconds: float = 60.0
+    mode_images: int = 0  # training images that the principal modes are estimated from; 0: all
+    half: bool = False  # store kernels and modes in float16; the report is made from the stored flow
+
+    def __post_init__(self):
+        _choice("objective", self.objective, ("glem", "ml", "random", "ce", "moments"))
+        _choice("data", self.data, ("folder", "cifar10", "cifar100", "digits"))
+        _choice("schedule", self.schedule, ("cosine", "halving"))
+        _choice("average", self.average, ("ema", "swa", "none"))
+        _choice("net_dtype", self.net_dtype, ("float32", "bfloat16"))
+        for name in ("val_fraction", "gaussian_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.data == "folder" and not self.image_size:
+            raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
+        if self.objective == "ce" and self.code_rows == 0:
+            self.code_rows = 8
+        if self.objective != "ce" and self.code_rows:
+            raise ValueError("code_rows goes with objective: ce")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def list_configs() -> list[str]:
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+
+
+def load_config(name: str, overrides: list[str] = ()) -> TrainConfig:
+    """A shipped config by name, or a YAML file by path, with ``key=value`` overrides (``prior.num_modes=16`` too)."""
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"no config {name!r}{closest(name, list_configs())}; shipped: {', '.join(list_configs())}")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold key: value lines, got a {type(values).__name__}")
+    for item in overrides:
+        key, sep, text = item.partition("=")
+        if not sep:
+            raise ValueError(f"--set takes key=value, got {item!r}")
+        *parents, last = key.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = yaml.safe_load(text)
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    check_keys(values, set(fields), f"config {path.name}")
+    for key, value in values.items():
+        values[key] = _typed(key, value, fields[key].type)
+    return TrainConfig(**values)
+
+
+def _typed(key: str, value: Any, annotation: str) -> Any:
+    """`value` as the field's type; YAML reads 1e-3 as a string, so numbers are parsed again."""
+    try:
+        if annotation == "float":
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        if annotation in ("int", "int | None"):
+            if value is None and "None" in annotation:
+                return None
+            if isinstance(value, bool) or float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be {annotation}, got {value!r}") from None
+    kinds = {"bool": bool, "str": str, "list": list}
+    kind = kinds.get(annotation, dict)
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} must be {annotation}, got {value!r}")
+    return value
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}{closest(value, known)}, got {value!r}")

@@ -1,0 +1,442 @@
+"""The training loop: batches, optimizer, the Gaussians' alternation, averaging, checkpoints, logs.
+
+Every random choice is a function of (seed, purpose, step), so a checkpoint holds no generator state and a resumed
+training is the uninterrupted one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import timm_nfaug
+from timm_nfaug import pixels
+from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.hub import write_atomically
+
+from .config import TrainConfig
+from .data import Images, stratified_split
+from .evaluate import batches, evaluate
+from .objective import FlowLoss, gaussian_loss, piecewise
+
+_logger = logging.getLogger(__name__)
+
+ORDER, NOISE, FLIP, GAUSSIANS, START, MODES = range(6)  # purposes of random numbers
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A CPU generator keyed by a seed and small integers."""
+    for k in key:
+        seed = (seed * 6364136223846793005 + k + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
+class BatchOrder:
+    """Which images make up step t: a pure function of t.
+
+    Up to `merge_step` the epochs run over `first`, afterwards over `first` and `second` together.
+    """
+
+    def __init__(self, first: Tensor, second: Tensor, batch_size: int, merge_step: int, seed: int):
+        self.batch_size, self.merge_step, self.seed = batch_size, merge_step, seed
+        self.phases = [first, torch.cat([first, second]).sort().values]
+        smallest = min(len(p) for p in self.phases)
+        if smallest < batch_size:
+            raise ValueError(f"batch_size {batch_size} exceeds the {smallest} training images; lower it")
+        self._kept: tuple = (None, None)
+
+    def steps_per_epoch(self, step: int) -> int:
+        return len(self.phases[int(step >= self.merge_step)]) // self.batch_size
+
+    def __call__(self, step: int) -> Tensor:
+        """Indices (batch_size,) of step `step`."""
+        merged = step >= self.merge_step
+        epoch, i = divmod(step - self.merge_step if merged else step, self.steps_per_epoch(step))
+        key = (int(merged), epoch)
+        if self._kept[0] != key:
+            pool = self.phases[int(merged)]
+            order = torch.randperm(len(pool), generator=generator(self.seed, ORDER, *key))
+            self._kept = (key, pool[order])
+        return self._kept[1][i * self.batch_size : (i + 1) * self.batch_size]
+
+
+class Trainer:
+    """Trains a flow on images; see `TrainConfig` for every setting.
+
+    Args:
+        config: the training.
+        train, val: images; val may be None.
+        out: directory for checkpoint.pt, log.jsonl and, at the end, flow/.
+        device: of the computation; the images stay on the CPU unless it is CUDA.
+        resume: go on from out/checkpoint.pt; without one, start.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: Images,
+        val: Images | None,
+        out: str | Path,
+        device: str | torch.device = "cpu",
+        resume: bool = False,
+    ):
+        self.config, self.train_data, self.val_data = config, train, val
+        self.out, self.device = Path(out), torch.device(device)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        if config.batch_size % self.world:
+            raise ValueError(f"batch_size {config.batch_size} must be a multiple of the {self.world} processes")
+        self.checkpoint = self.out / "checkpoint.pt"
+        if self.checkpoint.exists() and not resume:
+            raise FileExistsError(f"{self.checkpoint} exists; go on with --resume, or choose another --out")
+        self._make_data()
+        self._make_flow()
+        self.step = 0
+        self.gaussian_updates = 0
+        self.seconds = 0.0
+        if self.checkpoint.exists():
+            self._load()
+
+    # -- set-up ------------------------------------------------------------------------------------------------------
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the Gaussians are trained."""
+        return self.config.objective in ("glem", "ml")
+
+    def _make_data(self) -> None:
+        c = self.config
+        everything = torch.arange(len(self.train_data))
+        first, self.gaussian_pool = everything, everything
+        second = torch.empty(0, dtype=torch.int64)
+        if self.alternates and c.gaussian_fraction:
+            first, second = stratified_split(self.train_data.labels, c.gaussian_fraction, c.seed)
+            self.gaussian_pool = second
+        per_epoch = len(first) // c.batch_size
+        if c.objective == "moments":
+            self.steps = 0
+        else:
+            self.steps = c.steps or max(1, round(c.epochs * max(per_epoch, 1)))
+        self.freeze_step = round(c.gaussian_until * self.steps)
+        if c.objective != "moments":
+            self.order = BatchOrder(first, second, c.batch_size, self.freeze_step, c.seed)
+            self.gaussian_every = c.gaussian_every or per_epoch
+        if self.device.type == "cuda":
+            self.train_data = Images(
+                self.train_data.levels.to(self.device), self.train_data.labels.to(self.device), self.train_data.class_names
+            )
+
+    def _make_flow(self) -> None:
+        c, data = self.config, self.train_data
+        torch.manual_seed(c.seed)  # weights of the networks
+        self.flow = timm_nfaug.create_flow(
+            c.flow,
+            input_size=tuple(data.levels.shape[1:]),
+            num_classes=len(data.class_names),
+            bits=c.bits,
+            code_rows=c.code_rows,
+            prior=c.prior,
+            class_names=data.class_names,
+            **c.network,
+        )
+        if c.objective == "random":
+            self.flow.prior.randomize(generator(c.seed, START, 1))
+        elif c.objective == "ce":
+            self.flow.prior.set_variance(torch.ones_like(self.flow.prior.s))
+        pick = torch.randperm(len(data), generator=generator(c.seed, START))[: min(len(data), 2048)]
+        x = pixels.dequantize(data.levels[pick.to(data.levels.device)], c.bits, generator(c.seed, START, 2))
+        self.flow.initialize(x, data.labels[pick.to(data.labels.device)])
+        counts = torch.bincount(data.labels.cpu(), minlength=len(data.class_names))
+        self.flow.log_prior.copy_((counts / counts.sum()).log())
+        self.flow.to(self.device).train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
+        self.flow.prior.requires_grad_(False)  # the Gaussians have an optimizer of their own
+        self.gaussian_adam = torch.optim.Adam([self.flow.prior.mu, self.flow.prior.s])
+        self.averaged = None
+        if c.average != "none" and self.steps:
+            rule = get_ema_multi_avg_fn(c.ema_decay) if c.average == "ema" else None
+            self.averaged = AveragedModel(self.flow, multi_avg_fn=rule)
+        if self.steps:
+            loss = FlowLoss(self.flow, c.discriminative)
+            if self.world > 1:
+                ids = [self.device.index] if self.device.type == "cuda" else None
+                loss = DistributedDataParallel(loss, device_ids=ids, broadcast_buffers=False)
+            self.loss = loss
+            self.optimizer = create_optimizer_v2(
+                self.flow.network, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, filter_bias_and_bn=True
+            )
+            self.scheduler = self._make_scheduler()
+
+    def _make_scheduler(self):
+        c = self.config
+        warmup = {"warmup_t": min(c.warmup_steps, self.steps - 1), "warmup_lr_init": 1e-6, "t_in_epochs": False}
+        if c.schedule == "cosine":
+            return CosineLRScheduler(self.optimizer, t_initial=self.steps, lr_min=c.lr_floor, **warmup)
+        per_epoch = self.order.steps_per_epoch(0)
+        halvings = int(math.log2(c.lr / c.lr_floor) + 1e-9) if c.lr_floor else 64
+        decays = [round((c.halve_from + i * c.halve_every) * per_epoch) for i in range(halvings)]
+        return MultiStepLRScheduler(self.optimizer, decay_t=decays, decay_rate=0.5, **warmup)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict:
+        state = {
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "gaussian_updates": self.gaussian_updates,
+            "seconds": self.seconds,
+            "flow": self.flow.state_dict(),
+            "gaussian_adam": self.gaussian_adam.state_dict(),
+        }
+        if self.steps:
+            state["optimizer"] = self.optimizer.state_dict()
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
+        return state
+
+    def save(self) -> None:
+        """Writes the checkpoint; only the first process does."""
+        if self.rank == 0:
+            write_atomically(self.checkpoint, lambda p: torch.save(self._state(), p))
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        mine, theirs = self.config.to_dict(), state["config"]
+        changed = [k for k in mine if theirs.get(k) != mine[k]]
+        if changed:
+            raise ValueError(
+                f"{self.checkpoint} was made with other settings: "
+                + ", ".join(f"{k}={theirs.get(k)!r} instead of {mine[k]!r}" for k in changed)
+                + "; resume with those, or choose another --out"
+            )
+        self.step, self.gaussian_updates = state["step"], state["gaussian_updates"]
+        self.seconds = state["seconds"]
+        self.flow.load_state_dict(state["flow"])
+        self.gaussian_adam.load_state_dict(state["gaussian_adam"])
+        if self.steps:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        if self.rank == 0:
+            _drop_log_after(self.out / "log.jsonl", self.step)
+
+    def log(self, **values) -> None:
+        if self.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
+                f.write(json.dumps(rounded) + "\n")
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def _images(self, indices: Tensor, step: int, purpose: int) -> tuple[Tensor, Tensor]:
+        """Dequantised images in [-1, 1] and labels of this process's share of `indices`."""
+        c = self.config
+        indices = indices[self.rank :: self.world]
+        where = indices.to(self.train_data.levels.device)
+        levels, y = self.train_data.levels[where], self.train_data.labels[where]
+        g = generator(c.seed, purpose, step, self.rank)
+        if c.flip:
+            flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
+            levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
+        x = pixels.dequantize(levels, c.bits, g)
+        return x.to(self.device), y.to(self.device)
+
+    def _flow_step(self) -> tuple[float, float, float, float]:
+        self.scheduler.step_update(self.step)
+        x, y = self._images(self.order(self.step), self.step, NOISE)
+        loss, bpd, accuracy = self.loss(x, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = self.config.clip_grad or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.flow.network.parameters(), limit)
+        values = torch.stack([loss.detach(), bpd, accuracy, norm.detach()])
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+        values = values.tolist()
+        if not math.isfinite(values[0]) or not math.isfinite(values[3]):
+            raise FloatingPointError(
+                f"loss {values[0]} with gradient norm {values[3]} at step {self.step}; lower lr, or resume from "
+                f"{self.checkpoint} with a smaller clip_grad"
+            )
+        self.optimizer.step()
+        return tuple(values)
+
+    def _gaussian_step(self) -> None:
+        """One Adam update of all Gaussians on the codes of D_G."""
+        c, prior = self.config, self.flow.prior
+        t = self.step / max(self.freeze_step, 1)
+        pool = self.gaussian_pool
+        n = min(c.gaussian_images or len(pool), len(pool))
+        order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))[:n]
+        codes, labels = [], []
+        with torch.no_grad():
+            for i, part in enumerate(pool[order].split(512)):
+                x, y = self._images(part, self.step * 4096 + i, GAUSSIANS)
+                codes.append(self.flow(x)[0])
+                labels.append(y)
+        weight = piecewise(c.kld_weight, t, geometric=False) if c.objective == "glem" else 0.0
+        prior.requires_grad_(True)
+        loss = gaussian_loss(prior, torch.cat(codes), torch.cat(labels), weight, c.discriminative, self.flow.dim)
+        grads = torch.autograd.grad(loss, [prior.mu, prior.s])
+        prior.requires_grad_(False)
+        if self.world > 1:
+            for g in grads:
+                dist.all_reduce(g)
+                g /= self.world
+        if self.gaussian_updates == 1:  # the first update knew no KLD, all Gaussians being equal: forget its moments
+            self.gaussian_adam.state.clear()
+        prior.mu.grad, prior.s.grad = grads
+        for group in self.gaussian_adam.param_groups:
+            group["lr"] = piecewise(c.gaussian_lr, t, geometric=True)
+        self.gaussian_adam.step()
+        prior.mu.grad = prior.s.grad = None
+        self.gaussian_updates += 1
+
+    def _average(self) -> None:
+        c = self.config
+        if self.averaged is None:
+            return
+        if c.average == "ema" or self.step >= round(c.swa_from * self.steps):
+            self.averaged.update_parameters(self.flow)
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    def best(self) -> ConditionalFlow:
+        """The averaged flow where averaging has begun, else the flow itself."""
+        if self.averaged is not None and int(self.averaged.n_averaged) > 0:
+            return self.averaged.module
+        return self.flow
+
+    def run(self, time_limit: float = math.inf) -> bool:
+        """Trains to the end, or for `time_limit` seconds; returns whether the end was reached."""
+        c = self.config
+        start = saved = time.monotonic()
+        before = self.seconds
+        bar = tqdm(total=self.steps, initial=self.step, disable=self.rank > 0 or not self.steps, unit="step", mininterval=1)
+        window, window_start = [], time.monotonic()
+        while self.step < self.steps:
+            if self.alternates and self.step and self.step < self.freeze_step and self.step % self.gaussian_every == 0:
+                self._gaussian_step()
+            window.append(self._flow_step())
+            self.step += 1
+            self._average()
+            self.seconds = before + time.monotonic() - start
+            bar.update()
+            if self.step % c.log_every == 0 or self.step == self.steps:
+                loss, bpd, accuracy, norm = torch.tensor(window).mean(0).tolist()
+                speed = len(window) * c.batch_size / max(time.monotonic() - window_start, 1e-9)
+                lr = self.optimizer.param_groups[0]["lr"]
+                self.log(
+                    step=self.step, loss=loss, bits_per_dim=bpd, class_accuracy=accuracy, grad_norm=norm, lr=lr,
+                    images_per_second=speed, seconds=self.seconds, gaussian_updates=self.gaussian_updates,
+                )  # fmt: skip
+                bar.set_postfix_str(f"{bpd:.3f} bits/dim, accuracy {accuracy:.3f}, {speed:.0f} images/s")
+                window, window_start = [], time.monotonic()
+            if c.eval_every and self.step % c.eval_every == 0 and self.step < self.steps and self.val_data is not None:
+                if self.rank == 0:
+                    report = evaluate(self.best(), self.val_data, limit=c.eval_images)
+                    self.log(step=self.step, **{f"val_{k}": v for k, v in report.items()})
+                window_start = time.monotonic()
+            stop = self._agreed(time.monotonic() - start > time_limit)
+            if stop or time.monotonic() - saved > c.checkpoint_seconds:
+                self.save()
+                saved = time.monotonic()
+            if stop and self.step < self.steps:
+                bar.close()
+                return False
+        bar.close()
+        self.save()
+        return True
+
+    def _agreed(self, stop: bool) -> bool:
+        """The first process decides for all, so that none waits for another in a reduction."""
+        if self.world == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag)
+
+    @torch.no_grad()
+    def finish(self) -> dict:
+        """Estimates the modes, saves out/flow, evaluates what was saved, and returns the report."""
+        c = self.config
+        flow = self.best().eval()
+        flow.set_net_dtype(None)
+        data = self.train_data
+        if c.mode_images and c.mode_images < len(data):
+            _, pick = stratified_split(data.labels.cpu(), c.mode_images / len(data), c.seed)
+            data = data.subset(pick.to(data.levels.device))
+        pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(data, 512))
+        moments = flow.moments(pairs, num_modes=flow.prior.num_modes)
+        if c.objective == "moments":
+            flow.prior.set_moments(moments)
+        elif flow.prior.num_modes:
+            _, _, modes, std = moments.finish()
+            flow.prior.set_modes(modes, std)
+        info = {"data": c.data_name or c.data, "license": "apache-2.0", "training_seconds": round(self.seconds, 1)}
+        flow.config.info = info
+        flow.save_pretrained(self.out / "flow", half=c.half)
+        report = {}
+        if self.val_data is not None:
+            stored = ConditionalFlow.from_pretrained(self.out / "flow").to(self.device)
+            report = evaluate(stored, self.val_data)
+            split = "held out of training" if c.val_fraction else "validation"
+            info["metrics"] = {k: v for k, v in report.items() if k != "images"}
+            info["metrics"]["measured_on"] = f"{report['images']} {split} images"
+        info["training"] = self._describe()
+        flow.save_pretrained(self.out / "flow", half=c.half)
+        self.log(step=self.step, final=True, **report)
+        return report
+
+    def _describe(self) -> str:
+        c = self.config
+        if c.objective == "moments":
+            return "Class Gaussians and modes in closed form, one pass over the data; no gradient step."
+        seen = self.step * c.batch_size
+        return (
+            f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}), {self.step} steps of batch "
+            f"{c.batch_size} ({seen:,} images), {c.optimizer} with learning rate {c.lr:g} ({c.schedule}), average "
+            f"{c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels and modes are stored in "
+            f"{'float16' if c.half else 'float32'}."
+        )
+
+
+def _drop_log_after(path: Path, step: int) -> None:
+    """Removes what a killed run logged after its last checkpoint; the resumed run writes it again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):  # a line cut short by the kill
+            continue
+    write_atomically(path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+
+
+def init_distributed(device: str) -> torch.device:
+    """Joins the process group that torchrun describes, if it does; returns this process's device."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        return torch.device(device)
+    if device.startswith("cuda"):
+        local = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(local)
+        dist.init_process_group("nccl")
+        return torch.device("cuda", local)
+    dist.init_process_group("gloo")
+    return torch.device(device)
