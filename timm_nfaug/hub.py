@@ -121,7 +121,9 @@ class HubMixin:
         from .flows.config import FlowConfig
 
         directory = resolve(name, revision)
-        flow = cls(FlowConfig.from_dict(read_config(directory)))
+        config = FlowConfig.from_dict(read_config(directory))
+        with torch.random.fork_rng(devices=[]):  # the weights' initialisation must not move the global generator
+            flow = cls(config)
         load_weights(flow, directory / WEIGHTS_NAME)
         return flow.eval()
 

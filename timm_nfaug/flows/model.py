@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable
 
@@ -132,7 +133,8 @@ class ConditionalFlow(HubMixin, nn.Module):
             raise ValueError(f"codes of this flow have shape (B, {self.dim}), got {tuple(z.shape)}")
         return self.network.inverse(z.to(self.dtype))
 
-    def _gaussian_labels(self, y: Tensor) -> Tensor:
+    def gaussian_labels(self, y: Tensor) -> Tensor:
+        """Checked labels (B,) to the indices of their Gaussians: 0 for all with conditional encoding."""
         y = self._check_labels(y)
         return torch.zeros_like(y) if self.config.code_rows else y
 
@@ -140,7 +142,7 @@ class ConditionalFlow(HubMixin, nn.Module):
     def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) log p(x given y) over [-1, 1], in nats; with conditional encoding, of image and code band together."""
         z, log_det = self(x, y)
-        return self.prior.log_prob(z, self._gaussian_labels(y)) + log_det
+        return self.prior.log_prob(z, self.gaussian_labels(y)) + log_det
 
     def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bits per dimension of dequantised images x at the flow's bit depth (`pixels.dequantize`)."""
@@ -155,7 +157,25 @@ class ConditionalFlow(HubMixin, nn.Module):
         if self.config.code_rows:
             labels = torch.arange(self.num_classes, device=x.device).unsqueeze(1).expand(-1, len(x))
             return torch.stack([self.log_prob(x, y) for y in labels], dim=1) + self.log_prior
-        return self.prior.log_prob_all(self(x)[0]) + self.log_prior
+        return self.code_logits(self(x)[0])
+
+    @_full_precision
+    def code_logits(self, z: Tensor) -> Tensor:
+        """`class_logits` from codes (B, D); not with conditional encoding, whose codes hold a label already."""
+        return self.prior.log_prob_all(z) + self.log_prior
+
+    def with_prior(self, prior: ClassGaussians, class_names: list[str] = ()) -> ConditionalFlow:
+        """A flow that shares this one's network but owns other class Gaussians."""
+        if self.config.code_rows:
+            raise ValueError("a flow with conditional encoding has one shared Gaussian; fit a flow with class Gaussians")
+        flow = copy.copy(self)
+        flow._modules, flow._buffers = dict(self._modules), dict(self._buffers)
+        flow.config = copy.deepcopy(self.config)
+        flow.config.num_classes, flow.config.class_names = prior.num_classes, list(class_names)
+        flow.config.prior = {"a": prior.a, "c": prior.c, "num_modes": prior.num_modes, "low_rank": prior.low_rank}
+        flow.prior = prior.to(self.prior.mu)
+        flow.log_prior = self.log_prior.new_zeros(prior.num_classes).log_softmax(0)
+        return flow
 
     @_full_precision
     def sample(

@@ -1,0 +1,347 @@
+"""NFAugment: the augmentation, as a torchvision v2 transform for one image or a batch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from . import lift, pixels
+from .flows.config import check_keys
+from .flows.model import ConditionalFlow
+from .flows.prior import ClassGaussians
+from .perturb import check_kind, check_strength, displacement, draw_noise, noise_size
+
+DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
+LABELS = ("given", "posterior")
+
+
+class NFAugment(v2.Transform):
+    """Moves images along the principal modes of their class in the code space of a flow.
+
+    Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with an int or integer
+    tensor of labels after it where there are some, in a `v2.Compose` too. Kind, dtype, device, range and size come back
+    as they went in. Images of another size than the flow's go through `timm_nfaug.lift`.
+
+    Args:
+        flow: the flow; see `from_pretrained` for one by name.
+        strength: 0 is the identity, 1 moves by one standard deviation of the class along each mode.
+        modes: number of modes moved along.
+        p: probability that an image is augmented.
+        kind: pca, axes or isotropic (see `timm_nfaug.perturb`).
+        labels: "given" uses the labels it is called with, and the flow's own posterior where there are none;
+            "posterior" always asks the flow, for data of other classes than the flow's.
+        mean, std: per channel, of float images normalised as (x - mean) / std; without them floats are in [0, 1].
+        seed: of the transform's own generator; None takes torch's initial seed. Data-loader workers get streams of
+            their own. The global generators are never drawn from.
+
+    Attributes:
+        fallbacks: images that came out of the flow non-finite and were returned unchanged.
+    """
+
+    def __init__(
+        self,
+        flow: ConditionalFlow,
+        strength: float = 0.5,
+        modes: int = 32,
+        p: float = 1.0,
+        kind: str = "pca",
+        labels: str = "given",
+        mean=None,
+        std=None,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        if not isinstance(flow, ConditionalFlow):
+            raise TypeError(f"flow must be a ConditionalFlow, got {type(flow).__name__}; see NFAugment.from_pretrained")
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+            raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
+        if labels not in LABELS:
+            raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        check_kind(flow, kind, modes)
+        self.flow = flow
+        self.strength, self.modes, self.p, self.kind = check_strength(strength), modes, float(p), kind
+        self.labels, self.mean, self.std, self.seed = labels, mean, std, seed
+        self.register_buffer("_fallbacks", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._own: tuple[Any, torch.Generator | None] = (None, None)
+
+    @classmethod
+    def from_pretrained(cls, name: str = DEFAULT_FLOW, revision: str | None = None, **kwargs) -> NFAugment:
+        """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`); kwargs as for the class.
+
+        `modes` defaults to 32 or to what the flow stores, if that is less.
+        """
+        flow = ConditionalFlow.from_pretrained(name, revision)
+        kwargs.setdefault("modes", min(32, flow.prior.num_modes))
+        return cls(flow, **kwargs)
+
+    @property
+    def fallbacks(self) -> int:
+        return int(self._fallbacks)
+
+    def extra_repr(self) -> str:
+        return (
+            f"flow={self.flow.config.architecture}, strength={self.strength:g}, modes={self.modes}, p={self.p:g}, "
+            f"kind={self.kind}, labels={self.labels}"
+        )
+
+    def __repr__(self) -> str:  # the flow's layers would fill pages
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    # -- transform ---------------------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Any, generator: torch.Generator | None = None) -> Any:
+        """Augments every image among `inputs` (any nesting); all else passes through.
+
+        Args:
+            generator: source of this call's random numbers, instead of the transform's own.
+        """
+        if not inputs:
+            raise TypeError("NFAugment takes at least one image")
+        flat, spec = pytree.tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        where = _image_positions(flat)
+        if not where:
+            kinds = ", ".join(sorted({type(v).__name__ for v in flat}))
+            raise TypeError(f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}")
+        if self.strength and self.p:
+            labels = _find_labels(flat)
+            params = self.make_params([flat[i] for i in where], labels, generator)
+            for i in where:
+                flat[i] = self.transform(flat[i], params)
+        return pytree.tree_unflatten(flat, spec)
+
+    def make_params(
+        self, flat_inputs: list[Any], labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Any]:
+        """Random numbers for one call: which images (count,), the noise (chosen, n), and the labels (count,) or None."""
+        counts = {_count(v) for v in flat_inputs}
+        if len(counts) > 1:
+            raise ValueError(f"images in one call must come in batches of one length, got {sorted(counts)}")
+        (count,) = counts
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{count} images came with {len(labels)} labels; give one label an image")
+        g = generator if generator is not None else self._generator()
+        chosen = torch.ones(count, dtype=torch.bool)
+        if self.p < 1:
+            chosen = (torch.rand(count, generator=g, device=g.device) < self.p).cpu()
+        noise = draw_noise(int(chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
+        return {"chosen": chosen, "noise": noise, "labels": None if self.labels == "posterior" else labels}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """One image or batch with the random numbers of `make_params`."""
+        chosen = params["chosen"]
+        if not bool(chosen.any()):
+            return inpt
+        if isinstance(inpt, PIL.Image.Image):
+            return self._transform_pil(inpt, params)
+        batch = inpt.as_subclass(Tensor)
+        batch = batch if batch.ndim == 4 else batch.unsqueeze(0)
+        every = bool(chosen.all())
+        rows = batch if every else batch[chosen.to(batch.device)]
+        labels = params["labels"]
+        labels = labels if labels is None or every else labels[chosen.to(labels.device)]
+        new = self._from_model(self.augment(self._to_model(rows), labels, params["noise"]), rows)
+        if not every:
+            new, part = batch.clone(), new
+            new[chosen.to(batch.device)] = part
+        new = new.reshape(inpt.shape)
+        return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
+
+    def _transform_pil(self, image: PIL.Image.Image, params: dict[str, Any]) -> PIL.Image.Image:
+        c = self.flow.config.input_size[0]
+        mode = {1: "L", 3: "RGB"}.get(c)
+        if image.mode != mode:
+            raise ValueError(
+                f'this flow takes PIL images of mode {mode}, got {image.mode}; convert first: image.convert("{mode}")'
+            )
+        array = np.asarray(image)
+        levels = torch.from_numpy(array.copy()).view(image.height, image.width, c).permute(2, 0, 1).unsqueeze(0)
+        x = self.augment(pixels.levels_to_model(levels.contiguous()), params["labels"], params["noise"])
+        out = pixels.model_to_levels(x)[0].permute(1, 2, 0).cpu().numpy()
+        return PIL.Image.fromarray(out[:, :, 0] if c == 1 else np.ascontiguousarray(out))
+
+    @torch.no_grad()
+    def augment(self, x: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
+        """The augmentation itself: x (B, C, H, W) float32 in [-1, 1], labels y (B,) or None, noise (B, n) to x'.
+
+        Any size; the result is clamped to [-1, 1], and rows that came out non-finite are the original's.
+        """
+        flow = self.flow
+        c, h, w = flow.config.input_size
+        if x.shape[1] != c:
+            raise ValueError(f"this flow takes images of {c} channels, got {x.shape[1]}; convert the images, or train a flow")
+        home = x.device
+        x = x.to(flow.device)
+        noise = noise.to(flow.device, flow.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if y is not None:
+                y = y.to(flow.device)
+            if flow.is_linear:  # the code is the image: its move is the change, and no pass is needed
+                if y is None:
+                    y = flow.class_logits(lift.down(x, (h, w))).argmax(1)
+                change = displacement(flow, y, noise, self.kind, self.modes).mul_(self.strength).view(-1, c, h, w)
+            else:
+                small = lift.down(x, (h, w))
+                if y is None and flow.config.code_rows:
+                    y = flow.class_logits(small).argmax(1)
+                z, _ = flow(small, y)
+                if y is None:
+                    y = flow.code_logits(z).argmax(1)
+                move = displacement(flow, y, noise, self.kind, self.modes)
+                change = flow.inverse(torch.add(z, move, alpha=self.strength)) - small
+            out = lift.up(x, change.to(x.dtype))
+        finite = torch.isfinite(out).flatten(1).all(1)
+        self._fallbacks += (~finite).sum().to(self._fallbacks.device)
+        return torch.where(finite.view(-1, 1, 1, 1), out.clamp_(-1, 1), x).to(home)
+
+    # -- ranges ------------------------------------------------------------------------------------------------------
+
+    def _to_model(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.uint8:
+            return pixels.levels_to_model(x)
+        if not x.is_floating_point():
+            raise TypeError(f"NFAugment takes uint8 or float images, got {x.dtype}")
+        x = x.float()
+        if self.mean is not None:
+            mean, std = pixels.channel_stats(self.mean, self.std, x)
+            return pixels.unit_to_model(x * std + mean)
+        low, high = float(x.amin()), float(x.amax())
+        if not (low >= -0.01 and high <= 1.01):
+            raise ValueError(
+                f"float images must be in [0, 1], got {low:.3g} to {high:.3g}; "
+                "for normalised images pass mean= and std=, for levels 0..255 use uint8"
+            )
+        return pixels.unit_to_model(x)
+
+    def _from_model(self, x: Tensor, like: Tensor) -> Tensor:
+        if like.dtype == torch.uint8:
+            return pixels.model_to_levels(x)
+        x = pixels.model_to_unit(x)
+        if self.mean is not None:
+            mean, std = pixels.channel_stats(self.mean, self.std, x)
+            x = (x - mean) / std
+        return x.to(like.dtype)
+
+    # -- randomness --------------------------------------------------------------------------------------------------
+
+    def _generator(self) -> torch.Generator:
+        """The transform's own generator, made anew in each data-loader worker so that no two draw alike."""
+        worker = get_worker_info()
+        key = None if worker is None else (worker.id, worker.seed)
+        if self._own[1] is None or self._own[0] != key:
+            if self.seed is None:
+                seed = torch.initial_seed() if worker is None else worker.seed
+            else:
+                seed = self.seed if worker is None else self.seed + 1_000_003 * (worker.id + 1)
+            self._own = (key, torch.Generator().manual_seed(seed % 2**63))
+        return self._own[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_own": (None, None)}  # generators do not pickle for a spawned worker
+
+    # -- other data --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, loader, num_classes: int | None = None) -> NFAugment:
+        """Takes class Gaussians and modes from another data set, in one pass and without training; returns self.
+
+        The flow's network is kept and shared; this transform gets Gaussians of its own. Images too few for `modes`
+        modes leave the rest unused.
+
+        Args:
+            loader: batches (images, labels); images as the transform takes them, labels integers (B,).
+            num_classes: K; by default that of ``loader.dataset.classes``.
+        """
+        classes = getattr(getattr(loader, "dataset", None), "classes", None)
+        if num_classes is None:
+            if classes is None:
+                raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
+            num_classes = len(classes)
+        size = self.flow.config.input_size[1:]
+        batches = ((lift.down(self._to_model(x), size), torch.as_tensor(y)) for x, y in loader)
+        low_rank = self.flow.prior.low_rank
+        moments = self.flow.moments(batches, num_classes, self.modes)
+        prior = ClassGaussians(num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank)
+        prior.set_moments(moments)
+        names = list(classes) if classes is not None and len(classes) == num_classes else []
+        self.flow = self.flow.with_prior(prior, names)
+        return self
+
+
+def _image_positions(flat: list[Any]) -> list[int]:
+    """PIL images and tv_tensors.Image; plain tensors count only where there is neither, and then the first one."""
+    typed = [i for i, v in enumerate(flat) if isinstance(v, (PIL.Image.Image, tv_tensors.Image))]
+    if typed:
+        return typed
+    plain = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and not isinstance(v, tv_tensors.TVTensor)]
+    return [i for i in plain if flat[i].ndim in (3, 4)][:1]
+
+
+def _find_labels(flat: list[Any]) -> Tensor | None:
+    """The first int or integer tensor of at most one dimension, as (B,)."""
+    for v in flat:
+        if isinstance(v, (int, np.integer)) and not isinstance(v, bool):
+            return torch.tensor([int(v)])
+        if isinstance(v, Tensor) and not isinstance(v, tv_tensors.TVTensor) and v.ndim <= 1:
+            if not v.is_floating_point() and v.dtype != torch.bool:
+                return v.reshape(-1)
+    return None
+
+
+def _count(image: Any) -> int:
+    return len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
+
+
+# -- the string idiom of timm ----------------------------------------------------------------------------------------
+
+KEYS = {"s": "strength", "k": "modes", "p": "p", "m": "kind", "l": "labels"}
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """``nfa-s0.5-k32-p0.5-mpca-lgiven`` to arguments of `NFAugment`: s strength, k modes, p, m kind, l labels."""
+    head, *parts = re.split(r"-(?=[a-z])", text)  # a minus sign belongs to its number
+    if head != "nfa":
+        raise ValueError(f"an NFA string starts with 'nfa', got {text!r}; example: nfa-s0.5-k32-p0.5")
+    values: dict[str, Any] = {}
+    for part in parts:
+        match = re.fullmatch(r"([a-z])(.+)", part)
+        if not match:
+            raise ValueError(f"cannot read {part!r} in {text!r}; each part is a letter and a value, as in s0.5")
+        key, value = match.groups()
+        check_keys({key: value}, set(KEYS), f"{text!r}")
+        name = KEYS[key]
+        if name in values:
+            raise ValueError(f"{key} stands twice in {text!r}")
+        try:
+            values[name] = value if key in "ml" else int(value) if key == "k" else float(value)
+        except ValueError:
+            kind = "an integer" if key == "k" else "a number"
+            raise ValueError(f"{key} ({name}) takes {kind}, got {value!r} in {text!r}") from None
+    return values
+
+
+def nf_augment_transform(
+    config: str, flow: ConditionalFlow | str = DEFAULT_FLOW, mean=None, std=None, seed: int | None = None
+) -> NFAugment:
+    """An `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
+
+    Args:
+        config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind: pca, axes, isotropic) and
+            l (labels: given, posterior), e.g. ``nfa-s0.5-k32-p0.5-mpca``.
+        flow: a flow or the name of one.
+    """
+    values = parse_config(config)
+    if isinstance(flow, ConditionalFlow):
+        values.setdefault("modes", min(32, flow.prior.num_modes))
+        return NFAugment(flow, mean=mean, std=std, seed=seed, **values)
+    return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, **values)

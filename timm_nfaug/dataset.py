@@ -1,0 +1,135 @@
+"""NFAugmentedDataset: a data set and augmented copies of it, the same for any number of workers."""
+
+from __future__ import annotations
+
+import copy as copying
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .augment import NFAugment
+from .hub import write_atomically
+
+
+class NFAugmentedDataset(Dataset):
+    """``(1 + copies) * len(base)`` samples: the originals first, then `copies` augmented versions of them all.
+
+    Augmentation comes before the transform, on what `base` loads (PIL images, usually). The random numbers of a sample
+    follow from (seed, epoch, index) alone. It works under timm's `create_loader`, which sets `transform`.
+
+    Args:
+        base: a map-style data set of (image, label) pairs; its `transform`, if it has one, moves to the wrapper.
+        augment: the augmentation; its own `seed` plays no part.
+        copies: augmented copies; 3 in the paper's ImageNet run.
+        cache: directory where augmented PIL images are kept as PNG, made on first use and read from then on. The
+            copies are then the same in every epoch. Files are keyed by flow, settings and seed.
+        seed: of the augmented copies.
+    """
+
+    def __init__(
+        self,
+        base: Dataset,
+        augment: NFAugment,
+        copies: int = 1,
+        cache: str | os.PathLike | None = None,
+        seed: int = 0,
+    ):
+        if not hasattr(base, "__len__"):
+            raise TypeError(f"NFAugmentedDataset needs a map-style data set with a length, got {type(base).__name__}")
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
+            raise ValueError(f"copies must be an integer of at least 0, got {copies!r}")
+        self.base = copying.copy(base)  # its transform is taken over without changing the caller's
+        self.transform = getattr(base, "transform", None)
+        if self.transform is not None:
+            self.base.transform = None
+            if hasattr(self.base, "transforms"):  # torchvision's VisionDataset applies this pair
+                self.base.transforms = None
+                self.base.transforms = _target_only(getattr(base, "target_transform", None))
+        self.augment, self.copies, self.seed = augment, copies, seed
+        # shared memory: workers that live on through epochs see a new epoch without being started again
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.cache = None
+        if cache is not None:
+            self.cache = Path(cache) / _fingerprint(augment, seed)
+            self.cache.mkdir(parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        return (1 + self.copies) * len(self.base)
+
+    @property
+    def classes(self):
+        return self.base.classes
+
+    @property
+    def class_to_idx(self):
+        return self.base.class_to_idx
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of the next pass; without it every epoch repeats the first."""
+        self._epoch.fill_(epoch)
+        if hasattr(self.base, "set_epoch"):
+            self.base.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
+        copy, i = divmod(index % len(self), len(self.base))
+        image, *rest = self.base[i]
+        if copy:
+            image = self._augmented(image, rest[0] if rest else None, index % len(self))
+        if self.transform is not None:
+            image = self.transform(image)
+        return (image, *rest)
+
+    def _augmented(self, image: Any, label: Any, index: int) -> Any:
+        if self.cache is None:
+            return self._draw(image, label, index, int(self._epoch))
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"the cache keeps PIL images, the data set gave {type(image).__name__}; leave cache out")
+        path = self.cache / f"{index // 1000:06d}" / f"{index:09d}.png"
+        if path.exists():
+            with Image.open(path) as kept:
+                return kept.convert(image.mode)
+        new = self._draw(image, label, index, 0)
+        write_atomically(path, lambda p: new.save(p, format="PNG"))
+        return new
+
+    def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
+        digest = hashlib.sha256(f"{self.seed} {epoch} {index}".encode()).digest()
+        g = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+        inputs = (image,) if label is None else (image, label)
+        out = self.augment(*inputs, generator=g)
+        return out if label is None else out[0]
+
+    # what timm's loaders and evaluation scripts ask of a data set
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """File name of the original that sample `index` was made from."""
+        return self.base.filename(index % len(self.base), basename, absolute)
+
+    def filenames(self, basename: bool = False, absolute: bool = False) -> list[str]:
+        return self.base.filenames(basename, absolute) * (1 + self.copies)
+
+
+class _target_only:
+    """Stands for torchvision's (transform, target_transform) pair once the first has moved out."""
+
+    def __init__(self, target_transform):
+        self.target_transform = target_transform
+
+    def __call__(self, image, target):
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+
+def _fingerprint(augment: NFAugment, seed: int) -> str:
+    """Names the flow's weights, the settings and the seed, so that a cache is never read for another."""
+    h = hashlib.sha256(f"{augment!r} {augment.flow.config.to_dict()} {seed}".encode())
+    for name, tensor in sorted(augment.flow.state_dict().items()):
+        h.update(name.encode())
+        h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:16]
