@@ -58,10 +58,14 @@ def augment_from_args(args) -> NFAugment | None:
 def loader_factory(create_loader: Callable, augment: NFAugment, seed: int = 0, rank: int | None = None) -> Callable:
     """A `create_loader` whose training loaders are augmented; evaluation loaders and `no_aug` are left as they are.
 
+    At strength 0 or p 0 it is `create_loader` itself: the training is the stock one to the last bit.
+
     Args:
         create_loader: timm's.
         seed, rank: key of the random numbers, with epoch and batch; rank defaults to that of torchrun.
     """
+    if not (augment.strength and augment.p):
+        return create_loader
     signature = inspect.signature(create_loader)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
 

@@ -13,15 +13,21 @@ from timm_nfaug.flows.model import ConditionalFlow
 from .data import Images
 
 
-def batches(data: Images, size: int, limit: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    n = min(limit, len(data)) if limit else len(data)
-    for i in range(0, n, size):
-        yield data.levels[i : min(i + size, n)], data.labels[i : min(i + size, n)]
+def batches(data: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for i in range(0, len(data), size):
+        yield data.levels[i : i + size], data.labels[i : i + size]
+
+
+def evenly(data: Images, limit: int) -> Images:
+    """`limit` images evenly spaced over `data`, which may be sorted by class; all of them for 0."""
+    if not limit or limit >= len(data):
+        return data
+    return data.subset(torch.arange(limit) * len(data) // limit)
 
 
 @torch.no_grad()
 def evaluate(flow: ConditionalFlow, data: Images, seed: int = 0, batch_size: int = 256, limit: int = 0) -> dict:
-    """Means over `data` (its first `limit` images, if given).
+    """Means over `data`, or over `limit` images evenly spaced in it.
 
     bits_per_dim: one draw of dequantisation noise, seeded. class_accuracy: of `class_logits` at the level centres.
     round_trip_max: largest pixel error of inverse(forward(x)) in [-1, 1] units. mean_pairwise_kl: of the Gaussians'
@@ -31,7 +37,7 @@ def evaluate(flow: ConditionalFlow, data: Images, seed: int = 0, batch_size: int
     flow.eval()
     g = torch.Generator().manual_seed(seed)
     nll, correct, worst, count = 0.0, 0, 0.0, 0
-    for levels, y in batches(data, batch_size, limit):
+    for levels, y in batches(evenly(data, limit), batch_size):
         x = pixels.dequantize(levels, flow.config.bits, g).to(flow.device)
         y = y.to(flow.device)
         nll += flow.bits_per_dim(x, y).double().sum().item()

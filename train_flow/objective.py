@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -72,7 +73,7 @@ def piecewise(points: list, t: float, geometric: bool) -> float:
     """Value at `t` of a schedule through [position, value] points, linear or geometric between them."""
     if t <= points[0][0]:
         return float(points[0][1])
-    for (t0, v0), (t1, v1) in zip(points, points[1:], strict=False):
+    for (t0, v0), (t1, v1) in itertools.pairwise(points):
         if t <= t1:
             w = (t - t0) / (t1 - t0)
             return float(v0 ** (1 - w) * v1**w if geometric else (1 - w) * v0 + w * v1)

@@ -1,7 +1,7 @@
 """Affine coupling: one half of the channels scales and shifts the other (Dinh et al., RealNVP, 2017).
 
 The log-scale is bounded by ``clamp * tanh(. / clamp)``. With a clamp of 2 a move of half a standard deviation in the
-code could move a pixel by thousands of times its range; 0.6 bounds it at 0.01 bits/dim (docs/design.md).
+code could move a pixel by thousands of times its range; 0.6 bounds it at 0.01 bits/dim (see docs/design.md).
 """
 
 from __future__ import annotations

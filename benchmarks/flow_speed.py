@@ -1,0 +1,304 @@
+"""How fast the flows are, beside normflows' Glow.
+
+Claim: on 2 CPU cores at 32x32x3, `conv_p4_small` encodes (image to code, with log-det) and decodes (code to
+image) at least 4 times as many images a second as normflows' Glow of 3 levels x 8 steps with 128 hidden
+channels, both in float32.
+
+    python -m benchmarks.flow_speed
+
+Both run side by side, in evaluation mode, without gradients, from the same images; no prior is evaluated.
+normflows' decoding has no form without log-det, so its log-det is in its time. normflows runs as its
+documentation builds it, which is what the claim is about, and also as its user could tune it from outside:
+channels_last, and the coupling networks in bfloat16, as `set_net_dtype` does in ours. The last layers of all
+coupling networks are random instead of zero and the data-dependent layers are set from a batch, so that
+nothing measured is an identity. FLOPs are those of convolutions and matrix products in encoding, 2 a
+multiply-add, padding included, for the networks and the peak alike. On a GPU, TF32 is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from timm_nfaug import create_flow, pixels
+from timm_nfaug.flows.coupling import AffineCoupling
+
+from .common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
+
+SHAPE = (3, 32, 32)
+CLAIMED_FLOW, CLAIMED_SPEEDUP = "conv_p4_small", 4.0
+BASELINE = "normflows Glow"
+# float32 gives 1e-6 to 1e-5. With bfloat16 nets an input recovered to 1e-6 can round the other way and shift
+# the output by 2^-9 of itself: up to one level of 256.
+ROUND_TRIP = {"float32": 1e-4, "bfloat16": 2 / 256}
+LAST_LAYER_STD = 0.01  # as in a trained conv_p4_small
+DIRECTIONS = ("forward", "inverse")
+
+
+@dataclass
+class Candidate:
+    encode: Callable[[Tensor], tuple[Any, Tensor]]  # images to (codes, log_det)
+    decode: Callable[[Any], Tensor]  # codes to images
+    images: Tensor
+    network: nn.Module
+    dtype: str  # of the coupling networks
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.flow_speed", description="Times the flows.")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--min-seconds", type=float, default=1.0, help="of one repeat of one candidate")
+    parser.add_argument("--flows", nargs="+", default=["conv_p4_small", "conv_p4_tiny"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep-disturbed", action="store_true", help="write a busy machine's result too")
+    args = parser.parse_args(argv)
+    if args.device == "cpu" and argv is None:
+        pin_threads(args.threads)
+    torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.no_grad():
+        results, busy = measure(args)
+    report(results)
+    if busy:
+        print(f"\nDisturbed (less than 85% of {args.threads} cores; use an idle machine): {', '.join(busy)}")
+        if not args.keep_disturbed:
+            return 1
+    name = "flow_speed" if args.device == "cpu" else f"flow_speed_{torch.device(args.device).type}"
+    path = write_result(
+        name,
+        {
+            "benchmark": "flow_speed",
+            "command": command_line("benchmarks.flow_speed", argv),
+            "data": f"{args.batch} synthetic images, {'x'.join(map(str, SHAPE))}",
+            "seeds": [args.seed],
+            "environment": environment(["normflows"]),
+            "claim": __doc__.split("\n\n")[1].replace("\n", " "),
+            "settings": vars(args) | {"disturbed": busy},
+            "results": results,
+        },
+    )
+    print(f"\nwritten to benchmarks/results/{path.name}")
+    return 0
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The results, and the names of the timings that something else disturbed."""
+    images = synthetic_images(args.batch, args.seed).to(args.device)
+    candidates = make_candidates(args.flows, images, args.seed)
+    checks, functions = {}, {}
+    for name, candidate in candidates.items():
+        codes, checks[name] = check(name, candidate)
+        functions[f"{name} forward"] = _synchronised(lambda c=candidate: c.encode(c.images), args.device)
+        functions[f"{name} inverse"] = _synchronised(lambda c=candidate, z=codes: c.decode(z), args.device)
+    peaks = peak_functions(args.batch, args.device)
+    functions.update({name: function for name, (function, _) in peaks.items()})
+
+    timings = timed(functions, args.repeats, args.min_seconds)
+    rates = {name: flops / timings[name]["median"] / 1e9 for name, (_, flops) in peaks.items()}
+    peak = {d: max(v for k, v in rates.items() if f" {d} " in k) for d in ("float32", "bfloat16")}
+    opponents = [name for name in candidates if name.startswith(BASELINE)]
+    rows = {}
+    for name, candidate in candidates.items():
+        row = rows[name] = {"dtype": candidate.dtype, **checks[name]}
+        for direction in DIRECTIONS:
+            timing = timings[f"{name} {direction}"]
+            rate = args.batch / timing["median"]
+            row[direction] = {
+                "images_per_s": rate,
+                "share_of_peak": rate * row["flops_per_image"] / 1e9 / peak[candidate.dtype],
+                "speedup_over": {o: speedup(timings[f"{o} {direction}"], timing) for o in opponents},
+                **timing,
+            }
+    results = {"conv_peak_gflops": {**peak, "measured": rates}, "flows": rows}
+    claimed = rows.get(CLAIMED_FLOW)
+    if claimed:
+        results["claim_holds"] = {
+            d: claimed[d]["speedup_over"][BASELINE]["median"] >= CLAIMED_SPEEDUP for d in DIRECTIONS
+        }
+    busy = [k for k, t in timings.items() if args.device == "cpu" and disturbed(t, args.threads)]
+    return results, busy
+
+
+def speedup(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str, float]:
+    """Of `fast` over `slow`, repeat by repeat, since those ran next to each other."""
+    ratios = [a / b for a, b in zip(slow["seconds"], fast["seconds"])]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def report(results: dict[str, Any]) -> None:
+    """Prints the table, the claim, and where normflows is faster."""
+    head = ["forward img/s", "inverse img/s", "x normflows", "share of conv peak", "round trip", "params"]
+    table = [["flow", *head]]
+    losses = []
+    for name, row in results["flows"].items():
+        f, i = row["forward"], row["inverse"]
+        times = [d["speedup_over"][BASELINE]["median"] for d in (f, i)]
+        table.append(
+            [
+                name,
+                f"{f['images_per_s']:.0f}",
+                f"{i['images_per_s']:.0f}",
+                f"{times[0]:.2f} / {times[1]:.2f}",
+                f"{f['share_of_peak']:.2f} / {i['share_of_peak']:.2f}",
+                f"{row['round_trip_max']:.0e}",
+                f"{row['parameters'] / 1e6:.2f} M",
+            ]
+        )
+        if not name.startswith(BASELINE):
+            losses += [
+                f"{name} {d} against {opponent}: {ratio['median']:.2f} times its speed"
+                for d in DIRECTIONS
+                for opponent, ratio in row[d]["speedup_over"].items()
+                if ratio["median"] < 1
+            ]
+    print(markdown_table(table))
+    peak = results["conv_peak_gflops"]
+    print(f"\nconv peak (3x3, 128 channels): {peak['float32']:.0f} GFLOP/s fp32, {peak['bfloat16']:.0f} bf16")
+    for direction, holds in results.get("claim_holds", {}).items():
+        ratios = results["flows"][CLAIMED_FLOW][direction]["speedup_over"]
+        print(f"claim, {direction} >= {CLAIMED_SPEEDUP:g}x over {BASELINE}: {'holds' if holds else 'FAILS'}")
+        for opponent, r in ratios.items():
+            print(f"  {r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f}) over {opponent}")
+    print("normflows is faster: " + ("; ".join(losses) or "nowhere"))
+
+
+def synthetic_images(count: int, seed: int) -> Tensor:
+    """(count, 3, 32, 32) in [-1, 1]: noise at four scales, so that neighbours correlate as in photographs."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.zeros(count, *SHAPE)
+    for size, weight in ((4, 0.35), (8, 0.2), (16, 0.1), (32, 0.05)):
+        noise = torch.randn(count, 3, size, size, generator=g)
+        x += weight * F.interpolate(noise, size=SHAPE[1:], mode="bilinear", align_corners=False)
+    return pixels.dequantize(pixels.model_to_levels(x), generator=g)
+
+
+def make_candidates(flows: list[str], images: Tensor, seed: int) -> dict[str, Candidate]:
+    found = {}
+    for name in flows:
+        for dtype in (None, torch.bfloat16):
+            torch.manual_seed(seed)
+            flow = create_flow(name, input_size=SHAPE).to(images.device).eval()
+            for module in flow.modules():
+                if isinstance(module, AffineCoupling):
+                    _randomize(module.net[-1])
+            flow.initialize(images)
+            flow.set_net_dtype(dtype)
+            label, kind = (f"{name}, bf16 nets", "bfloat16") if dtype else (name, "float32")
+            found[label] = Candidate(flow, flow.inverse, images, flow.network, kind)
+    last, both = ", channels_last", ", channels_last, bf16 nets"
+    for suffix, tuned, lower in (("", False, False), (last, True, False), (both, True, True)):
+        torch.manual_seed(seed)
+        model = normflows_glow(lower).to(images.device).eval()
+        x = images
+        if tuned:
+            model, x = (v.to(memory_format=torch.channels_last) for v in (model, images))
+        model.inverse_and_log_det(x)  # its ActNorm takes its values from the first batch
+        decode = functools.partial(_normflows_decode, model)
+        kind = "bfloat16" if lower else "float32"
+        found[BASELINE + suffix] = Candidate(model.inverse_and_log_det, decode, x, model.flows, kind)
+    return found
+
+
+def normflows_glow(lower: bool, levels: int = 3, steps: int = 8, hidden: int = 128) -> nn.Module:
+    """The class-conditional Glow of normflows' examples; with `lower` its coupling networks in bfloat16."""
+    import normflows as nf
+
+    c, h, w = SHAPE
+    bases, flows, merges = [], [], []
+    for i in range(levels):
+        width = c * 2 ** (levels + 1 - i)
+        blocks = [nf.flows.GlowBlock(width, hidden, split_mode="channel", scale=True) for _ in range(steps)]
+        flows.append([*blocks, nf.flows.Squeeze()])
+        if i:
+            merges.append(nf.flows.Merge())
+        channels = c * 2 ** (levels - i if i else levels + 1)
+        reduction = 2 ** (levels - i)
+        bases.append(nf.distributions.GlowBase((channels, h // reduction, w // reduction), num_classes=10))
+    model = nf.MultiscaleFlow(bases, flows, merges, class_cond=True)
+    for module in model.modules():
+        if isinstance(module, nf.flows.AffineCoupling):
+            _randomize(module.param_map.net[-1])
+            if lower:
+                module.param_map = LowPrecision(module.param_map)
+    return model
+
+
+def _normflows_decode(model: nn.Module, codes: list[Tensor]) -> Tensor:
+    return model.forward_and_log_det(codes)[0]
+
+
+class LowPrecision(nn.Module):
+    """Runs a network in bfloat16 and returns float32."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.net(x).to(x.dtype)
+
+
+def _randomize(conv: nn.Conv2d) -> None:
+    nn.init.normal_(conv.weight, std=LAST_LAYER_STD)
+
+
+def check(name: str, candidate: Candidate) -> tuple[Any, dict[str, Any]]:
+    """Codes, and what must hold before a timing means anything: exact inverse, log-det dependent on x."""
+    codes, log_det = candidate.encode(candidate.images)
+    error = (candidate.decode(codes) - candidate.images).abs().max().item()
+    spread = log_det.std().item()
+    if not error <= ROUND_TRIP[candidate.dtype] or not spread > 0:
+        raise SystemExit(f"{name}: round-trip error {error:.2e}, log-det spread {spread:.2e}: not timed")
+    with FlopCounterMode(display=False) as counter:
+        candidate.encode(candidate.images)
+    return codes, {
+        "round_trip_max": error,
+        "log_det_std": spread,
+        "flops_per_image": counter.get_total_flops() / len(candidate.images),
+        "parameters": sum(p.numel() for p in candidate.network.parameters()),
+    }
+
+
+def peak_functions(batch: int, device: str) -> dict[str, tuple[Callable, float]]:
+    """Calls and FLOPs of a 3x3 convolution with 128 channels, channels_last, at the flows' resolutions."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for size in (8, 32):
+            place = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
+            conv = nn.Conv2d(128, 128, 3, padding=1).to(**place)
+            x = torch.randn(batch, 128, size, size).to(**place)
+            name = f"conv {str(dtype).removeprefix('torch.')} {size}x{size}"
+            found[name] = _synchronised(functools.partial(conv, x), device), 2 * 9 * 128**2 * batch * size**2
+    return found
+
+
+def _synchronised(function: Callable, device: str) -> Callable:
+    if torch.device(device).type != "cuda":
+        return function
+
+    def call():
+        function()
+        torch.cuda.synchronize()
+
+    return call
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.lu is deprecated", UserWarning)  # normflows, while it builds
+        sys.exit(main())

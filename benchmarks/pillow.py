@@ -1,0 +1,20 @@
+"""A guard for timm's RandAugment under Pillow 13, whose `posterize` refuses the 0 bits that timm sometimes asks for.
+
+Without it 0.16% of the images of rand-m9-mstd0.5-inc1 end the training. Pillow before 13 returned a black image; so
+does the guard. timm is not changed.
+"""
+
+from __future__ import annotations
+
+from PIL import Image, ImageOps
+
+_posterize = ImageOps.posterize
+
+
+def _guarded(image: Image.Image, bits: int) -> Image.Image:
+    return _posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
+
+
+def guard_posterize() -> None:
+    """Installs the guard in this process and in the workers it forks; calling it again changes nothing."""
+    ImageOps.posterize = _guarded
