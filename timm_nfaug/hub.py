@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .flows.config import FlowConfig, closest
+
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 BUNDLED = Path(__file__).parent / "checkpoints"
@@ -39,8 +41,6 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
         if Path(text).expanduser().is_dir():
             return _directory(Path(text).expanduser())
         if text.count("/") != 1 or text.startswith((".", "/", "~")):
-            from .flows.config import closest
-
             raise ValueError(
                 f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
                 f"({', '.join(bundled_flows())}), a directory with {CONFIG_NAME}, local-dir:PATH, or a Hub id org/name"
@@ -118,8 +118,6 @@ class HubMixin:
                 ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``.
             revision: branch, tag or commit on the Hub.
         """
-        from .flows.config import FlowConfig
-
         directory = resolve(name, revision)
         config = FlowConfig.from_dict(read_config(directory))
         with torch.random.fork_rng(devices=[]):  # the weights' initialisation must not move the global generator
@@ -127,10 +125,11 @@ class HubMixin:
         load_weights(flow, directory / WEIGHTS_NAME)
         return flow.eval()
 
-    def save_pretrained(self, directory: str | os.PathLike, half: bool = False) -> Path:
+    def save_pretrained(self, directory: str | os.PathLike, half: bool = False, name: str | None = None) -> Path:
         """Writes config.json, model.safetensors and the model card README.md.
 
         Args:
+            name: title of the card; by default the directory's.
             half: stores convolution kernels and principal modes in float16 (loaded as float32 again); everything
                 else, affine, 1x1, whitening and Gaussians, stays float32. Measure the flow as loaded.
         """
@@ -139,7 +138,7 @@ class HubMixin:
         write_atomically(directory / WEIGHTS_NAME, lambda p: save_file(tensors, p, metadata={"format": "pt"}))
         text = json.dumps(self.config.to_dict(), indent=2) + "\n"
         write_atomically(directory / CONFIG_NAME, lambda p: p.write_text(text, encoding="utf-8"))
-        card = model_card(self.config.to_dict(), directory.name)
+        card = model_card(self.config.to_dict(), name or directory.name)
         write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
         return directory
 
@@ -155,9 +154,7 @@ class HubMixin:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         folder = Path(tempfile.mkdtemp())
         try:
-            self.save_pretrained(folder)
-            card = model_card(self.config.to_dict(), repo_id)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            self.save_pretrained(folder, name=repo_id)
             info = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
         finally:
             shutil.rmtree(folder)

@@ -23,6 +23,7 @@ class TrainConfig:
     network: dict[str, Any] = field(default_factory=dict)  # arguments of the architecture
     prior: dict[str, Any] = field(default_factory=dict)  # arguments of ClassGaussians
     bits: int = 8  # dequantisation depth
+    init: str = ""  # a flow (name, directory, Hub id) of the same architecture and classes to start from
     code_rows: int = 0  # height of the label band; the `ce` objective sets 8 if it is 0
 
     # data

@@ -152,13 +152,10 @@ class Trainer:
             class_names=data.class_names,
             **c.network,
         )
-        if c.objective == "random":
-            self.flow.prior.randomize(generator(c.seed, START, 1))
-        elif c.objective == "ce":
-            self.flow.prior.set_variance(torch.ones_like(self.flow.prior.s))
-        pick = torch.randperm(len(data), generator=generator(c.seed, START))[: min(len(data), 2048)]
-        x = pixels.dequantize(data.levels[pick.to(data.levels.device)], c.bits, generator(c.seed, START, 2))
-        self.flow.initialize(x, data.labels[pick.to(data.labels.device)])
+        if c.init:
+            self._start_from(ConditionalFlow.from_pretrained(c.init))
+        else:
+            self._start_from_data()
         counts = torch.bincount(data.labels.cpu(), minlength=len(data.class_names))
         self.flow.log_prior.copy_((counts / counts.sum()).log())
         self.flow.to(self.device).train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
@@ -178,6 +175,25 @@ class Trainer:
                 self.flow.network, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, filter_bias_and_bn=True
             )
             self.scheduler = self._make_scheduler()
+
+    def _start_from(self, other: ConditionalFlow) -> None:
+        mine, theirs = self.flow.config, other.config
+        for key in ("architecture", "input_size", "num_classes", "network", "prior", "code_rows"):
+            if getattr(mine, key) != getattr(theirs, key):
+                raise ValueError(f"init: {key} of that flow is {getattr(theirs, key)}, of this training {getattr(mine, key)}")
+        if theirs.class_names and mine.class_names != theirs.class_names:
+            raise ValueError(f"init: that flow knows the classes {theirs.class_names[:5]}, the data {mine.class_names[:5]}")
+        self.flow.load_state_dict(other.state_dict())
+
+    def _start_from_data(self) -> None:
+        c, data = self.config, self.train_data
+        if c.objective == "random":
+            self.flow.prior.randomize(generator(c.seed, START, 1))
+        elif c.objective == "ce":
+            self.flow.prior.set_variance(torch.ones_like(self.flow.prior.s))
+        pick = torch.randperm(len(data), generator=generator(c.seed, START))[: min(len(data), 2048)]
+        x = pixels.dequantize(data.levels[pick.to(data.levels.device)], c.bits, generator(c.seed, START, 2))
+        self.flow.initialize(x, data.labels[pick.to(data.labels.device)])
 
     def _make_scheduler(self):
         c = self.config
@@ -389,7 +405,7 @@ class Trainer:
             flow.prior.set_modes(modes, std)
         info = {"data": c.data_name or c.data, "license": "apache-2.0", "training_seconds": round(self.seconds, 1)}
         flow.config.info = info
-        flow.save_pretrained(self.out / "flow", half=c.half)
+        flow.save_pretrained(self.out / "flow", c.half, name=self.out.name)
         report = {}
         if self.val_data is not None:
             stored = ConditionalFlow.from_pretrained(self.out / "flow").to(self.device)
@@ -398,7 +414,7 @@ class Trainer:
             info["metrics"] = {k: v for k, v in report.items() if k != "images"}
             info["metrics"]["measured_on"] = f"{report['images']} {split} images"
         info["training"] = self._describe()
-        flow.save_pretrained(self.out / "flow", half=c.half)
+        flow.save_pretrained(self.out / "flow", c.half, name=self.out.name)
         self.log(step=self.step, final=True, **report)
         return report
 
