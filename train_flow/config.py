@@ -32,6 +32,7 @@ class TrainConfig:
     image_size: int | None = None  # side images are resized and cropped to; required for a folder
     in_chans: int = 3  # 3 RGB, 1 greyscale
     flip: bool = True  # random horizontal flips
+    shift: int = 0  # random shifts by up to this many pixels, borders reflected
     val_fraction: float = 0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
     skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
 

@@ -267,6 +267,8 @@ class Trainer:
         if c.flip:
             flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
             levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
+        if c.shift:
+            levels = _shifted(levels, c.shift, g)
         x = pixels.dequantize(levels, c.bits, g)
         return x.to(self.device), y.to(self.device)
 
@@ -429,6 +431,17 @@ class Trainer:
             f"{c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels and modes are stored in "
             f"{'float16' if c.half else 'float32'}."
         )
+
+
+def _shifted(levels: Tensor, most: int, g: torch.Generator) -> Tensor:
+    """Every image (C, H, W) of a batch moved by its own whole number of pixels, borders reflected."""
+    b, c, h, w = levels.shape
+    padded = torch.nn.functional.pad(levels.float(), (most,) * 4, mode="reflect").to(torch.uint8)
+    dy, dx = torch.randint(0, 2 * most + 1, (2, b), generator=g).to(levels.device)
+    rows = (dy[:, None] + torch.arange(h, device=levels.device)).view(b, 1, h, 1)
+    columns = (dx[:, None] + torch.arange(w, device=levels.device)).view(b, 1, 1, w)
+    images = torch.arange(b, device=levels.device).view(b, 1, 1, 1)
+    return padded[images, torch.arange(c, device=levels.device).view(1, c, 1, 1), rows, columns]
 
 
 def _drop_log_after(path: Path, step: int) -> None:
