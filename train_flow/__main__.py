@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.set)
         device = init_distributed(args.device)
-        out = Path(args.out or Path("runs") / Path(args.config).stem)
+        out = Path(args.out or Path("runs") / Path(args.config).name.removesuffix(".yaml"))
         train, val = load_data(
             config.data, args.data_dir, config.image_size, config.in_chans,
             config.val_fraction, config.skip_unreadable, config.seed,
