@@ -1,0 +1,135 @@
+"""Writes the tables of README.md and benchmarks/README.md from the results: ``python -m benchmarks.tables``.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. No figure in them is typed by hand; a test compares
+the files with the results.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT, markdown_table
+from benchmarks.schema import validate_file
+from timm_nfaug.hub import write_atomically
+
+FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def result(name: str) -> dict[str, Any]:
+    return validate_file(RESULTS / f"{name}.json")
+
+
+def source(*names: str) -> str:
+    """Where a table comes from: command, machine and commit of each result."""
+    lines = []
+    for name in names:
+        r = result(name)
+        e = r["environment"]
+        lines.append(
+            f"<sub>`{r['command']}`: {e['machine']['cpu']}, {e['machine']['cores']} cores, torch {e['versions']['torch']}, "
+            f"commit {e['commit'][:8]}{' + changes' if e['dirty'] else ''}, {e['date']}.</sub>"
+        )
+    return "\n".join(lines)
+
+
+def flows() -> str:
+    names = sorted(p.stem for p in RESULTS.glob("flow_*.*.json"))
+    rows = [["flow", "data", "bits/dim", "class accuracy", "round trip", "file"]]
+    for name in names:
+        r = result(name)["results"]
+        rows.append([
+            f"`{r['flow']}`", result(name)["data"], f"{r['bits_per_dim']:.3f}", f"{100 * r['class_accuracy']:.1f}%",
+            f"{r['round_trip_max']:.0e}", f"{r['file_bytes'] / 1e6:.1f} MB",
+        ])  # fmt: skip
+    return f"{markdown_table(rows)}\n\n{source(*names)}"
+
+
+def moves() -> str:
+    rows = [["flow", "modes", "strength", "mean move (levels)", "largest move (range 2)"]]
+    names = sorted(p.stem for p in RESULTS.glob("flow_*.*.json"))
+    for name in names:
+        r = result(name)["results"]
+        for kind, by_strength in r["moves"].items():
+            for strength, m in by_strength.items():
+                rows.append([f"`{r['flow']}`", kind, strength, f"{m['mean_move_levels']:.1f}", f"{m['largest_move']:.2f}"])
+    return markdown_table(rows)
+
+
+def flow_speed() -> str:
+    r = result("flow_speed")
+    base = next(name for name in r["results"]["flows"] if name.startswith("normflows"))
+    rows = [["flow", "forward, images/s", "inverse, images/s", f"times {base}", "share of the conv peak", "round trip"]]
+    for name, row in r["results"]["flows"].items():
+        f, i = row["forward"], row["inverse"]
+        over = [d["speedup_over"][base]["median"] for d in (f, i)]
+        rows.append([
+            name, f"{f['images_per_s']:.0f}", f"{i['images_per_s']:.0f}", f"{over[0]:.2f} / {over[1]:.2f}",
+            f"{f['share_of_peak']:.2f} / {i['share_of_peak']:.2f}", f"{row['round_trip_max']:.0e}",
+        ])  # fmt: skip
+    return f"{markdown_table(rows)}\n\n{source('flow_speed')}"
+
+
+def flow_objectives() -> str:
+    r = result("flow_objectives")
+    rows = [["objective", "bits/dim", "class accuracy", "mean pairwise KL (nats)", "seconds"]]
+    for row in r["results"]:
+        rows.append([
+            row["arm"], f"{row['bits_per_dim']:.3f}", f"{100 * row['class_accuracy']:.1f}%", f"{row['mean_pairwise_kl']:.1f}",
+            f"{row['training_seconds']:.0f}",
+        ])  # fmt: skip
+    steps, s = r["results"][0]["steps"], r["settings"]
+    head = f"{r['data']}; `{s['flow']}`, {steps} steps of batch {s['batch_size']}, seed {', '.join(map(str, r['seeds']))}."
+    return f"{head}\n\n{markdown_table(rows)}\n\n{source('flow_objectives')}"
+
+
+def timm_train() -> str:
+    r = result("timm_train")
+    rows = [["", "images/s", "share of stock"]]
+    for name, row in r["results"].items():
+        rows.append([name, f"{max(row['images_per_second']):.0f}", f"{row['share_of_stock']:.2f}"])
+    head = f"{r['data']}; {r['settings']['model']}, batch {r['settings']['batch_size']}, best of {r['settings']['repeats']}."
+    return f"{head}\n\n{markdown_table(rows)}\n\n{source('timm_train')}"
+
+
+def _demo(name: str) -> str:
+    r = result(name)
+    rows = [["", "test accuracy", "each seed", "seconds"]]
+    for arm, runs in r["results"].items():
+        accuracy = [run["accuracy"] for run in runs]
+        seconds = sum(run["seconds"] for run in runs) / len(runs)
+        each = ", ".join(f"{a:.1f}" for a in accuracy)
+        rows.append([arm, f"{sum(accuracy) / len(accuracy):.1f}%", each, f"{seconds:.0f}"])
+    return f"{r['data']}\n\n{markdown_table(rows)}\n\n{source(name)}"
+
+
+def demo_digits() -> str:
+    return _demo("demo_digits")
+
+
+def demo_cifar() -> str:
+    return _demo("demo_cifar10_jpeg")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (flows, moves, flow_speed, flow_objectives, timm_train, demo_digits, demo_cifar)
+}
+
+
+def filled(text: str) -> str:
+    """A document with its tables made anew."""
+    return SECTION.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    for path in FILES:
+        text = filled(path.read_text(encoding="utf-8"))
+        write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        print(Path(path).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
