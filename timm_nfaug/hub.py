@@ -180,7 +180,7 @@ def model_card(config: dict[str, Any], name: str) -> str:
         ("data", info.get("data", "not stated")),
         *((k.replace("_", " "), v) for k, v in info.get("metrics", {}).items()),
     ]
-    table = "\n".join(f"| {k} | {round(v, 4) if isinstance(v, float) else v} |" for k, v in rows)
+    table = "\n".join(f"| {k} | {format(v, '.4g') if isinstance(v, float) else v} |" for k, v in rows)
     training = f"\n## Training\n\n{info['training']}\n" if info.get("training") else ""
     return (
         "\n".join(front)

@@ -32,7 +32,6 @@ class TrainConfig:
     image_size: int | None = None  # side images are resized and cropped to; required for a folder
     in_chans: int = 3  # 3 RGB, 1 greyscale
     flip: bool = True  # random horizontal flips
-    shift: int = 0  # random shifts by up to this many pixels, borders reflected
     val_fraction: float = 0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
     skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
 
@@ -87,6 +86,8 @@ class TrainConfig:
         for name in ("batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.in_chans not in (1, 3):
+            raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.data == "folder" and not self.image_size:
             raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
         if self.objective == "ce" and self.code_rows == 0:
@@ -109,7 +110,7 @@ def load_config(name: str, overrides: list[str] = ()) -> TrainConfig:
         path = Path(name)
     if not path.is_file():
         raise ValueError(f"no config {name!r}{closest(name, list_configs())}; shipped: {', '.join(list_configs())}")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold key: value lines, got a {type(values).__name__}")
     for item in overrides:
@@ -120,12 +121,21 @@ def load_config(name: str, overrides: list[str] = ()) -> TrainConfig:
         target = values
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[last] = yaml.safe_load(text)
+            if not isinstance(target, dict):
+                raise ValueError(f"--set {item}: {parent} is {target!r}, it has no settings inside")
+        target[last] = _parse(text, f"--set {item}")
     fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
     check_keys(values, set(fields), f"config {path.name}")
     for key, value in values.items():
         values[key] = _typed(key, value, fields[key].type)
     return TrainConfig(**values)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
 
 
 def _typed(key: str, value: Any, annotation: str) -> Any:
@@ -141,7 +151,7 @@ def _typed(key: str, value: Any, annotation: str) -> Any:
             if isinstance(value, bool) or float(value) != int(float(value)):
                 raise ValueError
             return int(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{key} must be {annotation}, got {value!r}") from None
     kinds = {"bool": bool, "str": str, "list": list}
     kind = kinds.get(annotation, dict)

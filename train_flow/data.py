@@ -119,6 +119,9 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
         )
     good = torch.tensor([e is None for e in errors])
     labels = torch.tensor([k for _, k in files])
+    lost = set(range(len(names))) - set(labels[good].tolist())
+    if lost:
+        raise ValueError(f"no image of class folder {root / names[min(lost)]} can be read ({len(lost)} such folders)")
     return Images(torch.from_numpy(levels)[good], labels[good], names)
 
 

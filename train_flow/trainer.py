@@ -6,6 +6,7 @@ training is the uninterrupted one, bit for bit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -102,6 +103,7 @@ class Trainer:
         self.checkpoint = self.out / "checkpoint.pt"
         if self.checkpoint.exists() and not resume:
             raise FileExistsError(f"{self.checkpoint} exists; go on with --resume, or choose another --out")
+        self.data_hash = _hash(train)
         self._make_data()
         self._make_flow()
         self.step = 0
@@ -109,6 +111,10 @@ class Trainer:
         self.seconds = 0.0
         if self.checkpoint.exists():
             self._load()
+        if self.rank == 0:
+            _drop_log_after(self.out / "log.jsonl", self.step)
+            for leftover in self.out.glob(f".{self.checkpoint.name}.*"):  # of a kill while the checkpoint was written
+                leftover.unlink()
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
@@ -152,8 +158,11 @@ class Trainer:
             class_names=data.class_names,
             **c.network,
         )
+        self.origin = ""  # what the card says of the flow this training starts from
         if c.init:
-            self._start_from(ConditionalFlow.from_pretrained(c.init))
+            other = ConditionalFlow.from_pretrained(c.init)
+            self._start_from(other)
+            self.origin = f" It started from a flow trained so: {other.config.info.get('training') or 'not stated.'}"
         else:
             self._start_from_data()
         counts = torch.bincount(data.labels.cpu(), minlength=len(data.class_names))
@@ -197,19 +206,20 @@ class Trainer:
 
     def _make_scheduler(self):
         c = self.config
-        warmup = {"warmup_t": min(c.warmup_steps, self.steps - 1), "warmup_lr_init": 1e-6, "t_in_epochs": False}
+        warmup = {"warmup_t": min(c.warmup_steps, self.steps - 1), "warmup_lr_init": 1e-6, "warmup_prefix": False}
         if c.schedule == "cosine":
-            return CosineLRScheduler(self.optimizer, t_initial=self.steps, lr_min=c.lr_floor, **warmup)
+            return CosineLRScheduler(self.optimizer, t_initial=self.steps, lr_min=c.lr_floor, t_in_epochs=False, **warmup)
         per_epoch = self.order.steps_per_epoch(0)
         halvings = int(math.log2(c.lr / c.lr_floor) + 1e-9) if c.lr_floor else 64
         decays = [round((c.halve_from + i * c.halve_every) * per_epoch) for i in range(halvings)]
-        return MultiStepLRScheduler(self.optimizer, decay_t=decays, decay_rate=0.5, **warmup)
+        return MultiStepLRScheduler(self.optimizer, decay_t=decays, decay_rate=0.5, t_in_epochs=False, **warmup)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict:
         state = {
             "config": self.config.to_dict(),
+            "data": self.data_hash,
             "step": self.step,
             "gaussian_updates": self.gaussian_updates,
             "seconds": self.seconds,
@@ -237,6 +247,8 @@ class Trainer:
                 + ", ".join(f"{k}={theirs.get(k)!r} instead of {mine[k]!r}" for k in changed)
                 + "; resume with those, or choose another --out"
             )
+        if state["data"] != self.data_hash:
+            raise ValueError(f"{self.checkpoint} was made with other data; resume with those, or choose another --out")
         self.step, self.gaussian_updates = state["step"], state["gaussian_updates"]
         self.seconds = state["seconds"]
         self.flow.load_state_dict(state["flow"])
@@ -245,13 +257,11 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        if self.rank == 0:
-            _drop_log_after(self.out / "log.jsonl", self.step)
 
     def log(self, **values) -> None:
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
+            rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items() if v == v}  # no NaN
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
                 f.write(json.dumps(rounded) + "\n")
 
@@ -267,8 +277,6 @@ class Trainer:
         if c.flip:
             flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
             levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
-        if c.shift:
-            levels = _shifted(levels, c.shift, g)
         x = pixels.dequantize(levels, c.bits, g)
         return x.to(self.device), y.to(self.device)
 
@@ -423,25 +431,21 @@ class Trainer:
     def _describe(self) -> str:
         c = self.config
         if c.objective == "moments":
-            return "Class Gaussians and modes in closed form, one pass over the data; no gradient step."
+            return f"Class Gaussians and modes in closed form, one pass over the data; no gradient step.{self.origin}"
         seen = self.step * c.batch_size
         return (
             f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}), {self.step} steps of batch "
             f"{c.batch_size} ({seen:,} images), {c.optimizer} with learning rate {c.lr:g} ({c.schedule}), average "
             f"{c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels and modes are stored in "
-            f"{'float16' if c.half else 'float32'}."
+            f"{'float16' if c.half else 'float32'}.{self.origin}"
         )
 
 
-def _shifted(levels: Tensor, most: int, g: torch.Generator) -> Tensor:
-    """Every image (C, H, W) of a batch moved by its own whole number of pixels, borders reflected."""
-    b, c, h, w = levels.shape
-    padded = torch.nn.functional.pad(levels.float(), (most,) * 4, mode="reflect").to(torch.uint8)
-    dy, dx = torch.randint(0, 2 * most + 1, (2, b), generator=g).to(levels.device)
-    rows = (dy[:, None] + torch.arange(h, device=levels.device)).view(b, 1, h, 1)
-    columns = (dx[:, None] + torch.arange(w, device=levels.device)).view(b, 1, 1, w)
-    images = torch.arange(b, device=levels.device).view(b, 1, 1, 1)
-    return padded[images, torch.arange(c, device=levels.device).view(1, c, 1, 1), rows, columns]
+def _hash(data: Images) -> str:
+    h = hashlib.sha256(repr((tuple(data.levels.shape), data.class_names)).encode())
+    h.update(data.labels.cpu().numpy().tobytes())
+    h.update(data.levels.cpu().contiguous().numpy())
+    return h.hexdigest()
 
 
 def _drop_log_after(path: Path, step: int) -> None:

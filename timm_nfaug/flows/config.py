@@ -47,6 +47,9 @@ class FlowConfig:
         if not _is_int(self.code_rows) or self.code_rows < 0:
             raise ValueError(f"code_rows must be an integer of at least 0, got {self.code_rows!r}")
         check_bits(self.bits)
+        for key in ("network", "prior", "info"):
+            if not isinstance(getattr(self, key), dict):
+                raise ValueError(f"{key} must be a dict of arguments, got {getattr(self, key)!r}")
         self.class_names = [str(name) for name in self.class_names]
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(

@@ -43,6 +43,10 @@ class Conv1x1(Bijection):
             return mix_channels(y, torch.linalg.inv(self.weight))
         return mix_channels(y, self._inverse_and_log_det()[0])
 
+    def _apply(self, *args, **kwargs):
+        self._cache = None  # a move can leave another weight at the old address with the old version
+        return super()._apply(*args, **kwargs)
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": None}  # a copy or another process computes its own
 
@@ -53,4 +57,4 @@ class Conv1x1(Bijection):
 def mix_channels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``W x + b`` at every pixel, in the dtype of `weight` even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x.to(weight.dtype), weight[:, :, None, None], bias)
+        return F.linear(x.to(weight.dtype).permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)

@@ -34,6 +34,8 @@ class ClassMoments:
     @torch.no_grad()
     def update(self, z: Tensor, y: Tensor) -> None:
         """Adds codes z (B, D) of labels y (B,)."""
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+            raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {int(y.min())}..{int(y.max())}")
         z = z.detach().cpu()
         for k in y.unique().tolist():
             rows = z[(y == k).cpu()]

@@ -30,7 +30,7 @@ class Whiten(Bijection):
         self.register_buffer("log_det", torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = mix_channels(x, self.weight, -(self.weight @ self.mean))
+        y = mix_channels(x, self.weight, -(self.weight * self.mean).sum(1))  # a matmul would obey autocast
         return y, (self.log_det * (x.shape[2] * x.shape[3])).expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""What several tests share: one thread (so that subprocesses agree bit for bit), toy images, a small flow."""
+
+import copy
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the subprocesses that tests start
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import timm_nfaug as nfa
+from timm_nfaug import pixels
+
+torch.set_num_threads(1)
+
+CLASSES = ("a", "b", "c")
+
+
+def make_images(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """levels (3 * per_class, 3, 32, 32) uint8 and labels: one colour a class, a gradient of random slope, and noise."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3).repeat_interleave(per_class)
+    colour = torch.tensor([[190.0, 70, 60], [70, 180, 90], [60, 90, 200]])[labels].view(-1, 3, 1, 1)
+    slope = 40 * torch.randn(len(labels), 1, 1, 1, generator=g) * torch.linspace(-1, 1, 32)
+    noise = 12 * torch.randn(len(labels), 3, 32, 32, generator=g)
+    return (colour + slope + noise).round().clamp(0, 255).to(torch.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def toy_images():
+    """60 images of 3 classes: levels (60, 3, 32, 32) uint8 and labels (60,)."""
+    return make_images(20, seed=1)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory, toy_images):
+    """An ImageFolder tree of PNGs: train/ with 20 and val/ with 8 images of each of a, b, c. Not to be changed."""
+    root = tmp_path_factory.mktemp("folder")
+    for split, (levels, labels) in {"train": toy_images, "val": make_images(8, seed=2)}.items():
+        for i, (image, k) in enumerate(zip(levels.permute(0, 2, 3, 1).numpy(), labels.tolist())):
+            path = root / split / CLASSES[k] / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image)).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def _small_flow(toy_images):
+    levels, labels = toy_images
+    torch.manual_seed(0)
+    flow = nfa.create_flow("conv_p4_tiny", num_classes=3, depth=2, hidden=16, prior={"num_modes": 6}, class_names=CLASSES)
+    flow.initialize(pixels.dequantize(levels, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        for name, p in flow.network.named_parameters():
+            if ".net.4." in name:  # the last convolution of each coupling starts at zero: make it do something
+                p.copy_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+    flow.prior.set_moments(flow.moments([(pixels.levels_to_model(levels), labels)], num_modes=6))
+    return flow.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def small_flow(_small_flow):
+    """An initialised conv_p4 flow of 3 classes on 32 x 32 images with Gaussians and modes fitted; the test's own copy."""
+    return copy.deepcopy(_small_flow)

@@ -1,0 +1,270 @@
+"""NFAugment and perturb: what comes back, what must not change, who supplies the class, and the errors."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+import timm_nfaug as nfa
+from timm_nfaug import lift, pixels
+from timm_nfaug.augment import parse_config
+from timm_nfaug.perturb import displacement, noise_size, perturb
+
+
+@pytest.fixture
+def augment(small_flow):
+    return nfa.NFAugment(small_flow, strength=0.5, modes=4, seed=3)
+
+
+def pil(levels):
+    return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
+
+
+def test_kind_dtype_and_size_come_back(augment, toy_images):
+    levels, y = toy_images
+    image = pil(levels[0])
+    out, label = augment(image, 0)
+    assert isinstance(out, Image.Image) and out.mode == "RGB" and out.size == image.size and label == 0
+    assert np.abs(np.asarray(out).astype(int) - np.asarray(image)).max() > 0
+    for x in (levels[:4], levels[:4].float() / 255, (levels[:4].float() / 255).bfloat16(), (levels[:4] / 255).double()):
+        out, same = augment(x, y[:4])
+        assert out.shape == x.shape and out.dtype == x.dtype and same is not x and torch.equal(same, y[:4])
+        assert not torch.equal(out, x)
+    single = augment(levels[0], 0)[0]
+    assert single.shape == (3, 32, 32) and single.dtype == torch.uint8
+    wrapped = augment(tv_tensors.Image(levels[0]))
+    assert isinstance(wrapped, tv_tensors.Image) and wrapped.shape == (3, 32, 32)
+
+
+def test_the_same_image_as_pil_uint8_and_float_is_augmented_alike(augment, toy_images):
+    levels, _ = toy_images
+    outs = []
+    for image in (pil(levels[0]), levels[0], levels[0].float() / 255, levels[0].double() / 255):
+        out = augment(image, 0, generator=torch.Generator().manual_seed(5))[0]
+        if isinstance(out, Image.Image):
+            out = torch.from_numpy(np.array(out)).permute(2, 0, 1)
+        outs.append(out.float() if out.dtype == torch.uint8 else out.float() * 255)
+    for out in outs[1:]:
+        assert (out - outs[0]).abs().max() <= 0.51  # one rounding to a level
+
+
+def test_normalised_floats(small_flow, toy_images):
+    levels, y = toy_images
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    unit = levels[:4].float() / 255
+    plain = nfa.NFAugment(small_flow, modes=4)
+    normal = nfa.NFAugment(small_flow, modes=4, mean=mean, std=std)
+    a = plain(unit, y[:4], generator=torch.Generator().manual_seed(1))[0]
+    b = normal((unit - mean) / std, y[:4], generator=torch.Generator().manual_seed(1))[0]
+    torch.testing.assert_close(b * std + mean, a, atol=1e-5, rtol=0)  # float32 through normalisation and back
+    with pytest.raises(ValueError, match="mean= and std="):
+        plain((unit - mean) / std, y[:4])
+
+
+def test_strength_0_and_p_0_return_the_input_and_draw_nothing(small_flow, toy_images):
+    levels, y = toy_images
+    for kwargs in ({"strength": 0}, {"p": 0}):
+        augment = nfa.NFAugment(small_flow, modes=4, **kwargs)
+        before = torch.random.get_rng_state()
+        assert augment(levels, y)[0] is levels
+        image = pil(levels[0])
+        assert augment(image) is image
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_global_generator_is_never_drawn_from(small_flow, toy_images, tmp_path):
+    levels, y = toy_images
+    small_flow.save_pretrained(tmp_path)
+    before = torch.random.get_rng_state()
+    augment = nfa.NFAugment.from_pretrained(tmp_path, modes=4)
+    augment(levels, y)
+    augment(levels)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_seeds(small_flow, toy_images):
+    levels, y = toy_images
+    a, b, c = (nfa.NFAugment(small_flow, modes=4, seed=s)(levels, y)[0] for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    augment = nfa.NFAugment(small_flow, modes=4, seed=1)
+    first, second = augment(levels, y)[0], augment(levels, y)[0]
+    assert torch.equal(first, a) and not torch.equal(first, second)
+
+
+def test_p_leaves_the_others_untouched_bit_for_bit(small_flow, toy_images):
+    levels, y = toy_images
+    x = levels.float() / 255
+    out = nfa.NFAugment(small_flow, modes=4, p=0.5, seed=0)(x, y)[0]
+    same = (out == x).flatten(1).all(1)
+    assert 15 <= int(same.sum()) <= 45  # 60 coins
+    alone = nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0)(x, y)[0]
+    assert not (alone == x).flatten(1).all(1).any()
+
+
+def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, toy_images):
+    _, y = toy_images
+    z = torch.zeros(4000, small_flow.dim)
+    y = torch.full((4000,), 1)
+    moved = perturb(small_flow, z, y, strength=1.0, modes=4, generator=torch.Generator().manual_seed(0))
+    prior = small_flow.prior
+    along = moved @ prior.modes[1].T  # (4000, 6)
+    torch.testing.assert_close(along[:, :4].std(0), prior.mode_std[1, :4], rtol=0.05, atol=0)  # 4000 draws: 1.1% error
+    assert along[:, 4:].abs().max() < 1e-3 * prior.mode_std[1, 0]  # the other modes stay
+    rest = moved - along[:, :4] @ prior.modes[1, :4]
+    assert rest.abs().max() < 1e-4 * moved.abs().max()
+
+
+def test_axes_move_only_the_widest_coordinates(small_flow):
+    noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    small_flow.prior.s.copy_(torch.randn(small_flow.prior.s.shape, generator=torch.Generator().manual_seed(1)))  # no ties
+    y = torch.tensor([0, 2, 0])
+    move = displacement(small_flow, y, noise, "axes", 5)
+    for row, k, eps in zip(move, y.tolist(), noise):
+        widest = small_flow.prior.variance[k].argsort(descending=True)[:5]
+        assert set(torch.nonzero(row).flatten().tolist()) == set(widest.tolist())
+        torch.testing.assert_close(row[widest], eps * small_flow.prior.variance[k][widest].sqrt())
+
+
+def test_isotropic_has_the_energy_of_the_modes(small_flow):
+    y = torch.zeros(500, dtype=torch.int64)
+    noise = torch.randn(500, noise_size(small_flow, "isotropic", 4), generator=torch.Generator().manual_seed(0))
+    move = displacement(small_flow, y, noise, "isotropic", 4)
+    expected = small_flow.prior.mode_std[0, :4].square().sum()
+    torch.testing.assert_close(move.square().sum(1).mean(), expected, rtol=0.02, atol=0)  # 500 x 3072 draws
+
+
+def test_without_labels_the_flow_supplies_the_class(small_flow, toy_images):
+    levels, _ = toy_images
+    guess = small_flow.class_logits(pixels.levels_to_model(levels)).argmax(1)
+    augment = nfa.NFAugment(small_flow, modes=4)
+    free = augment(levels, generator=torch.Generator().manual_seed(0))
+    told = augment(levels, guess, generator=torch.Generator().manual_seed(0))[0]
+    assert torch.equal(free, told)
+    wrong = (guess + 1) % 3
+    assert not torch.equal(free, augment(levels, wrong, generator=torch.Generator().manual_seed(0))[0])
+    posterior = nfa.NFAugment(small_flow, modes=4, labels="posterior")  # ignores labels, even those of other data
+    assert torch.equal(free, posterior(levels, wrong + 100, generator=torch.Generator().manual_seed(0))[0])
+
+
+def test_lift_keeps_fine_detail(small_flow):
+    g = torch.Generator().manual_seed(0)
+    big = torch.rand(2, 3, 97, 130, generator=g) * 0.2 + 0.4
+    augment = nfa.NFAugment(small_flow, modes=4, strength=0.5)
+    y = torch.tensor([0, 1])
+    out = augment(big, y, generator=torch.Generator().manual_seed(1))[0]
+    assert out.shape == big.shape
+    change = (out - big) * 255
+    assert change.abs().max() > 1
+    # the change is smooth: neighbours differ by a small part of it, while the image itself is noise
+    assert (change[..., 1:] - change[..., :-1]).abs().mean() < 0.25 * change.abs().mean()
+    x = torch.randn(2, 3, 32, 32)
+    assert lift.down(x, (32, 32)) is x
+    torch.testing.assert_close(lift.up(x, torch.ones(2, 3, 8, 8)), x + 1)
+
+
+def test_linear_flow_adds_its_eigen_images(toy_images):
+    levels, y = toy_images
+    flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 4})
+    augment = nfa.NFAugment(flow, modes=4, strength=0.3).fit([(levels, y)], num_classes=3)
+    fitted = augment.flow
+    assert flow.prior.mode_std.abs().sum() == 0 and fitted.prior.mode_std.min() > 0  # the caller's flow is untouched
+    noise = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    x = pixels.levels_to_model(levels)
+    out = augment.augment(x, y, noise)
+    slow = torch.stack([
+        image + 0.3 * sum(noise[i, k] * fitted.prior.mode_std[c, k] * fitted.prior.modes[c, k].view(3, 32, 32) for k in range(4))
+        for i, (image, c) in enumerate(zip(x, y.tolist()))
+    ]).clamp(-1, 1)  # fmt: skip
+    torch.testing.assert_close(out, slow, atol=1e-5, rtol=0)
+
+
+def test_non_finite_rows_fall_back_and_are_counted(augment, toy_images):
+    levels, y = toy_images
+    with torch.no_grad():
+        augment.flow.prior.mode_std[1] = float("nan")  # class 1 comes out as NaN
+    out = augment(levels, y)[0]
+    assert torch.equal(out[y == 1], levels[y == 1]) and augment.fallbacks == int((y == 1).sum())
+    assert not torch.equal(out[y == 0], levels[y == 0])
+
+
+def test_fit_to_other_classes(small_flow, toy_images):
+    levels, y = toy_images
+    two = (y != 0).long()
+
+    class Loader(list):
+        class dataset:
+            classes = ("red", "rest")
+
+    augment = nfa.NFAugment(small_flow, modes=4).fit(Loader([(levels, two)]))
+    assert augment.flow.num_classes == 2 and augment.flow.config.class_names == ["red", "rest"]
+    assert augment.flow.network is small_flow.network and small_flow.num_classes == 3
+    z = small_flow(pixels.levels_to_model(levels))[0]
+    torch.testing.assert_close(augment.flow.prior.mu[0], z[two == 0].mean(0), atol=1e-5, rtol=1e-4)
+    augment(levels, two)
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        augment(levels, y)
+
+
+def test_in_a_compose_and_through_pickle(augment, toy_images):
+    levels, _ = toy_images
+    compose = v2.Compose([augment, v2.RandomHorizontalFlip(1.0), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    image, label = compose(pil(levels[0]), 2)
+    assert image.shape == (3, 32, 32) and label == 2
+    copy = pickle.loads(pickle.dumps(augment))
+    g = [torch.Generator().manual_seed(0) for _ in range(2)]
+    assert torch.equal(copy(levels, generator=g[0]), augment(levels, generator=g[1]))
+
+
+def test_boxes_and_masks_pass_through(augment, toy_images):
+    box = tv_tensors.BoundingBoxes(torch.tensor([[1, 2, 3, 4]]), format="XYXY", canvas_size=(32, 32))
+    mask = tv_tensors.Mask(torch.ones(32, 32, dtype=torch.uint8))
+    out = augment({"image": tv_tensors.Image(toy_images[0][0]), "box": box, "mask": mask, "label": 1})
+    assert out["box"] is box and out["mask"] is mask and out["label"] == 1
+    assert not torch.equal(out["image"], toy_images[0][0])
+
+
+def test_autocast_changes_nothing(augment, toy_images):
+    levels, y = toy_images
+    plain = augment(levels, y, generator=torch.Generator().manual_seed(0))[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = augment(levels, y, generator=torch.Generator().manual_seed(0))[0]
+    assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, x: nfa.NFAugment(f, modes=4, strength=-0.1), "strength"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, strength=float("nan")), "strength"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.5), "p must"),
+        (lambda f, x: nfa.NFAugment(f, modes=7), "stores 6 principal modes"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, kind="pcaa"), "kind must be one of"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60,), 3)), r"0\.\.2"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.zeros(59, dtype=torch.int64)), "60 images came with 59 labels"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x[:, :1]), "3 channels, got 1"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x.short()), "uint8 or float"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("RGBA", (32, 32))), r'convert\("RGB"\)'),
+        (lambda f, x: nfa.NFAugment(f, modes=4)("image.png"), "found no image"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-s-1-k4", f), "strength"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-q3", f), "unknown key 'q'"),
+        (lambda f, x: nfa.nf_augment_transform("rand-m9", f), "starts with 'nfa'"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-k0.5", f), "takes an integer"),
+        (lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz"), "conv_p4_tiny.digits"),
+    ],
+)
+def test_bad_input_is_refused(small_flow, toy_images, call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(small_flow, toy_images[0])
+
+
+def test_string_idiom(small_flow):
+    assert parse_config("nfa") == {}
+    assert parse_config("nfa-s0.25-k8-p0.5-maxes-lposterior") == {
+        "strength": 0.25, "modes": 8, "p": 0.5, "kind": "axes", "labels": "posterior",
+    }  # fmt: skip
+    augment = nfa.nf_augment_transform("nfa-s0.25", small_flow)
+    assert augment.strength == 0.25 and augment.modes == 6  # all that this flow stores

@@ -1,0 +1,96 @@
+"""NFAugmentedDataset: deterministic copies for any number and kind of workers, and under timm's loader."""
+
+import numpy as np
+import pytest
+import torch
+from timm.data import ImageDataset, create_loader
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2 import functional as TF
+
+import timm_nfaug as nfa
+
+
+def to_tensor(image):
+    return TF.pil_to_tensor(image)
+
+
+@pytest.fixture
+def augment(small_flow):
+    return nfa.NFAugment(small_flow, modes=4)
+
+
+def everything(dataset, **kwargs):
+    return torch.cat([x for x, _ in DataLoader(dataset, batch_size=16, **kwargs)])
+
+
+def test_originals_first_then_copies(image_folder, augment):
+    base = ImageFolder(image_folder / "train", transform=to_tensor)
+    dataset = nfa.NFAugmentedDataset(base, augment, copies=2)
+    assert len(dataset) == 180 and dataset.classes == ["a", "b", "c"]
+    for i in (0, 59):
+        for copy in range(3):
+            image, label = dataset[i + 60 * copy]
+            assert label == base[i][1]
+            assert torch.equal(image, base[i][0]) == (copy == 0)
+    assert base.transform is to_tensor  # the caller's data set is as it was
+    assert torch.equal(dataset[-1][0], dataset[179][0])
+    with pytest.raises(IndexError):
+        dataset[180]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_the_same_for_any_worker_count(image_folder, augment, context):
+    dataset = nfa.NFAugmentedDataset(ImageFolder(image_folder / "val", transform=to_tensor), augment, copies=1, seed=4)
+    alone = everything(dataset)
+    assert torch.equal(alone, everything(dataset, num_workers=2, multiprocessing_context=context))
+
+
+def test_epochs_reach_living_workers(image_folder, augment):
+    dataset = nfa.NFAugmentedDataset(ImageFolder(image_folder / "val", transform=to_tensor), augment, copies=1)
+    loader = DataLoader(dataset, batch_size=16, num_workers=1, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        epochs.append(torch.cat([x for x, _ in loader]))
+    assert torch.equal(epochs[0], epochs[2])
+    changed = (epochs[0] != epochs[1]).flatten(1).any(1)
+    assert not changed[:24].any() and changed[24:].all()  # originals stay, copies are drawn anew
+
+
+def test_under_timms_loader(image_folder, augment):
+    base = ImageDataset(str(image_folder / "train"))
+    dataset = nfa.NFAugmentedDataset(base, augment, copies=1)
+    loader = create_loader(
+        dataset, (3, 32, 32), 30, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0,
+        num_workers=1, device=torch.device("cpu"), mean=(0.0,) * 3, std=(1.0,) * 3,
+    )  # fmt: skip
+    seen = torch.cat([y for _, y in loader])
+    assert len(seen) == 120 and torch.bincount(seen).tolist() == [40, 40, 40]
+    assert base.transform is None and dataset.transform is not None
+    assert dataset.filename(60, basename=True) == dataset.filename(0, basename=True) == base.filename(0, basename=True)
+    assert len(dataset.filenames()) == 120
+
+
+def test_cache_is_written_once_and_read_from_then_on(image_folder, augment, tmp_path):
+    base = ImageFolder(image_folder / "val")
+    free = nfa.NFAugmentedDataset(base, augment, copies=1, seed=1)
+    kept = nfa.NFAugmentedDataset(base, augment, copies=1, seed=1, cache=tmp_path)
+    first = [np.asarray(kept[i][0]) for i in range(24, 48)]
+    files = sorted(tmp_path.rglob("*.png"))
+    assert len(files) == 24 and not list(tmp_path.rglob(".*"))
+    assert all(np.array_equal(np.asarray(free[i][0]), first[i - 24]) for i in range(24, 48))
+    stamps = [f.stat().st_mtime_ns for f in files]
+    again = nfa.NFAugmentedDataset(base, augment, copies=1, seed=1, cache=tmp_path)
+    assert all(np.array_equal(np.asarray(again[i][0]), first[i - 24]) for i in range(24, 48))
+    assert stamps == [f.stat().st_mtime_ns for f in files]
+    other = nfa.NFAugment(augment.flow, modes=4, strength=0.25)
+    nfa.NFAugmentedDataset(base, other, copies=1, seed=1, cache=tmp_path)[24]
+    assert len(list(tmp_path.iterdir())) == 2  # other settings, another folder
+
+
+def test_errors(image_folder, augment):
+    with pytest.raises(ValueError, match="copies"):
+        nfa.NFAugmentedDataset(ImageFolder(image_folder / "val"), augment, copies=-1)
+    with pytest.raises(TypeError, match="map-style"):
+        nfa.NFAugmentedDataset(iter([]), augment)

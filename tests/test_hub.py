@@ -1,0 +1,239 @@
+"""Flows on disk and over the Hub's protocol: exact round trips, atomic writes, and a clear error for every broken file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import running_hub
+from safetensors.torch import load_file, save_file
+
+import timm_nfaug as nfa
+from timm_nfaug import hub
+
+ROOT = Path(__file__).parents[1]
+load = nfa.ConditionalFlow.from_pretrained
+
+
+@pytest.fixture
+def saved(small_flow, tmp_path) -> Path:
+    return small_flow.save_pretrained(tmp_path / "flow")
+
+
+def test_round_trip_is_exact(small_flow, saved):
+    before = torch.get_rng_state()
+    loaded = load(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.config == small_flow.config and not loaded.training
+    wanted, found = small_flow.state_dict(), loaded.state_dict()
+    assert wanted.keys() == found.keys()
+    for key in wanted:
+        assert found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key]), key
+    z = torch.randn(2, small_flow.dim)
+    with torch.no_grad():
+        assert torch.equal(loaded.inverse(z), small_flow.inverse(z))
+    assert torch.equal(load(f"local-dir:{saved}").prior.mu, small_flow.prior.mu)
+    assert torch.equal(load(os.fspath(saved)).prior.mu, small_flow.prior.mu)
+
+
+def test_a_flow_of_another_dtype_is_loaded_in_float32(small_flow, tmp_path):
+    loaded = load(small_flow.double().save_pretrained(tmp_path))
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded.prior.mu, small_flow.prior.mu.float())
+
+
+def test_half_lowers_kernels_and_modes_only(small_flow, tmp_path):
+    whole = load(small_flow.save_pretrained(tmp_path / "whole")).state_dict()
+    half = load(small_flow.save_pretrained(tmp_path / "half", half=True)).state_dict()
+    assert {t.dtype for t in half.values()} == {torch.float32}
+    lowered = {k for k in whole if not torch.equal(whole[k], half[k])}
+    assert lowered == {k for k, v in whole.items() if v.ndim == 4} | {"prior.modes"}
+    for key in lowered:
+        assert torch.equal(half[key], whole[key].half().float()), key
+    size = lambda name: (tmp_path / name / hub.WEIGHTS_NAME).stat().st_size
+    assert size("half") < 0.8 * size("whole")  # the kernels and modes are most of this flow
+
+
+def test_the_bundled_flows_load_by_name():
+    names = nfa.list_flows(pretrained=True)
+    assert names, "no flow is bundled"
+    for name in names:
+        flow = nfa.create_flow(name, pretrained=True)
+        assert flow.config.architecture == name.split(".")[0]
+        assert not flow.training
+        card = (hub.BUNDLED / name / "README.md").read_text()
+        assert "license:" in card and f"# {name}" in card
+
+
+def break_config(edit):
+    def run(directory: Path):
+        values = json.loads((directory / "config.json").read_text())
+        edit(values)
+        (directory / "config.json").write_text(json.dumps(values))
+
+    return run
+
+
+def break_weights(edit):
+    def run(directory: Path):
+        tensors = load_file(directory / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, directory / "model.safetensors")
+
+    return run
+
+
+def truncate(directory: Path):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+BROKEN = {
+    "truncated weights": (truncate, ValueError, "cannot be read as safetensors.*truncated"),
+    "empty weights": (lambda d: (d / "model.safetensors").write_bytes(b""), ValueError, "cannot be read as safetensors"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), FileNotFoundError, "holds no model.safetensors"),
+    "no config": (lambda d: (d / "config.json").unlink(), FileNotFoundError, "holds no config.json"),
+    "missing tensor": (break_weights(lambda t: t.pop("prior.mu")), ValueError, r"missing \['prior.mu'\]"),
+    "extra tensor": (break_weights(lambda t: t.update(more=torch.zeros(1))), ValueError, r"unknown \['more'\]"),
+    "wrong shape": (
+        break_weights(lambda t: t.update({"log_prior": torch.zeros(4)})),
+        ValueError,
+        r"log_prior: \(4,\) instead of \(3,\)",
+    ),
+    "bad JSON": (lambda d: (d / "config.json").write_text('{"architecture": '), ValueError, "not valid JSON"),
+    "bytes": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"), ValueError, "not valid JSON"),
+    "a list": (lambda d: (d / "config.json").write_text("[]"), ValueError, "must hold a JSON object, got list"),
+    "unknown key": (break_config(lambda c: c.update(input_sizes=3)), ValueError, "'input_sizes'.*'input_size'"),
+    "unknown network key": (break_config(lambda c: c["network"].update(depths=3)), ValueError, "'depths'.*'depth'"),
+    "lacking key": (break_config(lambda c: c.pop("input_size")), ValueError, "config lacks input_size"),
+    "new version": (break_config(lambda c: c.update(format_version=2)), ValueError, "format_version 2 .*upgrade"),
+    "no version": (break_config(lambda c: c.pop("format_version")), ValueError, "format_version None"),
+    "other library": (break_config(lambda c: c.update(library="timm")), ValueError, "not of a timm_nfaug flow"),
+    "architecture": (break_config(lambda c: c.update(architecture="conv_p4_tin")), ValueError, "'conv_p4_tiny'"),
+    "a number for a dict": (break_config(lambda c: c.update(network=3)), ValueError, "network"),
+    "other network": (break_config(lambda c: c["network"].update(depth=1)), ValueError, "unknown .*network.layers"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_explained(case, saved):
+    break_it, error, match = BROKEN[case]
+    break_it(saved)
+    with pytest.raises(error, match=match):
+        load(saved)
+
+
+def test_unknown_names_are_explained(tmp_path):
+    bundled = nfa.list_flows(pretrained=True)[0]
+    with pytest.raises(ValueError, match=f"did you mean '{bundled}'"):
+        load(bundled[:-1])
+    for name in ("./nowhere", "/nowhere/at/all"):
+        with pytest.raises(ValueError, match="no flow named.*local-dir:PATH, or a Hub id"):
+            load(name)
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        load(f"local-dir:{tmp_path / 'nothing'}")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_saving_again_leaves_no_other_files(small_flow, saved):
+    with torch.no_grad():
+        small_flow.prior.mu.add_(1)
+    small_flow.save_pretrained(saved)
+    assert sorted(p.name for p in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert torch.equal(load(saved).prior.mu, small_flow.prior.mu)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {p.stat().st_mode & 0o777 for p in saved.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_failing_write_leaves_the_old_file(small_flow, saved):
+    """The disk's end, played by the operating system's limit on the size of a file."""
+    resource = pytest.importorskip("resource")
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    assert len(before["model.safetensors"]) > 100_000
+    with torch.no_grad():
+        small_flow.prior.mu.add_(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(Exception, match=r"(?i)too large|os error 27|errno 27"):
+            small_flow.save_pretrained(saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+def test_write_atomically_keeps_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path):
+        temporary.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.write_atomically(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_text() == "old"
+
+
+def test_the_card_states_what_the_config_knows(small_flow, tmp_path):
+    info = {"data": "some data", "license": "mit", "metrics": {"bits_per_dim": 3.25, "error": 1.5e-6}, "training": "Trained."}
+    small_flow.config.info = info
+    card = (small_flow.save_pretrained(tmp_path / "my_flow") / "README.md").read_text()
+    for part in ("license: mit", "# my_flow", "some data", "3.25", "1.5e-06", "conv_p4_tiny", "3 x 32 x 32, 8-bit", "Trained."):
+        assert part in card, part
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+CLIENT = """
+import sys
+import torch
+import timm_nfaug as nfa
+
+load = nfa.ConditionalFlow.from_pretrained
+flow, out = load(sys.argv[1]), sys.argv[2]
+print(flow.push_to_hub("org/first", commit_message="the first"))
+with torch.no_grad():
+    flow.prior.mu.add_(1)
+print(flow.push_to_hub("org/first", revision="v2"))
+for i, (name, revision) in enumerate(
+    [("org/first", None), ("hf-hub:org/first", None), ("hf-hub:org/first@v2", None), ("org/first", "v2")]
+):
+    load(name, revision).save_pretrained(f"{out}/{i}")
+for name in ("org/none", "org/first@none"):
+    try:
+        load(name)
+    except Exception as e:
+        print(type(e).__name__)
+"""
+
+
+def test_upload_and_download(small_flow, saved, tmp_path):
+    with running_hub() as server:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_test"}
+        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-c", CLIENT, str(saved), str(tmp_path / "out")]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr + "\n".join(server.requests)
+        first, second, *errors = done.stdout.split()
+    assert server.messages == ["the first", "Upload flow"]
+    branches = server.repos["org/first"]
+    assert first == f"{server.url}/org/first/commit/{branches['main']}"
+    assert second == f"{server.url}/org/first/commit/{branches['v2']}"
+    files = server.commits[branches["main"]]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert files["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    assert 'from_pretrained("org/first"' in files["README.md"].decode()
+    for i, move in enumerate((0, 0, 1, 1)):
+        loaded = load(tmp_path / "out" / str(i))
+        assert torch.equal(loaded.prior.mu, small_flow.prior.mu + move)
+        assert torch.equal(loaded.prior.modes, small_flow.prior.modes)
+    assert errors == ["RepositoryNotFoundError", "RevisionNotFoundError"]

@@ -1,0 +1,55 @@
+"""The preview's pictures, from the command line, on real files."""
+
+import pytest
+from PIL import Image
+
+from timm_nfaug.preview import find_images, main
+
+
+@pytest.fixture
+def flow_dir(small_flow, tmp_path):
+    return str(small_flow.save_pretrained(tmp_path / "flow"))
+
+
+def test_three_pictures(flow_dir, image_folder, tmp_path):
+    sizes = {}
+    for name, flags in {
+        "augment": ["--images", str(image_folder / "val"), "--count", "4"],
+        "samples": ["--samples", "--temperatures", "1", "0.5"],
+        "interpolate": ["--images", str(image_folder / "val"), "--count", "3", "--interpolate"],
+    }.items():
+        out = tmp_path / f"{name}.png"
+        main(["--flow", flow_dir, "--out", str(out), *flags])
+        with Image.open(out) as sheet:
+            sheet.load()
+            sizes[name] = sheet.size
+            assert sum(v > 0 for v in sheet.convert("L").histogram()) > 50  # not an empty sheet
+    assert sizes["augment"][1] > sizes["samples"][1] > sizes["interpolate"][1]  # 4, 3 and 2 rows
+
+
+def test_same_seed_same_picture(flow_dir, image_folder, tmp_path):
+    outs = []
+    for seed in (0, 0, 1):
+        out = tmp_path / f"{len(outs)}.png"
+        main(["--flow", flow_dir, "--images", str(image_folder / "val"), "--count", "2", "--out", str(out), "--seed", str(seed)])
+        outs.append(out.read_bytes())
+    assert outs[0] == outs[1] != outs[2]
+
+
+def test_images_are_spread_over_folders_and_labelled_by_name(image_folder):
+    found = find_images(image_folder / "val", 3, 0, ["a", "b", "c"])
+    assert [label for _, label in found] == [0, 1, 2]
+    assert [label for _, label in find_images(image_folder / "val", 6, 0, [])] == [None] * 6
+
+
+@pytest.mark.parametrize("case", ["unreadable", "empty", "missing"])
+def test_errors(flow_dir, tmp_path, capsys, case):
+    folder = tmp_path / "images"
+    if case != "missing":
+        folder.mkdir()
+    if case == "unreadable":
+        (folder / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        main(["--flow", flow_dir, "--images", str(folder), "--out", str(tmp_path / "out.png")])
+    message = {"unreadable": "broken.png", "empty": "holds no images", "missing": "no directory"}[case]
+    assert message in capsys.readouterr().err and not (tmp_path / "out.png").exists()

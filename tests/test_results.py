@@ -1,0 +1,152 @@
+"""Every result file is complete, finite and free of the machine's paths; the check refuses what it should."""
+
+import copy
+import json
+import time
+
+import pytest
+
+from benchmarks import common
+from benchmarks.schema import validate, validate_file
+
+FILES = sorted(common.RESULTS.glob("*.json"))
+
+
+@pytest.fixture
+def good():
+    return {
+        "benchmark": "flow_speed",
+        "command": "python -m benchmarks.flow_speed --threads 2",
+        "data": "CIFAR-10 (JPEG), 10,000 validation images, 1/2 of them",
+        "seeds": [0],
+        "environment": {
+            "machine": {"cpu": "AMD EPYC (AVX512)", "cores": 2, "memory_gb": 25.3, "gpu": None},
+            "versions": dict.fromkeys(["python", "torch", "torchvision", "timm", "timm_nfaug"], "1.0"),
+            "commit": "0" * 40,
+            "dirty": False,
+            "threads": 2,
+            "date": "2025-01-01",
+        },
+        "results": {"images/s": [1.5, 2], "holds": True},
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=[p.stem for p in FILES])
+def test_result_file(path):
+    validate_file(path)
+
+
+def test_good_result(good):
+    validate(good)
+    validate(json.loads(json.dumps(good)))
+
+
+@pytest.mark.parametrize("key", ["benchmark", "command", "data", "seeds", "environment", "results"])
+def test_missing_key(good, key):
+    del good[key]
+    with pytest.raises(ValueError, match=key):
+        validate(good)
+
+
+@pytest.mark.parametrize("key", ["machine", "versions", "commit"])
+def test_missing_environment_key(good, key):
+    del good["environment"][key]
+    with pytest.raises(ValueError, match=key):
+        validate(good)
+
+
+@pytest.mark.parametrize(
+    "keys, value, message",
+    [
+        (["results", "x"], float("nan"), "results.x is nan"),
+        (["results", "x"], [{"y": float("inf")}], r"results.x\[0\].y is inf"),
+        (["results", "x"], object(), "object"),
+        (["results"], {}, "'results' is empty"),
+        (["results"], 3.0, "'results' in the result must be dict or list, got float"),
+        (["seeds"], [0.5], "integers"),
+        (["seeds"], [True], "integers"),
+        (["note"], "?", "unknown key 'note'"),
+        (["environment", "commit"], "main", "full hash"),
+        (["environment", "threads"], "2", "'threads' in environment must be int, got str"),
+        (["environment", "versions", "torch"], 2.6, "'torch' in environment.versions must be str"),
+    ],
+)
+def test_bad_value(good, keys, value, message):
+    with pytest.raises(ValueError, match=message):
+        validate(_with(good, keys, value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/tmp/data",
+        "~/data",
+        "~someone/data",
+        "python -m x --data-dir /home/me/data",
+        "--data-dir=/data",
+        "local-dir:/data/flow",
+        "file:///data",
+        r"C:\data",
+        "('/root',)",
+    ],
+)
+def test_absolute_path(good, text):
+    for keys, value in ((["results", "x"], [text]), (["results", text], 1), (["command"], text)):
+        with pytest.raises(ValueError, match="absolute path"):
+            validate(_with(good, keys, value))
+
+
+@pytest.mark.parametrize("text", ["images/s", "1.2 / 3.4", "https://example.org", "a/b", "~5%", "of: 3/4"])
+def test_no_path(good, text):
+    validate(_with(good, ["results", text], text))
+
+
+def test_validate_file_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json"):
+        validate_file(tmp_path / "x.json")
+
+
+def test_write_result(good, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    good["environment"] = common.environment()
+    assert validate_file(common.write_result("x", good)) == good
+    with pytest.raises(ValueError, match="is nan"):
+        common.write_result("y", _with(good, ["results", "x"], float("nan")))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_command_line():
+    argv = ["--data-dir", "/tmp/data", "--data-name", "CIFAR-10 (JPEG)"]
+    expected = "python -m benchmarks.x --data-dir PATH --data-name 'CIFAR-10 (JPEG)'"
+    assert common.command_line("benchmarks.x", argv) == expected
+
+
+def test_timed():
+    functions = {"a": lambda: time.sleep(0.001), "b": lambda: time.sleep(0.004)}
+    found = common.timed(functions, repeats=3, min_seconds=0.01)
+    for timing in found.values():
+        assert len(timing["seconds"]) == len(timing["cpu_per_wall"]) == 3
+        assert timing["min"] <= timing["median"] <= timing["max"]
+    assert found["a"]["median"] >= 0.001 and found["b"]["median"] >= 0.004
+    assert common.disturbed(found["a"], threads=1)  # asleep: the core did something else
+
+
+def _with(result, keys, value):
+    """A copy with the value at a nested place."""
+    result = copy.deepcopy(result)
+    place = result
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    return result
+
+
+def test_the_documents_show_what_the_results_say():
+    """Every table of README.md and benchmarks/README.md is the one its JSON gives."""
+    from benchmarks.tables import FILES, SECTION, filled
+
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert SECTION.search(text), f"{path.name} shows no results"
+        assert filled(text) == text, f"{path.name} is out of date: python -m benchmarks.tables"

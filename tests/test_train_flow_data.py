@@ -1,0 +1,253 @@
+"""train_flow's settings and data sets: what is read, what is refused, and how images are split."""
+
+import hashlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from train_flow.__main__ import main
+from train_flow.config import TrainConfig, list_configs, load_config
+from train_flow.data import load_data, load_folder, stratified_split
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_shipped_configs_load(name):
+    config = load_config(name)
+    assert config.data_name, "the card needs a name for the data"
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n")  # YAML reads 1e-3 as a string
+    config = load_config(
+        path, ["prior.num_modes=16", "network.depth=2", "steps=5", "epochs=2", "flip=false", "kld_weight=[[0, 1], [1, 2]]"]
+    )
+    assert config.lr == 0.001 and config.prior == {"num_modes": 16, "a": 1.0} and config.network == {"depth": 2}
+    assert config.steps == 5 and config.flip is False and config.kld_weight == [[0, 1], [1, 2]]
+    assert isinstance(config.epochs, float)
+    assert TrainConfig(**config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "override, match",
+    [
+        ("learning_rate=1", "unknown key 'learning_rate'.*"),
+        ("batch_sise=1", "unknown key 'batch_sise'.*did you mean 'batch_size'"),
+        ("lr=fast", "lr must be float, got 'fast'"),
+        ("steps=1.5", "steps must be int, got 1.5"),
+        ("steps=true", "steps must be int, got True"),
+        ("steps=.inf", "steps must be int, got inf"),
+        ("flip=1", "flip must be bool, got 1"),
+        ("flow=3", "flow must be str, got 3"),
+        ("prior=3", "prior must be dict.*, got 3"),
+        ("objective=gle", "objective must be one of glem.*did you mean 'glem'"),
+        ("val_fraction=1", r"val_fraction must be in \[0, 1\)"),
+        ("batch_size=0", "batch_size must be at least 1"),
+        ("data=folder", "image_size is required"),
+        ("in_chans=2", "in_chans must be 1 or 3"),  # two channels would be the grey one twice
+        ("code_rows=8", "code_rows goes with objective: ce"),
+        ("steps", "--set takes key=value, got 'steps'"),
+        ("lr.x=1", "lr"),
+        ("steps=[1", r"steps=\[1"),
+    ],
+)
+def test_wrong_settings_are_refused(override, match):
+    with pytest.raises(ValueError, match=match):
+        load_config("conv_p4_tiny.digits", ["lr=0.1", override])
+
+
+def test_wrong_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no config 'conv_p4_tiny.digit'.*did you mean 'conv_p4_tiny.digits'"):
+        load_config("conv_p4_tiny.digit")
+    path = tmp_path / "list.yaml"
+    path.write_text("- lr")
+    with pytest.raises(ValueError, match="must hold key: value lines, got a list"):
+        load_config(path)
+    path.write_text("lr: [1")
+    with pytest.raises(ValueError, match="list.yaml"):
+        load_config(path)
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def test_folder_is_read_as_it_is(image_folder, toy_images):
+    train, val = load_data("folder", image_folder, image_size=32)
+    assert torch.equal(train.levels, toy_images[0]) and torch.equal(train.labels, toy_images[1])
+    assert train.class_names == val.class_names == ["a", "b", "c"] and len(val) == 24
+    train, val = load_data("folder", image_folder / "train", image_size=32)  # class folders directly
+    assert torch.equal(train.levels, toy_images[0]) and val is None
+
+
+def test_val_fraction_replaces_the_validation_split(image_folder):
+    train, val = load_data("folder", image_folder, image_size=32, val_fraction=0.25)
+    assert len(train) == 45 and torch.bincount(val.labels).tolist() == [5, 5, 5]
+    assert not any(torch.equal(v, t) for v in val.levels for t in train.levels)
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_images_of_any_mode_and_size_are_brought_to_one(tmp_path, in_chans):
+    """The classes are the modes of PIL; each image is white, wide, and with a black bar that the crop cuts off."""
+    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
+    for mode in modes:
+        image = np.full((40, 100), 255, dtype=np.uint8)
+        image[:, :20] = 0
+        path = tmp_path / mode.replace(";", "") / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
+        path.parent.mkdir()
+        if mode == "I;16":
+            Image.fromarray(image.astype(np.uint16)).save(path)
+        else:
+            Image.fromarray(image).convert(mode).save(path)
+    data = load_folder(tmp_path, 20, in_chans)
+    assert data.levels.shape == (len(modes), in_chans, 20, 20)
+    assert (data.levels == 255).all()
+
+
+def damage(path, how: str) -> None:
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"not an image", "truncated": whole[: len(whole) // 2]}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "truncated"])
+def test_an_unreadable_image_is_named_and_refused_or_skipped(tmp_path, image_folder, how, caplog):
+    root = tmp_path / "train"
+    shutil.copytree(image_folder / "train", root)
+    bad = root / "b" / "025.png"
+    damage(bad, how)
+    with pytest.raises(ValueError, match=r"1 of 60 images cannot be read, the first is .*b/025\.png.*skip_unreadable"):
+        load_folder(root, 32)
+    caplog.clear()
+    data = load_folder(root, 32, skip_unreadable=True)
+    assert torch.bincount(data.labels).tolist() == [20, 19, 20]
+    assert str(bad) in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the TIFF reader
+def test_damaged_bytes_never_end_in_a_traceback(tmp_path, toy_images):
+    """Files with a few random bytes overwritten: each is read or named, whatever its decoder raises."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "a").mkdir()
+    image = Image.fromarray(toy_images[0][0].permute(1, 2, 0).numpy())
+    for i in range(90):
+        path = tmp_path / "a" / f"{i:03d}.{('png', 'jpg', 'tif')[i % 3]}"
+        image.save(path)
+        data = bytearray(path.read_bytes())
+        for j in rng.integers(0, min(len(data), 200) if i % 2 else len(data), size=4):
+            data[j] = rng.integers(0, 256)
+        path.write_bytes(data)
+    image.save(tmp_path / "a" / "whole.png")
+    data = load_folder(tmp_path, 32, skip_unreadable=True)
+    assert 1 < len(data) < 70  # PNGs have checksums; a JPEG or TIFF often shows the damage instead
+    assert torch.equal(data.levels[-1], toy_images[0][0])
+
+
+def test_a_class_that_lost_all_its_images_is_refused(tmp_path, image_folder):
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    for path in (tmp_path / "train" / "b").iterdir():
+        damage(path, "empty")
+    with pytest.raises(ValueError, match=r"train/b"):
+        load_folder(tmp_path / "train", 32, skip_unreadable=True)
+
+
+def test_wrong_folders_are_refused(tmp_path, image_folder):
+    with pytest.raises(FileNotFoundError, match="no directory .*nowhere"):
+        load_data("folder", tmp_path / "nowhere", 32)
+    with pytest.raises(ValueError, match="needs --data-dir"):
+        load_data("folder", None, 32)
+    with pytest.raises(ValueError, match=r"holds no images; expected class folders with files ending in .*\.png"):
+        load_data("folder", tmp_path, 32)
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "data" / "train" / "d").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*train/d holds no images \(1 such"):
+        load_data("folder", tmp_path / "data", 32)
+    (tmp_path / "data" / "train" / "d").rmdir()
+    (tmp_path / "data" / "val" / "c").rename(tmp_path / "data" / "val" / "z")
+    with pytest.raises(ValueError, match="val and .*train hold different classes"):
+        load_data("folder", tmp_path / "data", 32)
+
+
+# -- other data sets ---------------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    train, val = load_data("digits")
+    assert train.levels.shape[1:] == (1, 8, 8) and train.levels.dtype == torch.uint8
+    assert len(train) + len(val) == 1797 and abs(len(val) - 0.2 * 1797) < 10
+    assert train.levels.max() == 255 and train.class_names == [str(k) for k in range(10)]
+    # the split belongs to the data set: no seed changes it
+    assert torch.equal(load_data("digits", seed=3)[1].levels, val.levels)
+
+
+def test_cifar10_as_torchvision_stores_it(tmp_path, monkeypatch):
+    """A small archive in CIFAR's own format; only the checksums that torchvision compares with are this archive's."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    written = {}
+
+    def write(name, values):
+        data = pickle.dumps(values)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch(name):
+        written[name] = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        return write(name, {"data": written[name], "labels": list(range(10))})
+
+    names = [f"class {k}" for k in range(10)]
+    meta = write("batches.meta", {"label_names": names})
+    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    train, val = load_data("cifar10", tmp_path)
+    expected = np.concatenate([written[f"data_batch_{i}"] for i in range(1, 6)]).reshape(-1, 3, 32, 32)
+    assert np.array_equal(train.levels.numpy(), expected) and train.levels.is_contiguous()
+    assert train.labels.tolist() == list(range(10)) * 5 and train.class_names == names
+    assert np.array_equal(val.levels.numpy(), written["test_batch"].reshape(-1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_stratified_split(fraction):
+    labels = torch.tensor([0] * 40 + [1] * 2 + [2] * 17 + [3])[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    rest, held = stratified_split(labels, fraction, seed=1)
+    assert torch.equal(torch.cat([rest, held]).sort().values, torch.arange(60))
+    assert torch.equal(rest, rest.sort().values) and torch.equal(held, held.sort().values)
+    for k, n in enumerate((40, 2, 17, 1)):
+        expected = min(max(1, round(fraction * n)), n - 1)  # at least one, never all: a class of one keeps its image
+        assert int((labels[held] == k).sum()) == expected
+    again = stratified_split(labels, fraction, seed=1)[1]
+    other = stratified_split(labels, fraction, seed=2)[1]
+    assert torch.equal(again, held) and (fraction > 0.9 or not torch.equal(other, held))
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--config", "none"], "no config 'none'"),
+        (["--config", "conv_p4_tiny.digits", "--set", "lr.x=1"], "lr"),
+        (["--config", "conv_p4_tiny.digits", "--set", "flow=conv_p5"], "unknown flow 'conv_p5'.*conv_p4"),
+        (["--config", "conv_p4_tiny.digits", "--set", "network.dept=2"], "unknown key 'dept'"),
+        (["--config", "conv_p4_tiny.digits", "--set", "optimizer=adamv"], "adamv"),
+        (["--config", "conv_p4_tiny.digits", "--set", "batch_size=5000"], "batch_size 5000 exceeds"),
+        (["--config", "linear.cifar10_jpeg"], "needs --data-dir"),
+        (["--config", "linear.cifar10_jpeg", "--data-dir", "/nowhere"], "no directory /nowhere"),
+        (["--config", "linear.cifar10_jpeg", "--set", "objective=ml"], "needs --data-dir"),
+    ],
+)
+def test_the_command_line_explains_errors(arguments, match, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        main([*arguments, "--out", str(tmp_path / "out")])
+    assert e.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and match.split(".*")[-1] in error
+    assert not (tmp_path / "out").exists()
