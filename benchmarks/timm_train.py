@@ -22,6 +22,13 @@ RATE = re.compile(r"Train: .*\(\s*[\d.]+s,\s*([\d.]+)/s\)")  # the running avera
 LOSS = re.compile(r"Train: .*Loss:\s*([\d.]+)")
 
 
+# a stock train.py under the guard of benchmarks.pillow, without which RandAugment may end the epoch
+GUARDED = (
+    "import runpy, sys; from benchmarks.pillow import guard_posterize; guard_posterize(); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
 def subset(data_dir: Path, out: Path, per_class: int) -> int:
     """An ImageFolder of links to the first images of each class; returns the number for training."""
     count = 0
@@ -36,7 +43,7 @@ def subset(data_dir: Path, out: Path, per_class: int) -> int:
 
 def train_epoch(train_py: Path, data: Path, flags: list[str], launcher: bool, args) -> dict:
     """One epoch in a process of its own; images/s and loss from the last training line of its log."""
-    start = [sys.executable, "-m", "timm_nfaug.train", str(train_py)] if launcher else [sys.executable, str(train_py)]
+    start = [sys.executable, *(["-m", "timm_nfaug.train"] if launcher else ["-c", GUARDED]), str(train_py)]
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(
             [*start, "--data-dir", str(data), "--model", args.model, "--num-classes", "10", "--img-size", "32",
