@@ -39,12 +39,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="where the trainings live, resumably")
     args = parser.parse_args()
     results = []
+    c = load_config(args.config, args.set)
+    train, val = load_data(c.data, args.data_dir, c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable)
     for seed in args.seeds:
         for arm in args.arms:
             config = load_config(args.config, [*args.set, *ARMS[arm], f"seed={seed}"])
-            train, val = load_data(
-                config.data, args.data_dir, config.image_size, config.in_chans, config.val_fraction, config.skip_unreadable
-            )
             start = time.perf_counter()
             trainer = Trainer(config, train, val, args.runs / f"{arm.replace(', ', '-')}-{seed}", resume=True)
             trainer.run()
