@@ -97,12 +97,11 @@ def timm_train() -> str:
 
 def _demo(name: str) -> str:
     r = result(name)
-    rows = [["", "test accuracy", "each seed", "seconds"]]
+    rows = [["", "test accuracy", "each seed"]]
     for arm, runs in r["results"].items():
         accuracy = [run["accuracy"] for run in runs]
-        seconds = sum(run["seconds"] for run in runs) / len(runs)
         each = ", ".join(f"{a:.1f}" for a in accuracy)
-        rows.append([arm, f"{sum(accuracy) / len(accuracy):.1f}%", each, f"{seconds:.0f}"])
+        rows.append([arm, f"{sum(accuracy) / len(accuracy):.1f}%", each])
     return f"{r['data']}\n\n{markdown_table(rows)}\n\n{source(name)}"
 
 
