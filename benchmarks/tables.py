@@ -33,7 +33,7 @@ def source(*names: str) -> str:
             f"<sub>`{r['command']}`: {e['machine']['cpu']}, {e['machine']['cores']} cores, torch {e['versions']['torch']}, "
             f"commit {e['commit'][:8]}{' + changes' if e['dirty'] else ''}, {e['date']}.</sub>"
         )
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))  # one command may have made several
 
 
 def flows() -> str:
