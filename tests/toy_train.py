@@ -7,6 +7,7 @@ import timm
 import torch
 import yaml
 from timm.data import Mixup, create_dataset, create_loader
+from timm.utils import random_seed
 
 config_parser = parser = argparse.ArgumentParser(description="Training Config", add_help=False)
 parser.add_argument("-c", "--config", default="", type=str, metavar="FILE")
@@ -34,7 +35,7 @@ def _parse_args():
 
 def main():
     args, args_text = _parse_args()
-    torch.manual_seed(args.seed)
+    random_seed(args.seed)  # torch, numpy and random, as train.py does
     model = timm.create_model("test_resnet", num_classes=3)
     common = dict(
         input_size=(3, 32, 32), batch_size=20, use_prefetcher=not args.no_prefetcher, num_workers=args.workers,
