@@ -6,7 +6,8 @@ import torch
 
 from timm_nfaug.flows.actnorm import ActNorm
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
-from timm_nfaug.flows.bijection import Bijection, Chain
+from timm_nfaug.flows.bijection import Bijection
+from timm_nfaug.flows.chain import Chain
 from timm_nfaug.flows.conditioner import ConvNet, ResNet
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from timm_nfaug.flows.coupling import AffineCoupling

@@ -65,6 +65,7 @@ def read_log(out) -> list[dict]:
 OBJECTIVES = {
     "glem": {},
     "ml": {},
+    "joint": {"discriminative": 0.05, "temperature": 10.0, "shift": 2, "gaussian_lr": [[0, 0.002]]},
     "random": {},
     "ce": {},
     "moments": {"flow": "linear", "network": {}},
@@ -137,6 +138,26 @@ def test_flow_loss_is_likelihood_plus_classification(small_flow, toy_images):
     # nats of some thousand in float32 give logits to 1e-3, and half of that counts
     torch.testing.assert_close(loss, bpd + 0.5 * F.cross_entropy(logits, y), rtol=0, atol=2e-3)
     assert accuracy == (logits.argmax(1) == y).float().mean()
+
+
+def test_shifted_images_count_in_the_cross_entropy_only(small_flow, toy_images):
+    x, y = pixels.levels_to_model(toy_images[0]), toy_images[1]
+    loss, bpd, accuracy = FlowLoss(small_flow, discriminative=0.5, temperature=20.0)(x, y, whole=20)
+    logits = small_flow.class_logits(x)
+    torch.testing.assert_close(bpd, small_flow.bits_per_dim(x, y)[:20].mean())
+    torch.testing.assert_close(loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4)  # as above, over 20
+    assert accuracy == (logits.argmax(1) == y)[:20].float().mean()
+
+
+def test_joint_trains_the_gaussians_in_every_step_until_they_freeze(toy_trainer):
+    trainer = toy_trainer(objective="joint", steps=4, gaussian_until=0.5, gaussian_lr=[[0, 0.01]], average="none")
+    seen = [trainer.flow.prior.mu.detach().clone()]
+    while trainer.step < 4:
+        trainer._flow_step()
+        trainer.step += 1
+        seen.append(trainer.flow.prior.mu.detach().clone())
+    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:])]
+    assert moved == [True, True, False, False] and trainer.gaussian_updates == 2
 
 
 def test_the_kld_term_drives_gaussians_apart(small_flow, toy_images):

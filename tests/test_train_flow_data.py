@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR10
 
 from train_flow.__main__ import main
 from train_flow.config import TrainConfig, list_configs, load_config
-from train_flow.data import load_data, load_folder, stratified_split
+from train_flow.data import load_data, load_folder, random_shift, stratified_split
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
@@ -53,6 +53,8 @@ def test_overrides(tmp_path):
         ("data=folder", "image_size is required"),
         ("in_chans=2", "in_chans must be 1 or 3"),  # two channels would be the grey one twice
         ("code_rows=8", "code_rows goes with objective: ce"),
+        ("shift=-1", "must be at least 0, got -1 and 0.01"),
+        ("temperature=0", "temperature must be above 0, got 0"),
         ("steps", "--set takes key=value, got 'steps'"),
         ("lr.x=1", "lr"),
         ("steps=[1", r"steps=\[1"),
@@ -61,6 +63,13 @@ def test_overrides(tmp_path):
 def test_wrong_settings_are_refused(override, match):
     with pytest.raises(ValueError, match=match):
         load_config("conv_p4_tiny.digits", ["lr=0.1", override])
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="shift goes with discriminative above 0"):
+        TrainConfig(image_size=32, shift=4)
+    with pytest.raises(ValueError, match="objective: ce has one Gaussian"):
+        TrainConfig(image_size=32, objective="ce", discriminative=0.1)
 
 
 def test_wrong_files_are_refused(tmp_path):
@@ -251,3 +260,17 @@ def test_the_command_line_explains_errors(arguments, match, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and match.split(".*")[-1] in error
     assert not (tmp_path / "out").exists()
+
+
+def test_random_shift_moves_whole_images_and_mirrors_at_the_edges():
+    levels = torch.randint(0, 256, (64, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shifted = random_shift(levels, 2, torch.Generator().manual_seed(1))
+    assert shifted.shape == levels.shape and shifted.dtype == torch.uint8
+    padded = np.pad(levels.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    found = set()
+    for image, source in zip(shifted.numpy(), padded, strict=True):
+        fits = [(i, j) for i in range(5) for j in range(5) if np.array_equal(image, source[:, i : i + 6, j : j + 5])]
+        assert len(fits) == 1
+        found.add(fits[0])
+    assert len(found) > 15, "64 draws of 25 shifts meet nearly all"
+    assert torch.equal(shifted, random_shift(levels, 2, torch.Generator().manual_seed(1)))

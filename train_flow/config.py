@@ -36,10 +36,13 @@ class TrainConfig:
     skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
 
     # objective
-    objective: str = "glem"  # glem, ml (no KLD), random (fixed random Gaussians), ce (code band), moments (closed form)
+    objective: str = "glem"  # glem, ml (no KLD), joint (ml without alternation: flow and Gaussians in the same step),
+    # random (fixed random Gaussians), ce (code band), moments (closed form)
     discriminative: float = 0.0  # weight of the cross-entropy of class_logits (nats) beside the bits/dim
+    temperature: float = 1.0  # that class_logits are divided by in that cross-entropy
+    shift: int = 0  # pixels; half of each batch is shifted by up to so many and counts in that cross-entropy only
 
-    # the Gaussians' alternation (glem, ml)
+    # the Gaussians' alternation (glem, ml); of it joint has gaussian_until and gaussian_lr
     gaussian_fraction: float = 0.1  # stratified share of the training set for D_G; 0: the training set itself
     gaussian_every: int = 0  # flow steps between two updates of the Gaussians; 0: once an epoch, as in the paper
     gaussian_images: int = 0  # images of D_G in one update; 0: all
@@ -75,7 +78,7 @@ class TrainConfig:
     half: bool = False  # store kernels and modes in float16; the report is made from the stored flow
 
     def __post_init__(self):
-        _choice("objective", self.objective, ("glem", "ml", "random", "ce", "moments"))
+        _choice("objective", self.objective, ("glem", "ml", "joint", "random", "ce", "moments"))
         _choice("data", self.data, ("folder", "cifar10", "cifar100", "digits"))
         _choice("schedule", self.schedule, ("cosine", "halving"))
         _choice("average", self.average, ("ema", "swa", "none"))
@@ -86,12 +89,20 @@ class TrainConfig:
         for name in ("batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.shift < 0 or self.discriminative < 0:
+            raise ValueError(f"shift and discriminative must be at least 0, got {self.shift} and {self.discriminative}")
+        if self.shift and not self.discriminative:
+            raise ValueError("shift goes with discriminative above 0: shifted images count in the cross-entropy only")
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.data == "folder" and not self.image_size:
             raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
         if self.objective == "ce" and self.code_rows == 0:
             self.code_rows = 8
+        if self.objective == "ce" and self.discriminative:
+            raise ValueError("objective: ce has one Gaussian for all classes and nothing to discriminate; drop discriminative")
         if self.objective != "ce" and self.code_rows:
             raise ValueError("code_rows goes with objective: ce")
 

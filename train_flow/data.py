@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -76,6 +77,16 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[held] = False
     return torch.nonzero(rest).flatten(), held
+
+
+def random_shift(levels: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Images (B, C, H, W), each shifted by up to `pixels` both ways; what comes in at an edge is the mirrored image."""
+    b, _, h, w = levels.shape
+    padded = F.pad(levels.float(), (pixels,) * 4, mode="reflect").to(levels.dtype)
+    start = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator).to(levels.device)
+    rows, columns = (s + torch.arange(n, device=levels.device) for s, n in zip(start, (h, w), strict=True))
+    image = torch.arange(b, device=levels.device).view(b, 1, 1)
+    return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)  # indexing puts C last
 
 
 def _folder_splits(root: Path, size, in_chans, skip) -> tuple[Images, Images | None]:

@@ -29,7 +29,7 @@ from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.hub import write_atomically
 
 from .config import TrainConfig
-from .data import Images, stratified_split
+from .data import Images, random_shift, stratified_split
 from .evaluate import batches, evaluate
 from .objective import FlowLoss, gaussian_loss, piecewise
 
@@ -100,6 +100,10 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if config.batch_size % self.world:
             raise ValueError(f"batch_size {config.batch_size} must be a multiple of the {self.world} processes")
+        if config.shift and config.batch_size // self.world < 2:
+            raise ValueError(f"shift needs two images or more a process, got batch_size {config.batch_size}; raise it")
+        if config.shift >= min(train.levels.shape[2:]):
+            raise ValueError(f"shift {config.shift} must be below the image side, {min(train.levels.shape[2:])}")
         self.checkpoint = self.out / "checkpoint.pt"
         if self.checkpoint.exists() and not resume:
             raise FileExistsError(f"{self.checkpoint} exists; go on with --resume, or choose another --out")
@@ -120,8 +124,13 @@ class Trainer:
 
     @property
     def alternates(self) -> bool:
-        """Whether the Gaussians are trained."""
+        """Whether the Gaussians are trained by turns with the flow."""
         return self.config.objective in ("glem", "ml")
+
+    @property
+    def joint(self) -> bool:
+        """Whether the Gaussians are trained in the flow's own steps."""
+        return self.config.objective == "joint"
 
     def _make_data(self) -> None:
         c = self.config
@@ -168,14 +177,14 @@ class Trainer:
         counts = torch.bincount(data.labels.cpu(), minlength=len(data.class_names))
         self.flow.log_prior.copy_((counts / counts.sum()).log())
         self.flow.to(self.device).train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
-        self.flow.prior.requires_grad_(False)  # the Gaussians have an optimizer of their own
+        self.flow.prior.requires_grad_(self.joint)  # by turns, only the Gaussians' own step asks for their gradient
         self.gaussian_adam = torch.optim.Adam([self.flow.prior.mu, self.flow.prior.s])
         self.averaged = None
         if c.average != "none" and self.steps:
             rule = get_ema_multi_avg_fn(c.ema_decay) if c.average == "ema" else None
             self.averaged = AveragedModel(self.flow, multi_avg_fn=rule)
         if self.steps:
-            loss = FlowLoss(self.flow, c.discriminative)
+            loss = FlowLoss(self.flow, c.discriminative, c.temperature)
             if self.world > 1:
                 ids = [self.device.index] if self.device.type == "cuda" else None
                 loss = DistributedDataParallel(loss, device_ids=ids, broadcast_buffers=False)
@@ -267,8 +276,8 @@ class Trainer:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def _images(self, indices: Tensor, step: int, purpose: int) -> tuple[Tensor, Tensor]:
-        """Dequantised images in [-1, 1] and labels of this process's share of `indices`."""
+    def _images(self, indices: Tensor, step: int, purpose: int, whole: int | None = None) -> tuple[Tensor, Tensor]:
+        """Dequantised images in [-1, 1] and labels of this process's share of `indices`; from `whole` on shifted."""
         c = self.config
         indices = indices[self.rank :: self.world]
         where = indices.to(self.train_data.levels.device)
@@ -277,16 +286,21 @@ class Trainer:
         if c.flip:
             flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
             levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
+        if whole is not None:
+            levels = torch.cat([levels[:whole], random_shift(levels[whole:], c.shift, g)])
         x = pixels.dequantize(levels, c.bits, g)
         return x.to(self.device), y.to(self.device)
 
     def _flow_step(self) -> tuple[float, float, float, float]:
         self.scheduler.step_update(self.step)
-        x, y = self._images(self.order(self.step), self.step, NOISE)
-        loss, bpd, accuracy = self.loss(x, y)
-        self.optimizer.zero_grad(set_to_none=True)
+        c = self.config
+        # a shift takes a JPEG's 8x8 blocks off their grid, which costs bits: shifted images do not count in bits/dim
+        whole = c.batch_size // self.world // 2 if c.shift else None
+        x, y = self._images(self.order(self.step), self.step, NOISE, whole)
+        loss, bpd, accuracy = self.loss(x, y, whole)
+        self.flow.zero_grad(set_to_none=True)
         loss.backward()
-        limit = self.config.clip_grad or math.inf
+        limit = c.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.flow.network.parameters(), limit)
         values = torch.stack([loss.detach(), bpd, accuracy, norm.detach()])
         if self.world > 1:
@@ -299,12 +313,14 @@ class Trainer:
                 f"{self.checkpoint} with a smaller clip_grad"
             )
         self.optimizer.step()
+        if self.joint and self.step < self.freeze_step:
+            self._gaussian_adam_step()
         return tuple(values)
 
     def _gaussian_step(self) -> None:
         """One Adam update of all Gaussians on the codes of D_G."""
         c, prior = self.config, self.flow.prior
-        t = self.step / max(self.freeze_step, 1)
+        t = self._alternation_time()
         pool = self.gaussian_pool
         n = min(c.gaussian_images or len(pool), len(pool))
         order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))[:n]
@@ -316,7 +332,9 @@ class Trainer:
                 labels.append(y)
         weight = piecewise(c.kld_weight, t, geometric=False) if c.objective == "glem" else 0.0
         prior.requires_grad_(True)
-        loss = gaussian_loss(prior, torch.cat(codes), torch.cat(labels), weight, c.discriminative, self.flow.dim)
+        loss = gaussian_loss(
+            prior, torch.cat(codes), torch.cat(labels), weight, c.discriminative, self.flow.dim, c.temperature
+        )
         grads = torch.autograd.grad(loss, [prior.mu, prior.s])
         prior.requires_grad_(False)
         if self.world > 1:
@@ -326,11 +344,18 @@ class Trainer:
         if self.gaussian_updates == 1:  # the first update knew no KLD, all Gaussians being equal: forget its moments
             self.gaussian_adam.state.clear()
         prior.mu.grad, prior.s.grad = grads
-        for group in self.gaussian_adam.param_groups:
-            group["lr"] = piecewise(c.gaussian_lr, t, geometric=True)
-        self.gaussian_adam.step()
+        self._gaussian_adam_step()
         prior.mu.grad = prior.s.grad = None
+
+    def _gaussian_adam_step(self) -> None:
+        for group in self.gaussian_adam.param_groups:
+            group["lr"] = piecewise(self.config.gaussian_lr, self._alternation_time(), geometric=True)
+        self.gaussian_adam.step()
         self.gaussian_updates += 1
+
+    def _alternation_time(self) -> float:
+        """Position in the schedules of the Gaussians: 0 at the start, 1 where they freeze."""
+        return self.step / max(self.freeze_step, 1)
 
     def _average(self) -> None:
         c = self.config
@@ -434,7 +459,8 @@ class Trainer:
             return f"Class Gaussians and modes in closed form, one pass over the data; no gradient step.{self.origin}"
         seen = self.step * c.batch_size
         return (
-            f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}), {self.step} steps of batch "
+            f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}, temperature {c.temperature:g}, "
+            f"{f'half of each batch shifted by up to {c.shift} pixels' if c.shift else 'no shifts'}), {self.step} steps of batch "
             f"{c.batch_size} ({seen:,} images), {c.optimizer} with learning rate {c.lr:g} ({c.schedule}), average "
             f"{c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels and modes are stored in "
             f"{'float16' if c.half else 'float32'}.{self.origin}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .bijection import Bijection
+from .pixel_linear import PixelLinear
 
 
-class ActNorm(Bijection):
+class ActNorm(PixelLinear):
     """``y = x * exp(log_scale) + bias`` per channel of (B, C, H, W), in the dtype of the parameters."""
 
     def __init__(self, channels: int):
@@ -22,6 +22,10 @@ class ActNorm(Bijection):
 
     def inverse(self, y: Tensor) -> Tensor:
         return (y - _per_channel(self.bias)) * _per_channel(torch.exp(-self.log_scale))
+
+    @torch.no_grad()
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        return self.log_scale.double().exp().diag(), self.bias.double()
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .actnorm import ActNorm
-from .bijection import Bijection, Chain
+from .bijection import Bijection
+from .chain import Chain
 from .conditioner import ConvNet, ResNet
 from .config import check_keys, closest
 from .conv1x1 import Conv1x1

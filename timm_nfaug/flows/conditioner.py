@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution as a matrix product over channels_last pixels: twice as fast on CPUs as the convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))
-        return y.add_(self.bias.to(y.dtype)).permute(0, 3, 1, 2)  # linear's own bias costs a copy of the output first
 
 
 class ConvNet(nn.Sequential):
@@ -24,7 +12,7 @@ class ConvNet(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, hidden, 3, padding=1),
             nn.ReLU(inplace=True),
-            Pointwise(hidden, hidden),
+            nn.Conv2d(hidden, hidden, 1),
             nn.ReLU(inplace=True),
             zero_init(nn.Conv2d(hidden, out_channels, 3, padding=1)),
         )
@@ -38,7 +26,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.ELU(),
-            Pointwise(channels, channels),
+            nn.Conv2d(channels, channels, 1),
             nn.ELU(),
             zero_init(nn.Conv2d(channels, channels, 3, padding=1)),
         )

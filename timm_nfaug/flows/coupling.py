@@ -42,14 +42,22 @@ class AffineCoupling(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.split(self.sizes, dim=1)
-        log_scale, shift = self._log_scale_and_shift(x1)
-        y2 = torch.addcmul(shift, x2, log_scale.exp())
+        y2, log_scale = self.transform(x1, x2)
         return torch.cat([x1, y2], dim=1), log_scale.sum(dim=(1, 2, 3))
 
     def inverse(self, y: Tensor) -> Tensor:
         y1, y2 = y.split(self.sizes, dim=1)
+        return torch.cat([y1, self.restore(y1, y2)], dim=1)
+
+    def transform(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """y2 and its log-scale, both like x2 (B, C // 2, H, W)."""
+        log_scale, shift = self._log_scale_and_shift(x1)
+        return torch.addcmul(shift, x2, log_scale.exp()), log_scale
+
+    def restore(self, y1: Tensor, y2: Tensor) -> Tensor:
+        """x2 (B, C // 2, H, W) from both halves of an output."""
         log_scale, shift = self._log_scale_and_shift(y1)
-        return torch.cat([y1, (y2 - shift) * torch.exp(-log_scale)], dim=1)
+        return (y2 - shift) * torch.exp(-log_scale)
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, clamp={self.clamp}"

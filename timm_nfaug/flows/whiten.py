@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .bijection import Bijection
-from .conv1x1 import mix_channels
+from .pixel_linear import PixelLinear, mix_channels
 
 
-class Whiten(Bijection):
+class Whiten(PixelLinear):
     """``y = W (x - mean)`` at every pixel of (B, C, H, W); identity until `initialize` has seen data.
 
     Args:
@@ -35,6 +34,11 @@ class Whiten(Bijection):
 
     def inverse(self, y: Tensor) -> Tensor:
         return mix_channels(y, self.inverse_weight, self.mean)
+
+    @torch.no_grad()
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        w = self.weight.double()
+        return w, -(w @ self.mean.double())
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
