@@ -1,5 +1,6 @@
 """Training a flow: every objective, the Gaussians' alternation, schedules and averages, and the command line's report."""
 
+import itertools
 import json
 import math
 
@@ -156,7 +157,7 @@ def test_joint_trains_the_gaussians_in_every_step_until_they_freeze(toy_trainer)
         trainer._flow_step()
         trainer.step += 1
         seen.append(trainer.flow.prior.mu.detach().clone())
-    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:])]
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True, True, False, False] and trainer.gaussian_updates == 2
 
 
