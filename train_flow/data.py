@@ -79,10 +79,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.nonzero(rest).flatten(), held
 
 
-def random_shift(levels: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Images (B, C, H, W), each shifted by up to `pixels` both ways; what comes in at an edge is the mirrored image."""
+def random_shift(levels: Tensor, pixels: int, generator: torch.Generator, mode: str = "reflect") -> Tensor:
+    """Images (B, C, H, W), each shifted by up to `pixels` both ways; `mode` of `F.pad` says what comes in at an edge."""
     b, _, h, w = levels.shape
-    padded = F.pad(levels.float(), (pixels,) * 4, mode="reflect").to(levels.dtype)
+    padded = F.pad(levels.float(), (pixels,) * 4, mode=mode).to(levels.dtype)
     start = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator).to(levels.device)
     rows, columns = (s + torch.arange(n, device=levels.device) for s, n in zip(start, (h, w), strict=True))
     image = torch.arange(b, device=levels.device).view(b, 1, 1)
