@@ -29,8 +29,8 @@ def validate(result: Any) -> None:
     """Raises ValueError with everything that is wrong with a result."""
     if not isinstance(result, dict):
         raise ValueError(f"a result is an object with {', '.join(REQUIRED)}, got {type(result).__name__}")
-    errors = _check_keys(result, REQUIRED, "the result")
-    errors += _check_keys(result, OPTIONAL, "the result", required=False)
+    errors = check_keys(result, REQUIRED, "the result")
+    errors += check_keys(result, OPTIONAL, "the result", required=False)
     known = [*REQUIRED, *OPTIONAL]
     errors += [f"unknown key {key!r}; known: {', '.join(known)}" for key in result if key not in known]
     filled = ("benchmark", "command", "data", "results")
@@ -40,14 +40,14 @@ def validate(result: Any) -> None:
         errors.append(f"'seeds' must hold integers, got {seeds!r}")
     environment = result.get("environment")
     if isinstance(environment, dict):
-        errors += _check_keys(environment, ENVIRONMENT, "environment")
+        errors += check_keys(environment, ENVIRONMENT, "environment")
         for key, wanted in (("machine", MACHINE), ("versions", VERSIONS)):
             if isinstance(environment.get(key), dict):
-                errors += _check_keys(environment[key], wanted, f"environment.{key}")
+                errors += check_keys(environment[key], wanted, f"environment.{key}")
         commit = environment.get("commit")
         if isinstance(commit, str) and commit != "unknown" and not re.fullmatch(r"[0-9a-f]{40}", commit):
             errors.append(f"environment.commit must be a full hash or 'unknown', got {commit!r}")
-    errors += _check_values(result, "")
+    errors += check_values(result, "")
     if errors:
         raise ValueError("not a valid result: " + "; ".join(errors))
 
@@ -62,7 +62,7 @@ def validate_file(path: Path) -> dict:
     return result
 
 
-def _check_keys(values: dict, wanted: dict, where: str, required: bool = True) -> list[str]:
+def check_keys(values: dict, wanted: dict, where: str, required: bool = True) -> list[str]:
     errors = []
     for key, types in wanted.items():
         if key not in values:
@@ -80,18 +80,18 @@ def _is(value: Any, types) -> bool:
     return isinstance(value, types)
 
 
-def _check_values(value: Any, where: str) -> list[str]:
+def check_values(value: Any, where: str) -> list[str]:
     """Finite numbers, string keys, no absolute path, at any depth."""
     if isinstance(value, dict):
         errors = []
         for key, v in value.items():
             if not isinstance(key, str):
                 errors.append(f"key {key!r} at {where or 'the top'} is no string")
-            errors += _check_values(str(key), f"a key of {where or 'the result'}")
-            errors += _check_values(v, f"{where}.{key}" if where else str(key))
+            errors += check_values(str(key), f"a key of {where or 'the result'}")
+            errors += check_values(v, f"{where}.{key}" if where else str(key))
         return errors
     if isinstance(value, (list, tuple)):
-        return [e for i, v in enumerate(value) for e in _check_values(v, f"{where}[{i}]")]
+        return [e for i, v in enumerate(value) for e in check_values(v, f"{where}[{i}]")]
     if isinstance(value, str):
         return [f"{where} holds an absolute path: {value!r}"] if ABSOLUTE_PATH.search(value) else []
     if value is None or isinstance(value, (bool, int)):

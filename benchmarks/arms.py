@@ -1,0 +1,286 @@
+"""The arms of the classification benchmarks: what happens to a batch between crop and loss.
+
+An arm is an `Arm` with any of four parts: a policy on single PIL images, a change of uint8 batches, a step on normalised
+tensors (erasing, mixing), and a loss. All random numbers come from the generator of the step or, in timm's and
+torchvision's parts, from the global generators, which the training loop seeds from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import Mixup
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+import timm_nfaug as nfa
+from benchmarks.pillow import guard_posterize
+from timm_nfaug import pixels
+from timm_nfaug.augment import NFAugment
+from timm_nfaug.flows.model import ConditionalFlow
+from train_flow.data import Images
+from train_flow.evaluate import batches
+
+RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+LevelsStep = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+class Arm:
+    """No augmentation beyond crop and flip: the baseline, and what the others start from.
+
+    Args:
+        policy: PIL image to PIL image.
+        levels: uint8 images (B, C, H, W), labels (B,), generator to uint8 images; runs after the policy.
+        erase: timm's RandomErasing at the end.
+        mix: timm's Mixup at the end.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[Image.Image], Image.Image] | None = None,
+        levels: LevelsStep | None = None,
+        erase: bool = False,
+        mix: Mixup | None = None,
+    ):
+        self.policy, self.levels, self.mix = policy, levels, mix
+        self.erase = RandomErasing(probability=0.25, mode="pixel", device="cpu") if erase else None
+
+    def start(self, model: nn.Module, steps: int) -> None:
+        """Called once before the first step."""
+
+    def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        if self.policy is not None:
+            moved = [_to_tensor(self.policy(_to_pil(image))) for image in levels.cpu()]
+            levels = torch.stack(moved).to(levels.device)
+        return levels if self.levels is None else self.levels(levels, y, g)
+
+    def tensors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mix is not None:
+            x, y = self.mix(x, y)
+        if self.erase is not None:
+            self.erase.device = x.device
+            x = self.erase(x)
+        return x, y
+
+    def loss(self, model: nn.Module, x: Tensor, target: Tensor, step: int) -> Tensor:
+        return F.cross_entropy(model(x), target)  # target: labels (B,) or, of a mix, probabilities (B, K)
+
+
+def _to_pil(levels: Tensor) -> Image.Image:
+    return v2.functional.to_pil_image(levels)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return v2.functional.pil_to_tensor(image)
+
+
+class ISDA(Arm):
+    """Implicit semantic data augmentation (Wang et al., NeurIPS 2019): features move along the covariance of their class.
+
+    The expected cross-entropy over such moves has a bound in closed form, which is the loss. Class covariances of the
+    features are running averages over the training.
+    """
+
+    def __init__(self, strength: float = 0.5):
+        super().__init__()
+        self.strength = strength
+
+    def start(self, model: nn.Module, steps: int) -> None:
+        weight = model.get_classifier().weight
+        k, d = weight.shape
+        self.steps = steps
+        self.count, self.mean = weight.new_zeros(k, 1), weight.new_zeros(k, d)
+        self.covariance = weight.new_zeros(k, d, d)
+
+    def loss(self, model: nn.Module, x: Tensor, target: Tensor, step: int) -> Tensor:
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        head = model.get_classifier()
+        logits = head(features)
+        with torch.autocast(x.device.type, enabled=False):
+            self._update(features.detach().float(), target)
+            w = head.weight.float()
+            strength = self.strength * (step + 1) / self.steps
+            spread = w @ self.covariance @ w.T  # (K, K, K): of class y between the rows of w
+            own = torch.arange(len(w), device=w.device)
+            cross = spread[own, own]  # (K, K): row y of the spread of class y
+            variance = spread.diagonal(dim1=1, dim2=2) - 2 * cross + cross.diagonal().unsqueeze(1)
+            return F.cross_entropy(logits.float() + 0.5 * strength * variance[target], target)
+
+    @torch.no_grad()
+    def _update(self, features: Tensor, y: Tensor) -> None:
+        """Welford's update of count, mean and covariance of every class with a batch."""
+        for k in y.unique().tolist():
+            rows = features[y == k]
+            n, m = self.count[k], len(rows)
+            new = rows.mean(0)
+            delta = new - self.mean[k]
+            centred = rows - new
+            scatter = centred.T @ centred + torch.outer(delta, delta) * (n * m / (n + m))
+            self.covariance[k] = (self.covariance[k] * n + scatter) / (n + m)
+            self.mean[k] += delta * m / (n + m)
+            self.count[k] += m
+
+
+class Adversarial(Arm):
+    """An adversarial step in the code space (Yüksel et al., ICCV 2021): codes move up the classifier's loss.
+
+    The move has the length that NFAugment's move along the modes has on average at the same strength.
+    """
+
+    def __init__(self, flow: ConditionalFlow, strength: float, modes: int, p: float):
+        super().__init__()
+        self.flow, self.strength, self.modes, self.p = flow.requires_grad_(False), strength, modes, p
+
+    def start(self, model: nn.Module, steps: int) -> None:
+        self.model = model
+
+    def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        chosen = (torch.rand(len(levels), generator=g) < self.p).to(levels.device)
+        if not chosen.any():
+            return levels
+        x, labels = pixels.levels_to_model(levels[chosen]), y[chosen]
+        length = self.strength * self.flow.prior.mode_std[:, : self.modes].square().sum(1).sqrt()[labels].unsqueeze(1)
+        with torch.no_grad():
+            z = self.flow(x)[0]
+            # from a random start, as a step from the image itself meets a vanishing gradient where the loss is small
+            z = z + 0.1 * length * F.normalize(torch.randn(z.shape, generator=g).to(z.device), dim=1)
+        z.requires_grad_()
+        with torch.enable_grad():
+            self.model.eval()  # the statistics of batch norm are not to learn from the search
+            loss = F.cross_entropy(self.model(self.flow.inverse(z) * 2), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, z)
+            self.model.train()
+        with torch.no_grad():
+            moved = self.flow.inverse(z + 0.9 * length * F.normalize(gradient, dim=1))
+        finite = moved.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
+        levels = levels.clone()
+        levels[chosen] = pixels.model_to_levels(torch.where(finite, moved, x).clamp(-1, 1))
+        return levels
+
+
+@dataclass
+class Settings:
+    """Of the arms that use a flow. The defaults are NFAugment's."""
+
+    strength: float = 0.5
+    modes: int = 32
+    p: float = 1.0
+    temperature: float = 0.7  # of `samples`
+
+
+# Arms on a flow that is given by name, and the arm whose flow they use unless one of their own is given.
+NEEDS_FLOW = {
+    "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
+    "patch-pca": "glem", "ce": "ce", "ml": "ml", "random": "random",
+}  # fmt: skip
+ARMS = ("baseline", "sa", "linear", "sa+linear", "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
+
+
+def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings) -> Arm:
+    """An arm for training on `data`.
+
+    Args:
+        flow: of the arms in `NEEDS_FLOW`. Its class Gaussians and modes are estimated anew on `data`, so that nothing but
+            the network knows of other images; with conditional encoding, where there are none of a class, it stays as it is.
+    """
+    if name not in ARMS:
+        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
+    if name in NEEDS_FLOW and flow is None:
+        raise ValueError(f"arm {name} needs a flow: --flow {NEEDS_FLOW[name]}=NAME")
+    if (name == "ce") != bool(flow is not None and flow.config.code_rows) and name in NEEDS_FLOW:
+        raise ValueError(f"arm {name} takes a flow {'with' if name == 'ce' else 'without'} conditional encoding (code_rows)")
+    classes = len(data.class_names)
+    if name == "baseline":
+        return Arm()
+    if name == "sa":
+        return Arm(randaugment(), erase=True)
+    if name == "isda":
+        return ISDA()
+    if name == "mixup":
+        return Arm(mix=Mixup(mixup_alpha=1.0, cutmix_alpha=0.0, label_smoothing=0.0, num_classes=classes))
+    if name == "cutmix":
+        return Arm(mix=Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, prob=0.5, label_smoothing=0.0, num_classes=classes))
+    if name == "trivial":
+        return Arm(v2.TrivialAugmentWide())
+    if name == "ce":
+        return Arm(levels=nfa_step(NFAugment(flow, s.strength, s.modes, s.p)))
+    if name in ("linear", "sa+linear"):
+        step = nfa_step(fitted(linear_flow(data), data, s))
+        return Arm(levels=step) if name == "linear" else Arm(randaugment(), step, erase=True)
+    augment = fitted(flow, data, s)
+    if name == "isotropic":
+        return Arm(levels=nfa_step(NFAugment(augment.flow, s.strength, s.modes, s.p, kind="isotropic")))
+    if name == "adversarial":
+        return Adversarial(augment.flow, s.strength, s.modes, s.p)
+    if name == "samples":
+        return Arm(levels=sample_step(augment.flow, s))
+    if name in ("pixel-pca", "patch-pca"):
+        control = fitted(linear_flow(data) if name == "pixel-pca" else patch_flow(data), data, s)
+        control.strength *= mean_move(augment, data) / mean_move(control, data)
+        return Arm(levels=nfa_step(control))
+    step = nfa_step(augment)
+    return Arm(randaugment(), step, erase=True) if name == "sa+glem" else Arm(levels=step)
+
+
+def randaugment() -> Callable:
+    guard_posterize()
+    return rand_augment_transform(RANDAUGMENT, {"translate_const": 10, "img_mean": (128, 128, 128)})
+
+
+def nfa_step(augment: NFAugment) -> LevelsStep:
+    return lambda levels, y, g: augment(levels, y, generator=g)[0]
+
+
+def sample_step(flow: ConditionalFlow, s: Settings) -> LevelsStep:
+    """Images replaced by samples of their class, each with probability p."""
+
+    @torch.no_grad()
+    def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        chosen = (torch.rand(len(levels), generator=g) < s.p).to(levels.device)
+        x = flow.sample(y[chosen], s.temperature, generator=g)
+        levels = levels.clone()
+        finite = x.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
+        levels[chosen] = torch.where(finite, pixels.model_to_levels(x.clamp(-1, 1)), levels[chosen])
+        return levels
+
+    return step
+
+
+def linear_flow(data: Images) -> ConditionalFlow:
+    """Eigen-images of the classes of `data`; no training."""
+    return nfa.create_flow("linear", input_size=tuple(data.levels.shape[1:]), num_classes=len(data.class_names))
+
+
+def patch_flow(data: Images) -> ConditionalFlow:
+    """The conv_p4 flows without their couplings: whitened patches."""
+    shape = tuple(data.levels.shape[1:])
+    flow = nfa.create_flow("conv_p4_tiny", input_size=shape, num_classes=len(data.class_names), depth=0)
+    flow.initialize(pixels.levels_to_model(data.levels[:2048].cpu()))
+    return flow
+
+
+def fitted(flow: ConditionalFlow, data: Images, s: Settings) -> NFAugment:
+    """NFAugment with class Gaussians and modes of `data`."""
+    flow = flow.to(data.levels.device).eval()
+    rare = int(torch.bincount(data.labels, minlength=len(data.class_names)).min())
+    modes = min(s.modes, rare - 1)
+    if modes < 1:
+        raise ValueError(f"modes of a class need two images or more, one class has {rare}; take a larger fraction")
+    shared = flow.with_prior(type(flow.prior)(1, flow.dim, num_modes=modes))  # the class count is that of the data
+    return NFAugment(shared, s.strength, modes, s.p).fit(batches(data, 512), len(data.class_names))
+
+
+def mean_move(augment: NFAugment, data: Images, count: int = 256) -> float:
+    """Mean absolute change of a pixel, in levels, over images spread over `data`."""
+    pick = torch.arange(min(count, len(data)), device=data.levels.device) * len(data) // min(count, len(data))
+    levels, labels = data.levels[pick], data.labels[pick]
+    p, augment.p = augment.p, 1.0
+    moved, _ = augment(levels, labels, generator=torch.Generator().manual_seed(0))
+    augment.p = p
+    return (moved.float() - levels.float()).abs().mean().item()

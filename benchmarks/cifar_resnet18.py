@@ -1,0 +1,178 @@
+"""ResNet18 on CIFAR with every augmentation: the paper's first comparison, with the controls a reviewer asks for.
+
+    python -m benchmarks.cifar_resnet18 --data cifar10 --data-dir DIR --arms baseline sa glem --flow glem=NAME
+
+The recipe is the paper's (Enescu & Sahbi, ACCV 2024): 30 epochs of batch 128 on CIFAR-10, 50 of 198 on CIFAR-100. At a
+fraction of the training set each seed draws its own stratified subset, the same for every arm, so arms are compared seed
+by seed. Class Gaussians and modes of a flow are estimated on the run's own training images; what its network was trained
+on is stated by `--flow-trained-on` and recorded. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
+on record are skipped, so the command goes on where it stopped.
+
+Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import records
+from benchmarks.arms import ARMS, NEEDS_FLOW, Settings, make_arm
+from benchmarks.classifier import MODELS, Recipe, test, train
+from benchmarks.common import command_line, environment
+from timm_nfaug.flows.model import ConditionalFlow
+from train_flow.data import Images, load_data, stratified_split
+
+SUITE = "cifar_resnet18"
+PAPER = {"cifar10": (30, 128), "cifar100": (50, 198)}  # epochs, batch size
+HELD = 0.1
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    if args.device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True
+    data, val, name = read_data(args)
+    path = args.record or records.suite_file(SUITE)
+    done = {records.key(r) for r in records.read(path)}
+    started = time.monotonic()
+    for seed in args.seeds:
+        for arm in args.arms:
+            for epochs in args.epochs:
+                recipe = Recipe(args.model, epochs, args.batch_size, bf16=args.bf16, compile=args.compile)
+                run = describe(args, arm, seed, recipe, name)
+                if records.key(run) in done:
+                    continue
+                if time.monotonic() - started > args.time_limit:
+                    print("time limit reached; the same command goes on")
+                    return 0
+                execute(run, args, data, val, recipe)
+                records.append(run, path)
+                m = run["metrics"]
+                print(
+                    f"{arm}, fraction {args.fraction:g}, seed {seed}, {epochs} epochs: top-1 {m['top1']:.2f}, "
+                    f"nll {m['nll']:.3f}, ece {m['ece']:.1f}, {run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
+                    flush=True,
+                )
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cifar_resnet18", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="cifar10, cifar100 or an ImageFolder tree with train/ and val/")
+    parser.add_argument("--data-dir", help="where CIFAR lies or is downloaded to")
+    parser.add_argument("--data-name", help="how the record calls the data; required for a tree")
+    parser.add_argument("--image-size", type=int, default=32, help="of a tree's images")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:3], metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--flow", nargs="+", default=[], metavar="ARM=NAME", help="flows of the arms: glem=NAME_OR_DIR ce=DIR")
+    parser.add_argument("--flow-trained-on", default="all labelled images", help="on record, what the networks have seen")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the training set, above 0")
+    parser.add_argument("--split", choices=("test", "held"), default="test", help="what is reported on; held: to choose settings")
+    parser.add_argument("--model", choices=MODELS, default="resnet18")
+    parser.add_argument("--epochs", type=int, nargs="+", help="several make arms of equal time comparable; default: the paper's")
+    parser.add_argument("--batch-size", type=int, help="default: the paper's")
+    parser.add_argument("--corrupted", type=int, default=0, help="test images for the corruptions; 0: none")
+    for field in dataclasses.fields(Settings):
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which no run is started")
+    parser.add_argument("--record", type=Path, help="another file for the runs")
+    args = parser.parse_args(argv)
+    if not 0 < args.fraction <= 1:
+        parser.error(f"--fraction must be above 0 and at most 1, got {args.fraction:g}")
+    epochs, batch_size = PAPER.get(args.data, PAPER["cifar10"])
+    args.epochs, args.batch_size = args.epochs or [epochs], args.batch_size or batch_size
+    flows = dict(item.partition("=")[::2] for item in args.flow)
+    unknown = set(flows) - set(NEEDS_FLOW)
+    if unknown:
+        parser.error(f"--flow takes ARM=NAME with an arm of {', '.join(NEEDS_FLOW)}; got {', '.join(sorted(unknown))}")
+    missing = [a for a in args.arms if a in NEEDS_FLOW and not (flows.get(a) or flows.get(NEEDS_FLOW[a]))]
+    if missing:
+        parser.error(f"arm {missing[0]} needs --flow {NEEDS_FLOW[missing[0]]}=NAME")
+    if args.data not in PAPER and not args.data_name:
+        parser.error("--data-name is needed with an ImageFolder tree, e.g. 'CIFAR-10 (JPEG)'")
+    args.flow = flows
+    args.command = command_line("benchmarks.cifar_resnet18", argv)
+    return args
+
+
+def read_data(args: argparse.Namespace) -> tuple[Images, Images, str]:
+    """Training pool, the images that are reported on, both on the device, and the name of the data."""
+    if args.data in PAPER:
+        data, val = load_data(args.data, args.data_dir)
+        name = args.data_name or {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[args.data]
+    else:
+        data, val = load_data("folder", args.data, args.image_size)
+        name = args.data_name
+    if val is None:
+        raise SystemExit(f"{args.data} has no val/ folder beside train/; the comparison is reported on it")
+    args.total = len(data)
+    if args.fraction < 1 or args.split == "held":
+        rest, held = stratified_split(data.labels, HELD, seed=0)
+        if args.split == "held":
+            val = data.subset(held)
+        data = data.subset(rest)
+    return *(Images(d.levels.to(args.device), d.labels.to(args.device), d.class_names) for d in (data, val)), name
+
+
+def subset(data: Images, total: int, fraction: float, seed: int) -> Images:
+    """`fraction` of `total` images from `data`, stratified, another choice for every seed; all of `data` for 1."""
+    share = fraction * total / len(data)
+    if share >= 1:
+        return data
+    return data.subset(stratified_split(data.labels.cpu(), share, seed + 1)[1].to(data.levels.device))
+
+
+def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name: str) -> dict:
+    """What identifies a run."""
+    settings = dataclasses.asdict(recipe)
+    flow = None
+    if arm in NEEDS_FLOW:
+        flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
+        flow = Path(flow).name if Path(flow).is_dir() else flow
+        settings["flow_trained_on"] = args.flow_trained_on
+    if arm in NEEDS_FLOW or "linear" in arm:
+        settings |= {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if f.name != "temperature"}
+    if arm == "samples":
+        settings = {k: v for k, v in settings.items() if k not in ("strength", "modes")} | {"temperature": args.temperature}
+    return {
+        "suite": SUITE, "data": name, "split": args.split, "fraction": args.fraction, "arm": arm, "seed": seed,
+        "flow": flow, "settings": settings,
+    }  # fmt: skip
+
+
+def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, recipe: Recipe) -> None:
+    """Trains and tests one classifier and completes its record."""
+    images = subset(data, args.total, args.fraction, run["seed"])
+    arm, flow_seconds = run["arm"], 0.0
+    flow, info = None, {}
+    if arm in NEEDS_FLOW:
+        flow = ConditionalFlow.from_pretrained(args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]).to(args.device).eval()
+        info = flow.config.info
+        flow_seconds += float(info.get("training_seconds") or 0.0)
+    start = time.perf_counter()
+    settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)})
+    made = make_arm(arm, images, flow, settings)
+    flow_seconds += time.perf_counter() - start if arm in NEEDS_FLOW or "linear" in arm else 0.0
+    model, cost = train(images, made, recipe, run["seed"])
+    e = environment()
+    device = e["machine"]["gpu"] if args.device.startswith("cuda") else f"{e['machine']['cpu']}, {args.threads} threads"
+    run |= {
+        "metrics": test(model, val, recipe.bf16, args.corrupted), "training_images": len(images), **cost,
+        "flow_seconds": flow_seconds, "flow_metrics": info.get("metrics", {}), "device": device,
+        "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"], "date": e["date"], "command": args.command,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

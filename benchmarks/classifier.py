@@ -1,0 +1,163 @@
+"""Training and testing one image classifier on images that lie on the device as one uint8 tensor.
+
+The recipe is that of Enescu & Sahbi (ACCV 2024): ResNet18 with a 3x3 stem and no pooling, random crop and flip, SGD with
+momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to 0.1.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.utils import random_seed
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_calibration_error
+from torchvision.transforms import v2
+
+from benchmarks.arms import Arm
+from timm_nfaug import pixels
+from train_flow.data import Images, random_shift
+from train_flow.trainer import generator
+
+ORDER, CROP, AUGMENT = range(100, 103)  # purposes of random numbers, apart from those of a flow's training
+
+# The small one is ResNet18's shape with one block a stage and half the channels, for comparisons on a CPU.
+MODELS = {"resnet18": {}, "resnet10_half": {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)}}
+
+
+@dataclass
+class Recipe:
+    model: str = "resnet18"
+    epochs: int = 30
+    batch_size: int = 128
+    max_lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop: int = 4  # pixels of zeros around the image that a crop may take in
+    bf16: bool = True  # autocast
+    compile: bool = False
+
+
+def make_classifier(name: str, num_classes: int) -> nn.Module:
+    """A timm ResNet with the stem that small images need: 3x3, stride 1, no pooling."""
+    model = timm.create_model("resnet18", num_classes=num_classes, **MODELS[name])
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm initialises the others
+    model.maxpool = nn.Identity()
+    return model.to(memory_format=torch.channels_last)
+
+
+def normalize(levels: Tensor) -> Tensor:
+    """uint8 levels to floats of mean 0.5 and standard deviation 0.25 taken off, as the classifiers see them."""
+    return (pixels.levels_to_model(levels) * 2).contiguous(memory_format=torch.channels_last)
+
+
+def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module, dict]:
+    """Trains one classifier on `data`, on the device where its images lie.
+
+    Everything but the arm is a function of the seed and the step, so that arms of one seed see the same images in the
+    same order with the same crops and flips.
+
+    Returns:
+        The classifier, and images_seen, seconds, cpu_seconds (of this process).
+    """
+    device = data.levels.device
+    torch.manual_seed(seed)
+    model = make_classifier(recipe.model, len(data.class_names)).to(device).train()
+    run = torch.compile(model) if recipe.compile else model
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.max_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    per_epoch = len(data) // recipe.batch_size
+    if not per_epoch:
+        raise ValueError(f"{len(data)} training images do not fill a batch of {recipe.batch_size}; lower the batch size")
+    steps = recipe.epochs * per_epoch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=steps)
+    arm.start(model, steps)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for step in range(steps):
+        epoch, i = divmod(step, per_epoch)
+        if i == 0:
+            order = torch.randperm(len(data), generator=generator(seed, ORDER, epoch)).to(device)
+        index = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
+        levels, y = crop_and_flip(data.levels[index], recipe.crop, generator(seed, CROP, step)), data.labels[index]
+        g = generator(seed, AUGMENT, step)
+        # timm's and torchvision's augmentations draw from the global generators
+        random_seed(int(torch.randint(0, 2**31, (), generator=g)))
+        levels = arm.images(levels, y, g)
+        x, target = arm.tensors(normalize(levels), y)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss = arm.loss(run, x, target, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return model, {"images_seen": steps * recipe.batch_size, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def crop_and_flip(levels: Tensor, crop: int, g: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) shifted by up to `crop` pixels, black coming in, and mirrored or not."""
+    levels = random_shift(levels, crop, g, mode="constant")
+    flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
+    return torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 500) -> Tensor:
+    """(N, K) float32."""
+    model.eval()
+    out = []
+    for part in levels.split(batch_size):
+        with torch.autocast(levels.device.type, torch.bfloat16, enabled=bf16):
+            out.append(model(normalize(part)).float())
+    return torch.cat(out)
+
+
+def test(model: nn.Module, data: Images, bf16: bool, corrupted: int = 0) -> dict[str, float]:
+    """top1 and ece in percent, nll in nats; with `corrupted`, top1 on so many images under every corruption too."""
+    logits = logits_of(model, data.levels, bf16)
+    found = {
+        "top1": 100 * (logits.argmax(1) == data.labels).float().mean().item(),
+        "nll": F.cross_entropy(logits, data.labels).item(),
+        "ece": 100 * multiclass_calibration_error(logits.softmax(1), data.labels, logits.shape[1], n_bins=15).item(),
+    }
+    if corrupted:
+        pick = torch.arange(corrupted, device=data.levels.device) * len(data) // corrupted
+        levels, labels = data.levels[pick], data.labels[pick]
+        scores = []
+        for i, corruption in enumerate(CORRUPTIONS.values()):
+            torch.manual_seed(i)
+            scores.append((logits_of(model, corruption(levels), bf16).argmax(1) == labels).float().mean().item())
+        found["corrupted_top1"] = 100 * sum(scores) / len(scores)
+    return found
+
+
+def _noise(levels: Tensor) -> Tensor:
+    return v2.functional.to_dtype(v2.GaussianNoise(sigma=0.08)(levels.float() / 255), torch.uint8, scale=True)
+
+
+def _pixelate(levels: Tensor) -> Tensor:
+    small = v2.functional.resize(levels, [levels.shape[2] * 5 // 8, levels.shape[3] * 5 // 8])
+    return v2.functional.resize(small, list(levels.shape[2:]), v2.InterpolationMode.NEAREST)
+
+
+# In the manner of CIFAR-10-C (Hendrycks & Dietterich 2019), by torchvision's operations at one middle severity each; not
+# the published set, whose images cannot be made without its own code.
+CORRUPTIONS = {
+    "gaussian noise": _noise,
+    "gaussian blur": lambda x: v2.functional.gaussian_blur(x, [5, 5], [1.0, 1.0]),
+    "brightness": lambda x: v2.functional.adjust_brightness(x, 1.5),
+    "darkness": lambda x: v2.functional.adjust_brightness(x, 0.5),
+    "contrast": lambda x: v2.functional.adjust_contrast(x, 0.4),
+    "saturation": lambda x: v2.functional.adjust_saturation(x, 0.2),
+    "hue": lambda x: v2.functional.adjust_hue(x, 0.15),
+    "posterize": lambda x: v2.functional.posterize(x, 3),
+    "pixelate": _pixelate,
+    "rotation": lambda x: v2.functional.rotate(x, 15, v2.InterpolationMode.BILINEAR),
+}

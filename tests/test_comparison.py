@@ -1,0 +1,273 @@
+"""The classification comparison: arms on equal terms, their losses, the record of runs and its statistics."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy import stats
+from torch.distributions import MultivariateNormal
+
+from benchmarks import records
+from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
+from benchmarks.cifar_resnet18 import main, subset
+from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
+from timm_nfaug.flows.conv1x1 import Conv1x1
+from train_flow.data import Images
+
+SMALL = ["--model", "resnet10_half", "--epochs", "1", "--batch-size", "8", "--threads", "1"]
+
+
+@pytest.fixture
+def data(toy_images) -> Images:
+    return Images(*toy_images, ["a", "b", "c"])
+
+
+@pytest.fixture
+def tree(toy_images, tmp_path):
+    """train/ and val/ of the toy images as PNG files."""
+    for i, (levels, k) in enumerate(zip(toy_images[0].permute(0, 2, 3, 1).numpy(), toy_images[1].tolist(), strict=True)):
+        for split in ("train", "val"):
+            folder = tmp_path / "tree" / split / "abc"[k]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels).save(folder / f"{i:03d}.png")
+    return tmp_path / "tree"
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# -- arms --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce"}))
+def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small_flow):
+    torch.manual_seed(0)
+    model = make_classifier("resnet10_half", 3)
+    arm = make_arm(name, data, small_flow if name in NEEDS_FLOW else None, Settings(modes=4))
+    arm.start(model, 10)
+    levels, y = data.levels[:16], data.labels[:16]
+    before = levels.clone()
+
+    def batch(seed):
+        torch.manual_seed(seed)
+        levels_out = arm.images(levels, y, generator(seed))
+        x, target = arm.tensors(levels_out.float() / 255, y)
+        return levels_out, x, target
+
+    out, x, target = batch(1)
+    assert torch.equal(levels, before), "the caller's images were changed"
+    assert out.shape == levels.shape and out.dtype == torch.uint8
+    if name not in ("sa", "sa+glem", "sa+linear", "trivial", "mixup", "cutmix"):  # timm's parts draw from Python's generators
+        again = batch(1)
+        assert torch.equal(out, again[0]) and torch.equal(x, again[1])
+    draws = [batch(seed) for seed in range(5)]  # cutmix leaves half of the batches as they are
+    changed = any(not torch.equal(o, levels) or not torch.equal(v, levels.float() / 255) for o, v, _ in draws)
+    assert changed == (name not in ("baseline", "isda"))
+    assert (target.ndim == 2) == (name in ("mixup", "cutmix"))
+    loss = arm.loss(model, x, target, 0)
+    assert loss.isfinite() and loss.requires_grad
+
+
+def test_controls_move_pixels_as_far_as_the_flow(data, small_flow):
+    s = Settings(modes=4, strength=0.3)
+    with torch.no_grad():
+        for layer in small_flow.network.layers:  # a flow whose codes are another picture than pixels or patches
+            if isinstance(layer, Conv1x1):
+                layer.weight[:8] *= 5
+    wanted = mean_move(fitted(small_flow, data, s), data)
+    for name, make in (("pixel-pca", linear_flow), ("patch-pca", patch_flow)):
+        step = make_arm(name, data, small_flow, s).levels
+        moved = step(data.levels, data.labels, generator())
+        found = (moved.float() - data.levels.float()).abs().mean().item()
+        assert found == pytest.approx(wanted, rel=0.08), name  # other draws, and clamping at the ends of the range
+        plain = mean_move(fitted(make(data), data, s), data)
+        assert abs(plain / wanted - 1) > 0.15, "the control needed no scaling, so this proves nothing"
+
+
+def test_modes_come_from_the_runs_own_images(data, small_flow):
+    """A class's modes fitted on part of the data are those of that part, whatever the flow stored."""
+    part = data.subset(torch.arange(0, 60, 2))
+    one, other = fitted(small_flow, data, Settings(modes=4)).flow, fitted(small_flow, part, Settings(modes=4)).flow
+    assert not torch.allclose(one.prior.mode_std, other.prior.mode_std)
+    z = small_flow(part.levels[part.labels == 0].float() / 127.5 - 1)[0]
+    torch.testing.assert_close(other.prior.mu[0], z.mean(0), rtol=0, atol=0.05)  # levels sit at their centres: 1/256 apart
+
+
+def test_adversarial_step_raises_the_loss_more_than_a_random_one(data, small_flow):
+    torch.manual_seed(0)
+    model = make_classifier("resnet10_half", 3)
+    s = Settings(modes=4, strength=0.5)
+    losses = {}
+    for name in ("adversarial", "isotropic"):
+        arm = make_arm(name, data, small_flow, s)
+        arm.start(model, 1)
+        images = arm.images(data.levels, data.labels, generator())
+        model.eval()
+        with torch.no_grad():
+            losses[name] = F.cross_entropy(model(images.float() / 255 * 4 - 2), data.labels).item()
+    assert losses["adversarial"] > losses["isotropic"]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_isda_loss_bounds_the_sampled_one(data):
+    """The closed form is at least the mean cross-entropy over features moved along their class's covariance."""
+    torch.manual_seed(0)
+    model = make_classifier("resnet10_half", 3).eval()
+    head = model.get_classifier()
+    torch.nn.init.normal_(head.weight, std=3.0)
+    x, y = data.levels.float() / 127.5 - 1, data.labels
+    arm = ISDA(strength=1.0)
+    arm.start(model, 1)
+    with torch.no_grad():
+        loss = arm.loss(model, x, y, 0)
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        for k in range(3):  # the running moments after one batch are the batch's
+            rows = features[y == k]
+            torch.testing.assert_close(arm.covariance[k], torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-5)
+        eye = 1e-6 * torch.eye(features.shape[1])
+        noise = [MultivariateNormal(torch.zeros(len(eye)), c + eye).sample((500,)) for c in arm.covariance]
+        sampled = torch.stack([F.cross_entropy(head(f + noise[k]), y[:1].new_full((500,), k)) for f, k in zip(features, y)])
+    plain = F.cross_entropy(head(features), y)
+    assert loss > sampled.mean() + 0.01 and loss > plain + 0.01
+    arm.strength = 0.0
+    torch.testing.assert_close(arm.loss(model, x, y, 0), F.cross_entropy(model(x), y))
+
+
+def test_wrong_arms_are_refused(data, small_flow):
+    with pytest.raises(ValueError, match="unknown arm 'glen'"):
+        make_arm("glen", data, None, Settings())
+    with pytest.raises(ValueError, match="arm glem needs a flow: --flow glem=NAME"):
+        make_arm("glem", data, None, Settings())
+    with pytest.raises(ValueError, match="arm ce takes a flow with conditional encoding"):
+        make_arm("ce", data, small_flow, Settings())
+    with pytest.raises(ValueError, match="two images or more, one class has 1; take a larger fraction"):
+        make_arm("linear", data.subset(torch.cat([torch.where(data.labels == k)[0][:1] for k in range(3)])), None, Settings())
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_arms_of_a_seed_see_the_same_crops(data):
+    """A part that does nothing leaves training to the last bit as it was: arms differ in nothing else."""
+    recipe = Recipe("resnet10_half", epochs=1, batch_size=16, bf16=False)
+    weights = []
+    for levels in (None, lambda levels, y, g: levels):
+        arm = make_arm("baseline", data, None, Settings())
+        arm.levels = levels
+        model, cost = train(data, arm, recipe, seed=3)
+        weights.append(model.fc.weight)
+        assert cost["images_seen"] == 48  # three full batches of the 60 images
+    assert torch.equal(*weights)
+    assert not torch.equal(train(data, make_arm("baseline", data, None, Settings()), recipe, seed=4)[0].fc.weight, weights[0])
+
+
+def test_crop_and_flip_is_that_of_torchvision(data):
+    """Every result is some crop of the image padded by four black pixels, mirrored or not."""
+    levels = data.levels[:8]
+    out = crop_and_flip(levels, 4, generator())
+    padded = F.pad(levels, (4, 4, 4, 4))
+    flips = 0
+    for image, source in zip(out, padded, strict=True):
+        candidates = [(source[:, i : i + 32, j : j + 32], i, j) for i in range(9) for j in range(9)]
+        straight = any(torch.equal(image, c) for c, _, _ in candidates)
+        mirrored = any(torch.equal(image, c.flip(2)) for c, _, _ in candidates)
+        assert straight or mirrored
+        flips += mirrored
+    assert 0 < flips < 8
+
+
+def test_corruptions_corrupt(data):
+    for name, corruption in CORRUPTIONS.items():
+        torch.manual_seed(0)
+        out = corruption(data.levels)
+        assert out.shape == data.levels.shape and out.dtype == torch.uint8, name
+        change = (out.float() - data.levels.float()).abs().mean()
+        assert 1 < change < 100, f"{name} moves a pixel by {change:.1f} levels"
+
+
+# -- the command and its record ----------------------------------------------------------------------------------------
+
+
+def test_subsets_are_stratified_paired_and_apart_from_the_held_images(data):
+    parts = [subset(data, len(data), 0.25, seed) for seed in (0, 0, 1)]
+    assert [torch.bincount(p.labels).tolist() for p in parts] == [[5, 5, 5]] * 3
+    assert torch.equal(parts[0].levels, parts[1].levels) and not torch.equal(parts[0].levels, parts[2].levels)
+    assert subset(data, len(data), 1.0, 0) is data
+
+
+def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
+    small_flow.save_pretrained(tmp_path / "flow")
+    record = tmp_path / "runs.jsonl"
+    common = ["--data", str(tree), "--data-name", "toy images", "--record", str(record), "--seeds", "0", "--modes", "4", *SMALL]
+    assert main([*common, "--arms", "baseline", "linear", "--fraction", "0.5"]) == 0
+    assert len(records.read(record)) == 2
+    more = [*common, "--arms", "baseline", "linear", "glem", "--fraction", "0.5", "--flow", f"glem={tmp_path / 'flow'}"]
+    assert main(more) == 0
+    runs = records.read(record)
+    assert [r["arm"] for r in runs] == ["baseline", "linear", "glem"], "runs on record are not repeated"
+    assert runs[2]["flow"] == "flow" and runs[2]["settings"]["flow_trained_on"] == "all labelled images"
+    assert runs[0]["training_images"] == 30 and runs[0]["images_seen"] == 24 and runs[1]["flow_seconds"] > 0
+    assert all(0 <= r["metrics"]["top1"] <= 100 and math.isfinite(r["metrics"]["nll"]) for r in runs)
+    assert str(tmp_path) not in record.read_text()
+    # the same seed gives the same figures
+    again = tmp_path / "again.jsonl"
+    assert main([*common[:4], "--record", str(again), *common[6:], "--arms", "baseline", "--fraction", "0.5"]) == 0
+    assert records.read(again)[0]["metrics"] == runs[0]["metrics"]
+    # to choose settings: other images, apart from those of the trainings
+    assert main([*common, "--arms", "baseline", "--fraction", "0.5", "--split", "held"]) == 0
+    assert records.read(record)[-1]["split"] == "held"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arms", "glem"], "arm glem needs --flow glem=NAME"),
+        (["--arms", "sa", "--flow", "sa=x"], "--flow takes ARM=NAME with an arm of"),
+        (["--fraction", "0"], "--fraction must be above 0"),
+    ],
+)
+def test_command_refuses(arguments, message, tree, capsys):
+    with pytest.raises(SystemExit):
+        main(["--data", str(tree), "--data-name", "toy", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def a_run(**changes) -> dict:
+    run = {
+        "suite": "s", "data": "d", "split": "test", "fraction": 1.0, "arm": "sa", "seed": 0, "flow": None, "settings": {},
+        "metrics": {"top1": 50.0, "nll": 1.0, "ece": 2.0}, "images_seen": 10, "seconds": 1.0, "flow_seconds": 0.0,
+        "device": "cpu", "versions": {}, "commit": "unknown", "command": "python -m x",
+    }  # fmt: skip
+    return run | changes
+
+
+def test_record_refuses_what_is_incomplete(tmp_path):
+    path = tmp_path / "r.jsonl"
+    records.append(a_run(), path)
+    for wrong, match in (
+        ({k: v for k, v in a_run().items() if k != "flow_seconds"}, "lacks 'flow_seconds'"),
+        (a_run(metrics={"top1": 50.0, "nll": 1.0}), "lacks 'ece'"),
+        (a_run(seconds=math.nan), "seconds is nan"),
+        (a_run(command="python /home/me/x.py"), "absolute path"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            records.append(wrong, path)
+    assert len(records.read(path)) == 1
+    path.write_text(path.read_text() + json.dumps(a_run())[:40])
+    with pytest.raises(ValueError, match="line 2.*mend or remove the line"):
+        records.read(path)
+
+
+def test_statistics_are_those_of_scipy():
+    a, b = {0: 50.0, 1: 52.0, 2: 51.0, 7: 9.0}, {0: 49.0, 1: 50.5, 2: 50.8, 8: 70.0}
+    difference, half, p, count = records.paired(a, b)
+    reference = stats.ttest_rel([50.0, 52.0, 51.0], [49.0, 50.5, 50.8])
+    low, high = reference.confidence_interval(0.95)
+    assert count == 3 and difference == pytest.approx(0.9) and p == pytest.approx(reference.pvalue)
+    assert (difference - half, difference + half) == (pytest.approx(low), pytest.approx(high))
+    assert records.paired(a, {9: 1.0})[3] == 0
+    assert math.isnan(records.mean_interval([3.0])[1])
