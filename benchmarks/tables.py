@@ -76,13 +76,17 @@ def flow_speed() -> str:
 def flow_objectives() -> str:
     r = result("flow_objectives")
     rows = [["objective", "bits/dim", "class accuracy", "mean pairwise KL (nats)", "seconds"]]
-    for row in r["results"]:
-        rows.append([
-            row["arm"], f"{row['bits_per_dim']:.3f}", f"{100 * row['class_accuracy']:.1f}%", f"{row['mean_pairwise_kl']:.1f}",
-            f"{row['training_seconds']:.0f}",
-        ])  # fmt: skip
-    steps, s = r["results"][0]["steps"], r["settings"]
-    head = f"{r['data']}; `{s['flow']}`, {steps} steps of batch {s['batch_size']}, seed {', '.join(map(str, r['seeds']))}."
+    for arm in dict.fromkeys(row["arm"] for row in r["results"]):
+        runs = [row for row in r["results"] if row["arm"] == arm]
+        each = (
+            [f"{row['bits_per_dim']:.3f}" for row in runs],
+            [f"{100 * row['class_accuracy']:.1f}%" for row in runs],
+            [f"{row['mean_pairwise_kl']:.1f}" for row in runs],
+            [f"{row['training_seconds']:.0f}" for row in runs],
+        )
+        rows.append([arm, *(", ".join(values) for values in each)])
+    steps, s, seeds = r["results"][0]["steps"], r["settings"], ", ".join(map(str, r["seeds"]))
+    head = f"{r['data']}; `{s['flow']}`, {steps} steps of batch {s['batch_size']}, one value for each of the seeds {seeds}."
     return f"{head}\n\n{markdown_table(rows)}\n\n{source('flow_objectives')}"
 
 
