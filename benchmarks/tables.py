@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import comparison, records
 from benchmarks.common import RESULTS, ROOT, markdown_table
 from benchmarks.schema import validate_file
 from timm_nfaug.hub import write_atomically
@@ -117,8 +118,27 @@ def demo_cifar() -> str:
     return _demo("demo_cifar10_jpeg")
 
 
+def cifar_resnet18() -> str:
+    """A table for each data set and fraction; the runs that chose settings on held-out training images are left out."""
+    runs = [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == "test"]
+    parts = []
+    for (data, _, fraction, recipe), arms in sorted(comparison.comparisons(runs).items()):
+        every = [r for by_epochs in arms.values() for by_seed in by_epochs.values() for r in by_seed.values()]
+        model, batch = every[0]["settings"]["model"], every[0]["settings"]["batch_size"]
+        for epochs in sorted({r["settings"]["epochs"] for r in every if r["arm"] != "baseline"}):
+            count = every[0]["training_images"]
+            head = f"{data}, {100 * fraction:g}% of the training set ({count} images); `{model}`, {epochs} epochs of batch {batch}."
+            parts.append(f"{head}\n\n{comparison.table(arms, epochs)}")
+    trained_on = sorted({f"{r['flow']}: {r['settings']['flow_trained_on']}" for r in runs if r["flow"]})
+    if trained_on:
+        parts.append("What the networks of the flows were trained on: " + "; ".join(trained_on) + ".")
+    made = sorted({f"{r['device']}, torch {r['versions']['torch']}, commit {r['commit'][:8]}, {r['date']}" for r in runs})
+    parts.append("<sub>" + "; ".join(made) + ".</sub>")
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (flows, moves, flow_speed, flow_objectives, timm_train, demo_digits, demo_cifar)
+    f.__name__: f for f in (flows, moves, flow_speed, flow_objectives, cifar_resnet18, timm_train, demo_digits, demo_cifar)
 }
 
 

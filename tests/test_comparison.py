@@ -14,6 +14,7 @@ from benchmarks import records
 from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
+from benchmarks.comparison import comparisons, table
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from train_flow.data import Images
 
@@ -271,3 +272,21 @@ def test_statistics_are_those_of_scipy():
     assert (difference - half, difference + half) == (pytest.approx(low), pytest.approx(high))
     assert records.paired(a, {9: 1.0})[3] == 0
     assert math.isnan(records.mean_interval([3.0])[1])
+
+
+def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
+    def run(arm, seed, top1, epochs, seconds, **more):
+        settings = {"epochs": epochs, "model": "m", **more}
+        metrics = {"top1": top1, "nll": 1.0, "ece": 2.0}
+        return a_run(arm=arm, seed=seed, metrics=metrics, settings=settings, device="x, 1 threads", cpu_seconds=seconds)
+
+    runs = [run("baseline", s, 50.0 + s, 10, 100.0) for s in range(3)]
+    runs += [run("baseline", s, 51.0 + s, 20, 200.0) for s in range(3)]
+    runs += [run("linear", s, 52.0 + s + 0.1 * (s == 1), 10, 150.0, strength=0.5, modes=8, p=1.0) for s in range(3)]
+    found = comparisons(runs)
+    assert list(found) == [("d", "test", 1.0, next(iter(found))[3])]
+    rows = [line.strip("| ").split(" | ") for line in table(next(iter(found.values())), 10).splitlines()]
+    assert [r[0] for r in rows[2:]] == ["baseline", "linear s0.5-k8-p1"]
+    linear = dict(zip(rows[0], rows[3], strict=True))
+    assert linear["against baseline"].startswith("+2.03 ± ") and linear["time"] == "1.50"
+    assert linear["baseline in this time"].startswith("+1.03 ± "), "against 20 epochs, which take 200 s"

@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from benchmarks import common
+from benchmarks import common, records
 from benchmarks.schema import validate, validate_file
 
 FILES = sorted(common.RESULTS.glob("*.json"))
+RUNS = sorted(common.RESULTS.glob("*.jsonl"))
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def good():
 @pytest.mark.parametrize("path", FILES, ids=[p.stem for p in FILES])
 def test_result_file(path):
     validate_file(path)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=[p.stem for p in RUNS])
+def test_runs_file(path):
+    runs = records.read(path)
+    assert runs and len({records.key(r) for r in runs}) == len(runs), "a run is on record twice"
+    assert {r["suite"] for r in runs} == {path.stem}
 
 
 def test_good_result(good):

@@ -1,0 +1,80 @@
+"""Tables of recorded runs: each arm against baseline and SA, on equal images and on equal time."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from benchmarks.common import markdown_table
+from benchmarks.records import mean_interval, paired
+
+Runs = dict[int, dict[str, Any]]  # by seed
+# settings that make one comparison; the others belong to an arm
+RECIPE = ("model", "batch_size", "max_lr", "momentum", "weight_decay", "crop", "bf16", "compile")
+
+
+def comparisons(runs: list[dict[str, Any]]) -> dict[tuple, dict[str, dict[int, Runs]]]:
+    """(data, split, fraction, recipe as JSON) to arm with its settings to epochs to seed to run."""
+    found: dict[tuple, dict[str, dict[int, Runs]]] = {}
+    for run in runs:
+        recipe = json.dumps({k: run["settings"].get(k) for k in RECIPE})
+        group = found.setdefault((run["data"], run["split"], run["fraction"], recipe), {})
+        group.setdefault(label(run), {}).setdefault(run["settings"]["epochs"], {})[run["seed"]] = run
+    return found
+
+
+def label(run: dict[str, Any]) -> str:
+    """An arm, the flow it uses, and its settings."""
+    s = run["settings"]
+    parts = [f"{short}{s[key]:g}" for key, short in (("strength", "s"), ("modes", "k"), ("p", "p")) if key in s]
+    return run["arm"] + (f" {'-'.join(parts)}" if parts else "") + (f", {run['flow']}" if run["flow"] else "")
+
+
+def cost(runs: Runs) -> float:
+    """Mean CPU seconds of a training; on a GPU, where the CPU waits, seconds. Without the training of a flow's network."""
+    gpu = any("threads" not in r["device"] for r in runs.values())
+    return sum(r["seconds" if gpu else "cpu_seconds"] for r in runs.values()) / len(runs)
+
+
+def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
+    return {seed: r["metrics"][name] for seed, r in runs.items()}
+
+
+def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
+    """One comparison: top-1 in percent with 95% intervals over seeds; differences are paired by seed.
+
+    The last column compares with the baseline that trains for the epochs that take the arm's time, where it is on record.
+    """
+    head = ["arm", "seeds", "top-1", "against baseline", "against SA", "NLL", "ECE", "time", "baseline in this time"]
+    robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in by.get(epochs, {}).values())
+    rows = [head + ["corrupted"] * robust]
+    baselines = arms.get("baseline", {})
+    unit = cost(baselines[epochs]) if epochs in baselines else math.nan
+    for name, by_epochs in sorted(arms.items(), key=lambda item: item[0] != "baseline"):
+        runs = by_epochs.get(epochs)
+        if not runs:
+            continue
+        row = [name, str(len(runs)), interval(*mean_interval(metric(runs).values()))]
+        for other in ("baseline", "sa"):
+            same = name == other or epochs not in arms.get(other, {})
+            row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
+        row += [f"{mean_interval(metric(runs, 'nll').values())[0]:.3f}", f"{mean_interval(metric(runs, 'ece').values())[0]:.1f}"]
+        row.append(f"{cost(runs) / unit:.2f}")
+        slower = {e: b for e, b in baselines.items() if cost(b) >= 0.95 * cost(runs) and e > epochs}
+        row.append(difference(metric(runs), metric(slower[min(slower)])) if slower and name != "baseline" else "")
+        if robust:
+            row.append(f"{mean_interval([r['metrics']['corrupted_top1'] for r in runs.values()])[0]:.1f}")
+        rows.append(row)
+    return markdown_table(rows)
+
+
+def interval(mean: float, half: float) -> str:
+    return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def difference(arm: dict[int, float], other: dict[int, float]) -> str:
+    mean, half, p, count = paired(arm, other)
+    if not count:
+        return ""
+    return f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}") + ("" if math.isnan(p) else f" (p {p:.2g})")
