@@ -122,12 +122,12 @@ def cifar_resnet18() -> str:
     """A table for each data set and fraction; the runs that chose settings on held-out training images are left out."""
     runs = [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == "test"]
     parts = []
-    for (data, _, fraction, recipe), arms in sorted(comparison.comparisons(runs).items()):
+    for (data, _, fraction, _), arms in sorted(comparison.comparisons(runs).items()):
         every = [r for by_epochs in arms.values() for by_seed in by_epochs.values() for r in by_seed.values()]
         model, batch = every[0]["settings"]["model"], every[0]["settings"]["batch_size"]
         for epochs in sorted({r["settings"]["epochs"] for r in every if r["arm"] != "baseline"}):
             count = every[0]["training_images"]
-            head = f"{data}, {100 * fraction:g}% of the training set ({count} images); `{model}`, {epochs} epochs of batch {batch}."
+            head = f"{data}, {100 * fraction:g}% ({count} images); `{model}`, {epochs} epochs of batch {batch}."
             parts.append(f"{head}\n\n{comparison.table(arms, epochs)}")
     trained_on = sorted({f"{r['flow']}: {r['settings']['flow_trained_on']}" for r in runs if r["flow"]})
     if trained_on:
