@@ -16,6 +16,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_loader
+from timm.utils import random_seed
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
@@ -62,7 +63,7 @@ def make_model(channels: int, classes: int) -> nn.Module:
 
 def train_once(train: Images, val: Images, policy: str | None, augment: NFAugment | None, epochs: int, seed: int, flip: float):
     """Trains one classifier; returns its accuracy on `val` and the seconds of training."""
-    torch.manual_seed(seed)
+    random_seed(seed)  # timm's augmentations draw from Python's and numpy's generators too
     size = tuple(train.levels.shape[1:])
     common = {
         "input_size": size, "batch_size": 64, "mean": (0.5,) * size[0], "std": (0.25,) * size[0], "num_workers": 0,
