@@ -1,0 +1,476 @@
+"""The ImageNet-ReaL harness: the recipe's constants, names and labels, the arms, and whole runs of a tiny EVA02."""
+
+import json
+import math
+import pkgutil
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from packaging.version import Version
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, resolve_data_config
+
+import timm_nfaug as nfa
+from benchmarks import common, imagenet_real, imagenet_recipe
+from benchmarks.schema import validate_file
+
+ROOT = Path(__file__).parents[1]
+WNIDS = ("n01443537", "n02119789", "n15075141")  # classes 1, 278 and 999
+TINY = "eva02_tiny_patch14_336"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory, toy_images):
+    """train/ with 4 and val/ with 3 images of each of three classes under the validation archive's names."""
+    root = tmp_path_factory.mktemp("imagenet")
+    levels, labels = toy_images
+    for split, count in (("train", 4), ("val", 3)):
+        for k, wnid in enumerate(WNIDS):
+            (root / split / wnid).mkdir(parents=True)
+            for i, image in enumerate(levels[labels == k][:count]):
+                number = 7 * i + k + 1
+                name = f"{wnid}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG"
+                name = name.replace(".", f"_{wnid}.") if split == "val" and i == 0 else name  # as copies on the Hub
+                Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0))).save(root / split / wnid / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def flow_dir(_small_flow, tmp_path_factory):
+    return _small_flow.save_pretrained(tmp_path_factory.mktemp("flow") / "small")
+
+
+@pytest.fixture(scope="module")
+def data_config():
+    return resolve_data_config({"crop_pct": 1.0, "interpolation": "bicubic", "img_size": 28}, model=timm.create_model(TINY))
+
+
+def arguments(tree, out, *more, arm="baseline"):
+    """The command line of a toy run: 48 samples an epoch, 3 steps of 16."""
+    return [
+        "--data-dir", str(tree), "--out", str(out), "--arm", arm, "--model", TINY, "--img-size", "28",
+        "--no-pretrained", "--skip-check", "--batch-size", "16", "--accum", "1", "--workers", "0", "--device", "cpu",
+        "--log-every", "1", *map(str, more),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def glem(tree, flow_dir):
+    """The command line of a toy run of the arm glem, by its directory and further flags."""
+    return lambda out, *more: arguments(tree, out, "--flow", flow_dir, "--amp", "bfloat16", *more, arm="glem")
+
+
+@pytest.fixture(scope="module")
+def two_processes(glem, tmp_path_factory):
+    """The run of the arm glem under torchrun, and its directory; it goes on beside the tests before the one that waits."""
+    out = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*launch, "benchmarks.imagenet_real", *glem(out, "--batch-size", "4", "--accum", "2")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        yield process, out
+        process.terminate()  # torchrun ends what it started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two_processes, glem, tmp_path_factory):
+    """The last checkpoint of a run of the arm glem from start to end."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert imagenet_real.main(glem(out)) == 0
+    return finished(out)
+
+
+def finished(out) -> dict:
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert len(state["epochs"]) == 3
+    return state
+
+
+def assert_same_run(out, expected: dict) -> None:
+    state = finished(out)
+    assert state["epochs"] == expected["epochs"] and state["untouched"] == expected["untouched"]
+    assert all(torch.equal(v, expected["state_dict"][k]) for k, v in state["state_dict"].items())
+
+
+# -- the recipe --------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_to_the_letter():
+    """Enescu & Sahbi, ACCV 2024, supplementary section 1 and table 1."""
+    r = imagenet_recipe
+    assert r.MODEL == "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k"
+    assert (r.IMAGE_SIZE, r.CROP_PCT, r.INTERPOLATION) == (448, 1.0, "bicubic")
+    cfg = timm.get_pretrained_cfg(r.MODEL)  # what timm evaluates the model with
+    assert (cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.num_classes) == ((3, 448, 448), 1.0, "bicubic", r.CLASSES)
+    assert (r.EPOCHS, r.COPIES, r.CLIP_NORM, r.LEARNING_RATE) == (3, 3, 1.0, 1e-5)
+    assert (r.CLASSES, r.TRAIN_IMAGES, r.VAL_IMAGES) == (1000, 1281167, 50000)
+    assert r.PUBLISHED == {"real_top1": 90.911, "real_top5": 98.811}
+    assert r.PAPER == {
+        "baseline": (90.896, 98.802), "sa": (91.191, 98.836), "ce": (91.182, 98.845), "glem": (91.229, 98.854),
+    }  # fmt: skip
+    optimizer, scheduler = r.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    rates = []
+    for _ in range(r.EPOCHS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1.0e-5, 0.75e-5, 0.25e-5], rel=1e-12)
+    assert type(optimizer) is torch.optim.SGD
+    defaults = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    assert {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr", "initial_lr")} == {
+        k: v for k, v in defaults.items() if k not in ("params", "lr")
+    }
+    args = imagenet_real.make_parser().parse_args([])
+    assert (args.model, args.no_pretrained, args.img_size, args.skip_check) == (r.MODEL, False, None, False)
+    assert (args.check_top1, args.check_top5, args.tolerance) == (90.911, 98.811, 0.1)
+    assert imagenet_real.ARMS == ("baseline", "sa", "ce", "glem")
+
+
+def test_plan(capsys):
+    assert imagenet_real.main(["--plan"]) == 0
+    text = capsys.readouterr().out
+    assert "15,374,004 seen" in text and "480,435 of 32 images" in text and "an estimate" in text
+    rows = {
+        cells[1].strip(): [c.strip() for c in cells[2:-1]]
+        for cells in map(lambda l: l.split("|"), text.splitlines())
+        if len(cells) == 6
+    }
+    assert rows[""] == ["one 24 GB (RTX 4090)", "one 80 GB (A100)", "eight 80 GB (A100)"]
+    devices = [1, 1, 8]
+    for n, batch, accum in zip(devices, rows["--batch-size"], rows["--accum"]):
+        assert n * int(batch) * int(accum) == imagenet_recipe.BATCH_SIZE
+    for memory in rows["memory of a device, estimated"]:
+        used, _, there, _ = memory.split()
+        assert 0 < float(used) < 0.8 * float(there)
+    hours, gpu_hours = ([float(c) for c in rows[k]] for k in ("hours", "GPU hours"))
+    assert gpu_hours == pytest.approx([n * h for n, h in zip(devices, hours)], rel=0.03)  # of rounding
+    # timm publishes 107.11 GMACs for the model; it counts the rotary embedding and the norms too
+    assert float(text.partition("compute: ")[2].split()[0]) / 2 == pytest.approx(107.11, rel=0.01)
+    # by hand: forward and backward of all images at the share of the peak that timm's 313.81 images/s stand for
+    assert hours[0] == pytest.approx((3 * 15_374_004 + 200_000) / 313.81 / 3600, rel=0.02)
+
+
+def test_kept_bytes_are_those_of_a_real_backward_pass():
+    cost = imagenet_recipe.cost("eva02_tiny_patch14_224")
+    model = timm.create_model("eva02_tiny_patch14_224")
+    assert cost["parameters"] == sum(p.numel() for p in model.parameters())
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    unfused = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with unfused, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model(torch.zeros(1, 3, 224, 224))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    real = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    assert cost["kept_bytes"] == pytest.approx(real, rel=0.05)
+
+
+# -- names and labels --------------------------------------------------------------------------------------------------
+
+
+def test_official_names():
+    for name in ("ILSVRC2012_val_00000293.JPEG", "val/n01443537/ILSVRC2012_val_00000293_n01443537.JPEG"):
+        assert imagenet_real.real_name(name) == "ILSVRC2012_val_00000293.JPEG"
+    assert imagenet_real.real_name("ILSVRC2012_val_00050000.JPEG") == "ILSVRC2012_val_00050000.JPEG"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n01443537_goldfish.JPEG",
+        "ILSVRC2012_val_00000000.JPEG",
+        "ILSVRC2012_val_00050001.JPEG",
+        "ILSVRC2012_val_293.JPEG",
+        "ILSVRC2012_val_00000293_n0144.JPEG",
+        "ILSVRC2012_val_00000293.JPEG.png",
+        "xILSVRC2012_val_00000293.JPEG",
+        "ILSVRC2012_test_00000293.JPEG",
+    ],
+)
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match=rf"must be named ILSVRC2012_val_00000001\.JPEG.*got {name}"):
+        imagenet_real.real_name(f"val/n01443537/{name}")
+
+
+def test_one_image_under_two_names_is_refused():
+    paths = ["a/ILSVRC2012_val_00000007.JPEG", "a/ILSVRC2012_val_00000008.JPEG", "b/ILSVRC2012_val_00000008_n01443537.JPEG"]
+    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000008\.JPEG is there more than once"):
+        imagenet_real.real_names(paths)
+
+
+def test_accuracy_is_that_of_a_slow_twin():
+    real = json.loads(pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json"))
+    assert len(real) == 50000
+    g = torch.Generator().manual_seed(0)
+    numbers = torch.randperm(50000, generator=g)[:1200].tolist()  # in no order, and over the batch of 1,000
+    labels = torch.randint(0, 1000, (1200,), generator=g)
+    logits = torch.randn(1200, 1000, generator=g)
+    for i, n in enumerate(numbers):  # make some of them right, first or further down
+        for label in [*real[n], int(labels[i])]:
+            logits[i, label] += 3 * torch.rand(1, generator=g).item()
+    counts = {"top1": 0, "top5": 0, "real_top1": 0, "real_top5": 0}
+    for row, n, label in zip(logits.tolist(), numbers, labels.tolist()):
+        best = sorted(range(1000), key=lambda k: -row[k])[:5]
+        counts["top1"] += best[0] == label
+        counts["top5"] += label in best
+        counts["real_top1"] += best[0] in real[n]
+        counts["real_top5"] += any(k in real[n] for k in best)
+    with_labels = sum(bool(real[n]) for n in numbers)
+    assert 0 < with_labels < 1200
+    names = [f"ILSVRC2012_val_{n + 1:08d}.JPEG" for n in numbers]
+    found = imagenet_real.accuracy(logits.topk(5).indices, labels, names)
+    for key, count in counts.items():
+        assert 0 < count and found[key] == pytest.approx(100 * count / (with_labels if "real" in key else 1200))
+    without = [f"ILSVRC2012_val_{n + 1:08d}.JPEG" for n in range(50000) if not real[n]][:3]
+    with pytest.raises(ValueError, match="none of the 3 validation images has a ReaL label"):
+        imagenet_real.accuracy(torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3), without)
+
+
+def test_the_untouched_model_is_checked():
+    expected, good = imagenet_recipe.PUBLISHED, {"real_top1": 90.896, "real_top5": 98.802, "top1": 88.7, "top5": 98.7}
+    imagenet_real.check_untouched(good, 50000, expected, 0.1)
+    for found, images in (({**good, "real_top1": 90.8}, 50000), ({**good, "real_top5": 98.95}, 50000), (good, 49999)):
+        with pytest.raises(SystemExit, match=rf"gives real_top1 {found['real_top1']:.3f} \(expected 90\.911\)"):
+            imagenet_real.check_untouched(found, images, expected, 0.1)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_images_and_labels_are_those_of_timms_evaluation(tree, data_config):
+    val = imagenet_real.ImageNetFolder(tree / "val", data_config)
+    val.transform = imagenet_real.normalized(data_config)
+    timms = create_transform(**data_config, is_training=False)
+    for (path, label), (image, y) in zip(val.samples, val):
+        with Image.open(path) as original:
+            expected = timms(original.convert("RGB"))
+        # timm divides levels by 255 where torchvision multiplies by 1/255: a rounding
+        assert image.shape == (3, 28, 28) and torch.allclose(image, expected, atol=1e-6)
+        assert y == label == ImageNetInfo().label_names().index(Path(path).parent.name)
+    assert sorted({y for _, y in val.samples}) == [1, 278, 999]
+
+
+def test_other_folders_are_refused(tree, data_config, tmp_path):
+    (tmp_path / "val" / "goldfish").mkdir(parents=True)
+    for folder, error, message in (("val", ValueError, "wnids.*goldfish"), ("train", FileNotFoundError, "no directory")):
+        with pytest.raises(error, match=message):
+            imagenet_real.ImageNetFolder(tmp_path / folder, data_config)
+
+
+def global_states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("arm", ["baseline", "sa", "glem"])
+def test_originals_stay_clean_in_every_arm(arm, tree, data_config, flow_dir):
+    def make():
+        base = imagenet_real.ImageNetFolder(tree / "train", data_config)
+        augment = imagenet_real.make_augment(arm, str(flow_dir) if arm == "glem" else None, 0.5)
+        return imagenet_real.training_set(arm, base, data_config, augment, seed=3)
+
+    plain = imagenet_real.ImageNetFolder(tree / "train", data_config)
+    clean = imagenet_real.normalized(data_config)
+    data = make()
+    assert len(data) == 48
+    before = global_states()
+    samples = [data[i] for i in range(48)]
+    assert global_states() == before  # nothing is drawn from the global generators
+    for i, (image, label) in enumerate(samples):
+        original, y = plain[i % 12]
+        assert label == y and image.shape == (3, 28, 28) and image.dtype == torch.float32
+        if i < 12 or arm == "baseline":
+            assert torch.equal(image, clean(original))
+    if arm == "baseline":
+        return
+    copies = torch.stack([image for image, _ in samples]).view(4, 12, -1)
+    assert all((copies[a] != copies[b]).any(1).float().mean() > 0.5 for a in range(4) for b in range(a))
+    other = make()  # a sample depends on (seed, epoch, index) alone, not on what was drawn before
+    assert torch.equal(other[40][0], samples[40][0])
+    other.set_epoch(1)
+    assert not torch.equal(other[40][0], samples[40][0]) and torch.equal(other[4][0], samples[4][0])
+
+
+def test_sa_erases_and_randaugments(tree, data_config, monkeypatch):
+    base = imagenet_real.ImageNetFolder(tree / "train", data_config)
+    data = imagenet_real.StandardCopies(base, data_config, seed=0)
+    shown = repr(data.augmented)
+    assert "RandAugment(n=2" in shown and "RandomErasing(p=0.25, mode=pixel" in shown
+    # without them the copies are the originals: there is no other change
+    monkeypatch.setattr(imagenet_recipe, "RANDAUGMENT", None)
+    monkeypatch.setattr(imagenet_recipe, "ERASING", {})
+    data = imagenet_real.StandardCopies(base, data_config, seed=0)
+    assert all(torch.allclose(data[i][0], data[12 + i][0], atol=1e-6) for i in range(12))
+
+
+def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
+    make = imagenet_real.make_augment
+    assert make("baseline", None, 0.5) is None and make("sa", None, 0.5) is None
+    augment = make("glem", str(flow_dir), 0.25)
+    assert (augment.strength, augment.modes, augment.labels, augment.p) == (0.25, 6, "posterior", 1.0)
+    coded = nfa.create_flow("conv_p4_tiny", num_classes=3, depth=1, hidden=8, prior={"num_modes": 2}, code_rows=8)
+    coded = str(coded.save_pretrained(tmp_path / "coded"))
+    assert make("ce", coded, 0.5).labels == "posterior"
+    # a flow of ImageNet's own classes takes the labels
+    names = ImageNetInfo().label_names()
+    own = nfa.create_flow("linear", input_size=(3, 4, 4), num_classes=1000, prior={"num_modes": 1}, class_names=names)
+    assert make("glem", str(own.save_pretrained(tmp_path / "own")), 0.5).labels == "given"
+    for arm, flow, message in (
+        ("baseline", coded, "arm baseline uses no flow"),
+        ("sa", coded, "arm sa uses no flow"),
+        ("glem", None, "arm glem needs a flow"),
+        ("ce", str(flow_dir), "arm ce takes a flow of conditional encoding.*--arm glem"),
+        ("glem", coded, "arm glem takes a flow of class Gaussians.*--arm ce"),
+        ("glem", "conv_p4_tiny.digits", "3 channels, conv_p4_tiny.digits takes 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(arm, flow, 0.5)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_that_of_a_slow_twin(tree, tmp_path):
+    """Mean loss over the whole batch, all gradients scaled to norm 1, plain SGD, whatever the accumulation."""
+    parser = imagenet_real.make_parser()
+    for accum in (1, 4):
+        args = parser.parse_args(arguments(tree, tmp_path / str(accum), "--accum", accum, "--batch-size", 16 // accum))
+        run = imagenet_real.prepare(args, torch.device("cpu"))
+        run.model.train()
+        twin = timm.create_model(TINY, img_size=28)
+        twin.load_state_dict(run.model.state_dict())
+        batches = list(run._batches(0, 0))
+        images, labels = (torch.cat([b[i] for b in batches[:accum]]) for i in range(2))
+        if accum == 1:
+            first = images
+        assert len(batches) == 3 * accum and torch.equal(images, first)  # how a batch is split does not change it
+        loss = F.cross_entropy(twin(images), labels)
+        grads = torch.autograd.grad(loss, list(twin.parameters()))
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in grads))
+        assert norm > 1  # or nothing would be clipped
+        for group in run.optimizer.param_groups:
+            group["lr"] = 1.0  # a step of 1e-5 would drown in the rounding of the weights
+        before = [p.detach().clone() for p in run.model.parameters()]
+        assert run._optimizer_step(iter(batches)) == pytest.approx(loss.item(), rel=1e-5)
+        for old, new, g in zip(before, run.model.parameters(), grads):
+            # float32 sums in another order
+            assert torch.allclose(new, old - g / norm, atol=2e-5)
+        assert all(p.grad is None for p in run.model.parameters())
+
+
+def test_a_whole_run_and_its_result(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    out = tmp_path / "run"
+    argv = arguments(tree, out, "--record", "imagenet_real")
+    assert imagenet_real.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "untouched: top1" in printed and "step 9/9: loss" in printed and "| epoch 3 |" in printed
+    state = finished(out)
+    result = validate_file(tmp_path / "imagenet_real.json")
+    assert result["data"].startswith("images under ImageNet's names (not ImageNet-1k): 12 training images, 9 val")
+    r = result["results"]
+    assert r["arm"] == "baseline" and r["flow"] is None and r["checked"] is False
+    assert (r["optimizer_steps"], r["images_seen"]) == (9, 144) and r["seconds"] > 0
+    assert [e["learning_rate"] for e in r["epochs"]] == pytest.approx([1e-5, 0.75e-5, 0.25e-5])
+    assert r["epochs"] == state["epochs"] and r["untouched"] == state["untouched"]
+    assert r["epochs"][2]["loss"] < r["epochs"][0]["loss"]  # it learns the 12 images
+    assert (result["settings"]["batch_size"], result["settings"]["augment"]) == (16, None)
+    # the weights moved, and timm reads them
+    torch.manual_seed(0)
+    start = timm.create_model(TINY, img_size=28).state_dict()
+    model = timm.create_model(TINY, img_size=28, checkpoint_path=out / "checkpoint.pt")
+    assert all(torch.equal(v, state["state_dict"][k]) for k, v in model.state_dict().items())
+    assert any(not torch.equal(v, start[k]) for k, v in state["state_dict"].items())
+    # a finished run has nothing left to do; a new one does not write over it; other settings are refused
+    assert imagenet_real.main([*argv, "--resume"]) == 0
+    assert_same_run(out, state)
+    for more, message in (
+        ([], "checkpoint.pt exists; go on with --resume"),
+        (["--resume", "--seed", "1", "--amp", "bfloat16"], "amp=None instead of 'bfloat16', seed=0 instead of 1"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            imagenet_real.main([*argv, *more])
+        assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(glem, undisturbed, tmp_path, capsys):
+    """With stops after each of the first four steps, over the end of an epoch, and then with gradient checkpointing."""
+    for step in range(1, 5):
+        assert imagenet_real.main(glem(tmp_path, "--resume", "--time-limit", "0")) == 0
+        assert f"stopped at step {step} of 9; go on with --resume" in capsys.readouterr().out
+    # timm before 1.0.15 cannot checkpoint EVA's blocks
+    checkpointing = ["--grad-checkpointing"] if Version(timm.__version__) >= Version("1.0.15") else []
+    assert imagenet_real.main(glem(tmp_path, "--resume", *checkpointing)) == 0
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(glem, undisturbed, tmp_path):
+    """SIGKILL at a random moment of a real process that saves after every step and has another one load the images."""
+    command = [sys.executable, "-m", "benchmarks.imagenet_real"]
+    command += glem(tmp_path, "--checkpoint-minutes", "0", "--workers", "1")
+    step, delay = random.randint(1, 6), random.uniform(0, 0.05)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith(f"step {step}/9"):
+                time.sleep(delay)
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    (tmp_path / ".checkpoint.pt.abc").write_bytes(b"half a checkp")  # of a kill in the middle of a write
+    reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert step - 1 <= reached < 9, (step, delay)
+    assert imagenet_real.main(glem(tmp_path, "--resume")) == 0
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_two_processes_are_one(two_processes, undisturbed):
+    """The batch in shares of 4 images on two processes: same losses and metrics, each validation image counted once."""
+    process, out = two_processes
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed[-3000:]
+    assert printed.count("step 9/9") == 1  # the first process speaks for both
+    state = finished(out)
+    assert state["untouched"] == undisturbed["untouched"]
+    for a, b in zip(state["epochs"], undisturbed["epochs"]):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)  # float32 sums in another order
+        assert {k: a[k] for k in imagenet_real.METRICS} == {k: b[k] for k in imagenet_real.METRICS}
+
+
+def test_it_stops_where_the_untouched_model_is_off(tree, tmp_path, capsys):
+    argv = [a for a in arguments(tree, tmp_path / "run") if a != "--skip-check"]
+    for more in ([], ["--resume"]):  # nor does it go on later
+        with pytest.raises(SystemExit, match=r"real_top1 .* \(expected 90\.911\).* on 9 images.*--skip-check is for smoke runs"):
+            imagenet_real.main([*argv, *more])
+    assert "step" not in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch-size", "5"], "--batch-size 5 on 1 devices does not divide the recipe's batch of 32"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--batch-size", "49", "--accum", "1"], "48 samples do not fill one batch of 49"),
+        (["--model", "eva02_tiny_patch14_224.mim_in22k"], "has 0 classes, ImageNet 1000"),
+        (["--flow", "conv_p4_tiny.digits"], "uses no flow"),
+    ],
+)
+def test_errors(more, message, tree, tmp_path, capsys):
+    argv = arguments(tree, tmp_path)
+    if more[0] == "--batch-size":  # without an --accum that would make it another batch
+        argv = [a for i, a in enumerate(argv) if "--accum" not in argv[max(i - 1, 0) : i + 1]]
+    with pytest.raises(SystemExit) as e:
+        imagenet_real.main([*argv, *more])
+    assert e.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint.pt").exists()
