@@ -24,8 +24,12 @@ from train_flow.trainer import generator
 
 ORDER, CROP, AUGMENT = range(100, 103)  # purposes of random numbers, apart from those of a flow's training
 
-# The small one is ResNet18's shape with one block a stage and half the channels, for comparisons on a CPU.
-MODELS = {"resnet18": {}, "resnet10_half": {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)}}
+# The small ones are ResNet18's shape with one block a stage and fewer channels, for comparisons on a CPU.
+MODELS = {
+    "resnet18": {},
+    "resnet10_half": {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)},
+    "resnet10_quarter": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
+}
 
 
 @dataclass
