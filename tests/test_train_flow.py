@@ -14,7 +14,7 @@ from timm_nfaug import pixels
 from train_flow.__main__ import main
 from train_flow.config import TrainConfig
 from train_flow.data import Images, load_data
-from train_flow.evaluate import evaluate
+from train_flow.evaluate import batches, evaluate
 from train_flow.objective import FlowLoss, gaussian_loss, piecewise
 from train_flow.trainer import BatchOrder, Trainer
 
@@ -98,6 +98,21 @@ def test_every_objective_lowers_bits_per_dim(objective, image_folder, tmp_path, 
     std = flow.prior.mode_std
     assert (std[:, 0] > 0).all() and (std.diff(dim=1) <= 1e-6).all()
     assert objective in flow.config.info["training"] or objective == "moments"
+
+
+def test_a_flow_without_labels_learns_them_by_fit(image_folder, tmp_path, capsys):
+    settings = {"objective": "joint", "labels": False, "gaussian_lr": [[0, 0.002]]}
+    log = run_cli(settings, image_folder, tmp_path / "out")
+    assert log[-2]["bits_per_dim"] < log[0]["bits_per_dim"] - 0.3
+    flow = nfa.ConditionalFlow.from_pretrained(tmp_path / "out" / "flow")
+    assert flow.config.class_names == ["image"] and flow.num_classes == 1
+    card = (tmp_path / "out" / "flow" / "README.md").read_text()
+    assert "labels not looked at" in card and "lass accuracy" not in card
+    data, _ = load_data("folder", image_folder, 32)
+    augment = nfa.NFAugment(flow, modes=4, seed=0).fit(batches(data, 16), 3)
+    assert augment.flow.num_classes == 3
+    moved, labels = augment(data.levels, data.labels)
+    assert torch.equal(labels, data.labels) and not torch.equal(moved, data.levels)
 
 
 def test_the_shipped_digits_config_runs(tmp_path, capsys):

@@ -70,6 +70,10 @@ def test_settings_that_do_not_go_together_are_refused():
         TrainConfig(image_size=32, shift=4)
     with pytest.raises(ValueError, match="objective: ce has one Gaussian"):
         TrainConfig(image_size=32, objective="ce", discriminative=0.1)
+    with pytest.raises(ValueError, match="labels: false goes with .* got objective glem"):
+        TrainConfig(image_size=32, labels=False)
+    with pytest.raises(ValueError, match="labels: false goes with .* discriminative 0.1"):
+        TrainConfig(image_size=32, labels=False, objective="joint", discriminative=0.1)
 
 
 def test_wrong_files_are_refused(tmp_path):

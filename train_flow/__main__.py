@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
             config.data, args.data_dir, config.image_size, config.in_chans,
             config.val_fraction, config.skip_unreadable, config.seed,
         )  # fmt: skip
+        if not config.labels:
+            train, val = train.without_labels(), val if val is None else val.without_labels()
         trainer = Trainer(config, train, val, out, device, args.resume)
     except (ValueError, FileNotFoundError, FileExistsError) as e:
         parser.exit(2, f"error: {e}\n")

@@ -32,6 +32,7 @@ class TrainConfig:
     image_size: int | None = None  # side images are resized and cropped to; required for a folder
     in_chans: int = 3  # 3 RGB, 1 greyscale
     flip: bool = True  # random horizontal flips
+    labels: bool = True  # false: the labels are not looked at, all images are one class (objective ml or joint)
     val_fraction: float = 0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
     skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
 
@@ -103,6 +104,11 @@ class TrainConfig:
             self.code_rows = 8
         if self.objective == "ce" and self.discriminative:
             raise ValueError("objective: ce has one Gaussian for all classes and nothing to discriminate; drop discriminative")
+        if not self.labels and (self.objective not in ("ml", "joint") or self.discriminative):
+            raise ValueError(
+                f"labels: false goes with objective ml or joint and discriminative 0, there being one class; got "
+                f"objective {self.objective}, discriminative {self.discriminative:g}"
+            )
         if self.objective != "ce" and self.code_rows:
             raise ValueError("code_rows goes with objective: ce")
 

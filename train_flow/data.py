@@ -31,6 +31,10 @@ class Images:
     def subset(self, indices: Tensor) -> Images:
         return Images(self.levels[indices], self.labels[indices], self.class_names)
 
+    def without_labels(self) -> Images:
+        """The same images as one class."""
+        return Images(self.levels, torch.zeros_like(self.labels), ["image"])
+
 
 def load_data(
     data: str,

@@ -446,7 +446,8 @@ class Trainer:
             stored = ConditionalFlow.from_pretrained(self.out / "flow").to(self.device)
             report = evaluate(stored, self.val_data)
             split = "held out of training" if c.val_fraction else "validation"
-            info["metrics"] = {k: v for k, v in report.items() if k != "images"}
+            dropped = {"images"} | ({"class_accuracy", "mean_pairwise_kl"} if flow.prior.num_classes == 1 else set())
+            info["metrics"] = {k: v for k, v in report.items() if k not in dropped}
             info["metrics"]["measured_on"] = f"{report['images']} {split} images"
         info["training"] = self._describe()
         flow.save_pretrained(self.out / "flow", c.half, name=self.out.name)
@@ -461,7 +462,7 @@ class Trainer:
         return (
             f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}, temperature {c.temperature:g}, "
             f"{f'half of each batch shifted by up to {c.shift} pixels' if c.shift else 'no shifts'}), {self.step} steps of batch "
-            f"{c.batch_size} ({seen:,} images), {c.optimizer} with learning rate {c.lr:g} ({c.schedule}), average "
+            f"{c.batch_size} ({seen:,} images{'' if c.labels else ', labels not looked at'}), {c.optimizer} with learning rate {c.lr:g} ({c.schedule}), average "
             f"{c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels and modes are stored in "
             f"{'float16' if c.half else 'float32'}.{self.origin}"
         )
