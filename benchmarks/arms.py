@@ -1,8 +1,8 @@
 """The arms of the classification benchmarks: what happens to a batch between crop and loss.
 
-An arm is an `Arm` with any of four parts: a policy on single PIL images, a change of uint8 batches, a step on normalised
-tensors (erasing, mixing), and a loss. All random numbers come from the generator of the step or, in timm's and
-torchvision's parts, from the global generators, which the training loop seeds from it.
+An arm is an `Arm` with any of five parts: a policy on single PIL images, a change of uint8 batches after or before the
+crop, a step on normalised tensors (erasing, mixing), and a loss. All random numbers come from the generator of the step
+or, in timm's and torchvision's parts, from the global generators, which the training loop seeds from it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Arm:
     Args:
         policy: PIL image to PIL image.
         levels: uint8 images (B, C, H, W), labels (B,), generator to uint8 images; runs after the policy.
+        before: the same, before crop and flip.
         erase: timm's RandomErasing at the end.
         mix: timm's Mixup at the end.
     """
@@ -45,10 +46,11 @@ class Arm:
         self,
         policy: Callable[[Image.Image], Image.Image] | None = None,
         levels: LevelsStep | None = None,
+        before: LevelsStep | None = None,
         erase: bool = False,
         mix: Mixup | None = None,
     ):
-        self.policy, self.levels, self.mix = policy, levels, mix
+        self.policy, self.levels, self.before, self.mix = policy, levels, before, mix
         self.erase = RandomErasing(probability=0.25, mode="pixel", device="cpu") if erase else None
 
     def start(self, model: nn.Module, steps: int) -> None:
@@ -168,18 +170,24 @@ class Adversarial(Arm):
 class Settings:
     """Of the arms that use a flow. The defaults are NFAugment's."""
 
-    strength: float = 0.5
+    strength: float = 0.5  # of `rotation`: the largest angle, radians
     modes: int = 32
     p: float = 1.0
+    place: str = "after"  # or "before" the crop and flip, on images as the flow knows them
     temperature: float = 0.7  # of `samples`
+
+    def __post_init__(self):
+        if self.place not in ("after", "before"):
+            raise ValueError(f"place must be after or before (the crop), got {self.place!r}")
 
 
 # Arms on a flow that is given by name, and the arm whose flow they use unless one of their own is given.
 NEEDS_FLOW = {
     "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
-    "patch-pca": "glem", "ce": "ce", "ml": "ml", "random": "random",
+    "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "ce": "ce", "ml": "ml", "random": "random",
 }  # fmt: skip
-ARMS = ("baseline", "sa", "linear", "sa+linear", "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
+LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation")  # the same steps on the linear flow
+ARMS = ("baseline", "sa", *LINEAR, "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
 
 
 def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings) -> Arm:
@@ -209,23 +217,33 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     if name == "trivial":
         return Arm(v2.TrivialAugmentWide())
     if name == "ce":
-        return Arm(levels=nfa_step(NFAugment(flow, s.strength, s.modes, s.p)))
-    if name in ("linear", "sa+linear"):
-        step = nfa_step(fitted(linear_flow(data), data, s))
-        return Arm(levels=step) if name == "linear" else Arm(randaugment(), step, erase=True)
+        return with_step(nfa_step(NFAugment(flow, s.strength, s.modes, s.p)), s)
+    if name in LINEAR:
+        flow = linear_flow(data)
+    method = name.removeprefix("linear-")
+    if method == "pooled":
+        step = nfa_step(fitted(flow, data.without_labels(), s))
+        return with_step(lambda levels, y, g: step(levels, torch.zeros_like(y), g), s)
     augment = fitted(flow, data, s)
+    if method == "rotation":
+        return with_step(rotation_step(augment.flow, data, s), s)
     if name == "isotropic":
-        return Arm(levels=nfa_step(NFAugment(augment.flow, s.strength, s.modes, s.p, kind="isotropic")))
+        return with_step(nfa_step(NFAugment(augment.flow, s.strength, s.modes, s.p, kind="isotropic")), s)
     if name == "adversarial":
         return Adversarial(augment.flow, s.strength, s.modes, s.p)
     if name == "samples":
-        return Arm(levels=sample_step(augment.flow, s))
+        return with_step(sample_step(augment.flow, s), s)
     if name in ("pixel-pca", "patch-pca"):
         control = fitted(linear_flow(data) if name == "pixel-pca" else patch_flow(data), data, s)
         control.strength *= mean_move(augment, data) / mean_move(control, data)
-        return Arm(levels=nfa_step(control))
-    step = nfa_step(augment)
-    return Arm(randaugment(), step, erase=True) if name == "sa+glem" else Arm(levels=step)
+        return with_step(nfa_step(control), s)
+    return with_step(nfa_step(augment), s, sa=name.startswith("sa+"))
+
+
+def with_step(step: LevelsStep, s: Settings, sa: bool = False) -> Arm:
+    """The arm that takes `step` before the crop, or after the crop and, of `sa`, RandAugment."""
+    where = {"before": step} if s.place == "before" else {"levels": step}
+    return Arm(randaugment() if sa else None, erase=sa, **where)
 
 
 def randaugment() -> Callable:
@@ -235,6 +253,37 @@ def randaugment() -> Callable:
 
 def nfa_step(augment: NFAugment) -> LevelsStep:
     return lambda levels, y, g: augment(levels, y, generator=g)[0]
+
+
+@torch.no_grad()
+def rotation_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
+    """Codes turned about the mean of their class toward the code of another image of it, by 0 to `strength` radians.
+
+    With r = z - mu, the new code is mu + cos(t) r + sin(t) r' of a random training image of the class: a turn keeps the
+    length that a Gaussian's codes have in many dimensions, where a straight line between them would shorten it.
+    """
+    codes = torch.cat([flow(pixels.levels_to_model(levels))[0] for levels, _ in batches(data, 512)])
+    codes -= flow.prior.mu[data.labels]
+    members = [torch.nonzero(data.labels == k).flatten() for k in range(len(data.class_names))]
+
+    @torch.no_grad()
+    def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        chosen, place, turn = torch.rand(3, len(levels), generator=g).to(levels.device)
+        chosen = chosen < s.p
+        if not chosen.any():
+            return levels
+        labels = y[chosen]
+        other = torch.stack([members[k][int(u * len(members[k]))] for k, u in zip(labels.tolist(), place[chosen], strict=True)])
+        t = (turn[chosen] * s.strength).unsqueeze(1)
+        mu = flow.prior.mu[labels]
+        x = pixels.levels_to_model(levels[chosen])
+        moved = flow.inverse(mu + t.cos() * (flow(x)[0] - mu) + t.sin() * codes[other])
+        finite = moved.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
+        levels = levels.clone()
+        levels[chosen] = pixels.model_to_levels(torch.where(finite, moved, x).clamp(-1, 1))
+        return levels
+
+    return step
 
 
 def sample_step(flow: ConditionalFlow, s: Settings) -> LevelsStep:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import records
-from benchmarks.arms import ARMS, NEEDS_FLOW, Settings, make_arm
+from benchmarks.arms import ARMS, LINEAR, NEEDS_FLOW, Settings, make_arm
 from benchmarks.classifier import MODELS, Recipe, test, train
 from benchmarks.common import command_line, environment
 from timm_nfaug.flows.model import ConditionalFlow
@@ -141,8 +141,10 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
         flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
         flow = Path(flow).name if Path(flow).is_dir() else flow
         settings["flow_trained_on"] = args.flow_trained_on
-    if arm in NEEDS_FLOW or "linear" in arm:
-        settings |= {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if f.name != "temperature"}
+    if arm in NEEDS_FLOW or arm in LINEAR:
+        settings |= {name: getattr(args, name) for name in ("strength", "modes", "p")}
+        if args.place != "after":
+            settings["place"] = args.place
     if arm == "samples":
         settings = {k: v for k, v in settings.items() if k not in ("strength", "modes")} | {"temperature": args.temperature}
     return {
@@ -163,7 +165,7 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
     start = time.perf_counter()
     settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)})
     made = make_arm(arm, images, flow, settings)
-    flow_seconds += time.perf_counter() - start if arm in NEEDS_FLOW or "linear" in arm else 0.0
+    flow_seconds += time.perf_counter() - start if arm in NEEDS_FLOW or arm in LINEAR else 0.0
     model, cost = train(images, made, recipe, run["seed"])
     e = environment()
     device = e["machine"]["gpu"] if args.device.startswith("cuda") else f"{e['machine']['cpu']}, {args.threads} threads"

@@ -72,9 +72,7 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module,
     torch.manual_seed(seed)
     model = make_classifier(recipe.model, len(data.class_names)).to(device).train()
     run = torch.compile(model) if recipe.compile else model
-    optimizer = torch.optim.SGD(
-        model.parameters(), recipe.max_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.SGD(model.parameters(), recipe.max_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     per_epoch = len(data) // recipe.batch_size
     if not per_epoch:
         raise ValueError(f"{len(data)} training images do not fill a batch of {recipe.batch_size}; lower the batch size")
@@ -87,8 +85,10 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module,
         if i == 0:
             order = torch.randperm(len(data), generator=generator(seed, ORDER, epoch)).to(device)
         index = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
-        levels, y = crop_and_flip(data.levels[index], recipe.crop, generator(seed, CROP, step)), data.labels[index]
-        g = generator(seed, AUGMENT, step)
+        levels, y, g = data.levels[index], data.labels[index], generator(seed, AUGMENT, step)
+        if arm.before is not None:
+            levels = arm.before(levels, y, g)
+        levels = crop_and_flip(levels, recipe.crop, generator(seed, CROP, step))
         # timm's and torchvision's augmentations draw from the global generators
         random_seed(int(torch.randint(0, 2**31, (), generator=g)))
         levels = arm.images(levels, y, g)

@@ -28,6 +28,7 @@ def label(run: dict[str, Any]) -> str:
     """An arm, the flow it uses, and its settings."""
     s = run["settings"]
     parts = [f"{short}{s[key]:g}" for key, short in (("strength", "s"), ("modes", "k"), ("p", "p")) if key in s]
+    parts += [f"{s['place']} the crop"] if "place" in s else []
     return run["arm"] + (f" {'-'.join(parts)}" if parts else "") + (f", {run['flow']}" if run["flow"] else "")
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 from torch.distributions import MultivariateNormal
 
 from benchmarks import records
-from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
+from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
 from benchmarks.comparison import comparisons, table
@@ -98,6 +98,36 @@ def test_modes_come_from_the_runs_own_images(data, small_flow):
     torch.testing.assert_close(other.prior.mu[0], z.mean(0), rtol=0, atol=0.05)  # levels sit at their centres: 1/256 apart
 
 
+def test_pooled_modes_know_no_class(data, small_flow):
+    for name in ("pooled", "linear-pooled"):
+        step = make_arm(name, data, small_flow, Settings(modes=4)).levels
+        assert torch.equal(step(data.levels, data.labels, generator()), step(data.levels, data.labels.flip(0), generator()))
+    step = make_arm("linear", data, None, Settings(modes=4)).levels
+    assert not torch.equal(step(data.levels, data.labels, generator()), step(data.levels, data.labels.flip(0), generator()))
+
+
+def test_rotation_turns_toward_an_image_of_the_class(data):
+    """Image by image: mu + cos(t) r + sin(t) r' in the pixels, which are the linear flow's codes."""
+    x = data.levels.flatten(1).double()
+    out = make_arm("linear-rotation", data, None, Settings(strength=0.6, modes=4)).levels(data.levels, data.labels, generator())
+    _, places, turns = torch.rand(3, len(x), generator=generator())
+    for i, k in enumerate(data.labels.tolist()):
+        own = x[data.labels == k]
+        mu, other, t = own.mean(0), own[int(places[i] * len(own))], 0.6 * turns[i].item()
+        expected = mu + math.cos(t) * (x[i] - mu) + math.sin(t) * (other - mu)
+        assert (out[i].flatten() - expected.clamp(0, 255)).abs().max() < 0.51  # rounding to levels
+    assert (out != data.levels).any(dim=(1, 2, 3)).sum() > 50
+
+
+def test_place_before_the_crop(data, small_flow):
+    for name in ("linear", "glem", "sa+glem", "rotation", "samples"):
+        arm = make_arm(name, data, small_flow, Settings(modes=4, place="before"))
+        assert arm.levels is None and not torch.equal(arm.before(data.levels, data.labels, generator()), data.levels)
+        assert (arm.policy is not None) == (arm.erase is not None) == (name == "sa+glem")
+    with pytest.raises(ValueError, match="place must be after or before"):
+        Settings(place="afterwards")
+
+
 def test_adversarial_step_raises_the_loss_more_than_a_random_one(data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
@@ -156,13 +186,12 @@ def test_arms_of_a_seed_see_the_same_crops(data):
     """A part that does nothing leaves training to the last bit as it was: arms differ in nothing else."""
     recipe = Recipe("resnet10_half", epochs=1, batch_size=16, bf16=False)
     weights = []
-    for levels in (None, lambda levels, y, g: levels):
-        arm = make_arm("baseline", data, None, Settings())
-        arm.levels = levels
+    for part in ({}, {"levels": lambda levels, y, g: levels}, {"before": lambda levels, y, g: levels}):
+        arm = Arm(**part)
         model, cost = train(data, arm, recipe, seed=3)
         weights.append(model.fc.weight)
         assert cost["images_seen"] == 48  # three full batches of the 60 images
-    assert torch.equal(*weights)
+    assert all(torch.equal(w, weights[0]) for w in weights)
     assert not torch.equal(train(data, make_arm("baseline", data, None, Settings()), recipe, seed=4)[0].fc.weight, weights[0])
 
 

@@ -462,9 +462,9 @@ class Trainer:
         return (
             f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}, temperature {c.temperature:g}, "
             f"{f'half of each batch shifted by up to {c.shift} pixels' if c.shift else 'no shifts'}), {self.step} steps of batch "
-            f"{c.batch_size} ({seen:,} images{'' if c.labels else ', labels not looked at'}), {c.optimizer} with learning rate {c.lr:g} ({c.schedule}), average "
-            f"{c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels and modes are stored in "
-            f"{'float16' if c.half else 'float32'}.{self.origin}"
+            f"{c.batch_size} ({seen:,} images{'' if c.labels else ', labels not looked at'}), {c.optimizer} with learning rate "
+            f"{c.lr:g} ({c.schedule}), average {c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels "
+            f"and modes are stored in {'float16' if c.half else 'float32'}.{self.origin}"
         )
 
 
