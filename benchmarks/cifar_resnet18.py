@@ -5,7 +5,8 @@
 The recipe is the paper's (Enescu & Sahbi, ACCV 2024): 30 epochs of batch 128 on CIFAR-10, 50 of 198 on CIFAR-100. At a
 fraction of the training set each seed draws its own stratified subset, the same for every arm, so arms are compared seed
 by seed. Class Gaussians and modes of a flow are estimated on the run's own training images; what its network was trained
-on is stated by `--flow-trained-on` and recorded. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
+on is stated by `--flow-trained-on` and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once
+for each seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
 on record are skipped, so the command goes on where it stopped.
 
 Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees.
@@ -24,13 +25,16 @@ import torch
 from benchmarks import records
 from benchmarks.arms import ARMS, LINEAR, NEEDS_FLOW, Settings, make_arm
 from benchmarks.classifier import MODELS, Recipe, test, train
-from benchmarks.common import command_line, environment
+from benchmarks.common import ROOT, command_line, environment
 from timm_nfaug.flows.model import ConditionalFlow
+from train_flow.config import load_config
 from train_flow.data import Images, load_data, stratified_split
+from train_flow.trainer import Trainer
 
 SUITE = "cifar_resnet18"
 PAPER = {"cifar10": (30, 128), "cifar100": (50, 198)}  # epochs, batch size
 HELD = 0.1
+TRAIN = "train:"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-name", help="how the record calls the data; required for a tree")
     parser.add_argument("--image-size", type=int, default=32, help="of a tree's images")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:3], metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--flow", nargs="+", default=[], metavar="ARM=NAME", help="flows of the arms: glem=NAME_OR_DIR ce=DIR")
+    parser.add_argument("--flow", nargs="+", default=[], metavar="ARM=NAME", help="of the arms: glem=NAME_OR_DIR ce=train:CONFIG")
     parser.add_argument("--flow-trained-on", default="all labelled images", help="on record, what the networks have seen")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--fraction", type=float, default=1.0, help="of the training set, above 0")
@@ -140,7 +144,9 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
     if arm in NEEDS_FLOW:
         flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
         flow = Path(flow).name if Path(flow).is_dir() else flow
-        settings["flow_trained_on"] = args.flow_trained_on
+        if flow.startswith(TRAIN):
+            flow = TRAIN + config_name(flow.removeprefix(TRAIN))
+        settings["flow_trained_on"] = "the run's own images" if flow.startswith(TRAIN) else args.flow_trained_on
     if arm in NEEDS_FLOW or arm in LINEAR:
         settings |= {name: getattr(args, name) for name in ("strength", "modes", "p")}
         if args.place != "after":
@@ -159,7 +165,10 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
     arm, flow_seconds = run["arm"], 0.0
     flow, info = None, {}
     if arm in NEEDS_FLOW:
-        flow = ConditionalFlow.from_pretrained(args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]).to(args.device).eval()
+        name = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
+        if name.startswith(TRAIN):
+            name = train_flow_on(images, name.removeprefix(TRAIN), run["seed"], args.device)
+        flow = ConditionalFlow.from_pretrained(name).to(args.device).eval()
         info = flow.config.info
         flow_seconds += float(info.get("training_seconds") or 0.0)
     start = time.perf_counter()
@@ -174,6 +183,20 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
         "flow_seconds": flow_seconds, "flow_metrics": info.get("metrics", {}), "device": device,
         "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"], "date": e["date"], "command": args.command,
     }  # fmt: skip
+
+
+def config_name(config: str) -> str:
+    return Path(config).name.removesuffix(".yaml")
+
+
+def train_flow_on(images: Images, config: str, seed: int, device: str) -> Path:
+    """Directory of the flow that a config of train_flow gives on these images; a training cut short goes on."""
+    settings = load_config(config, [f"seed={seed}"])
+    out = ROOT / "runs" / "own" / f"{config_name(config)}-{images.sha256()[:12]}-{seed}"
+    trainer = Trainer(settings, images if settings.labels else images.without_labels(), None, out, device, resume=True)
+    trainer.run()
+    trainer.finish()
+    return out / "flow"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
-from benchmarks import records
+from benchmarks import cifar_resnet18, records
 from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
@@ -250,6 +250,24 @@ def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
     # to choose settings: other images, apart from those of the trainings
     assert main([*common, "--arms", "baseline", "--fraction", "0.5", "--split", "held"]) == 0
     assert records.read(record)[-1]["split"] == "held"
+
+
+def test_a_flow_is_trained_on_the_runs_own_images(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar_resnet18, "ROOT", tmp_path)
+    settings = {"image_size": 32, "flow": "conv_p4_tiny", "network": {"depth": 1, "hidden": 8}, "steps": 3, "batch_size": 8}
+    (tmp_path / "toy.yaml").write_text(json.dumps({**settings, "objective": "ml", "prior": {"num_modes": 4}}))
+    record = tmp_path / "runs.jsonl"
+    common = ["--data", str(tree), "--data-name", "toy images", "--record", str(record), "--modes", "4", *SMALL]
+    own = [*common, "--arms", "glem", "--flow", f"glem=train:{tmp_path / 'toy.yaml'}", "--fraction", "0.5"]
+    assert main([*own, "--seeds", "0", "1"]) == 0
+    runs = records.read(record)
+    assert [r["flow"] for r in runs] == ["train:toy"] * 2 and runs[0]["flow_seconds"] > 0
+    assert {r["settings"]["flow_trained_on"] for r in runs} == {"the run's own images"}
+    trained = sorted((tmp_path / "runs" / "own").iterdir())
+    logs = [[json.loads(line)["step"] for line in (d / "log.jsonl").read_text().splitlines()] for d in trained]
+    assert len(trained) == 2 and all(max(log) == 3 for log in logs)
+    assert main([*own, "--seeds", "0", "--strength", "0.7"]) == 0
+    assert len(records.read(record)) == 3 and sorted((tmp_path / "runs" / "own").iterdir()) == trained, "trained once"
 
 
 @pytest.mark.parametrize(

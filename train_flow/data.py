@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ class Images:
 
     def subset(self, indices: Tensor) -> Images:
         return Images(self.levels[indices], self.labels[indices], self.class_names)
+
+    def sha256(self) -> str:
+        """Of images, labels and class names."""
+        h = hashlib.sha256(repr((tuple(self.levels.shape), self.class_names)).encode())
+        h.update(self.labels.cpu().numpy().tobytes())
+        h.update(self.levels.cpu().contiguous().numpy())
+        return h.hexdigest()
 
     def without_labels(self) -> Images:
         """The same images as one class."""

@@ -6,7 +6,6 @@ training is the uninterrupted one, bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -107,7 +106,7 @@ class Trainer:
         self.checkpoint = self.out / "checkpoint.pt"
         if self.checkpoint.exists() and not resume:
             raise FileExistsError(f"{self.checkpoint} exists; go on with --resume, or choose another --out")
-        self.data_hash = _hash(train)
+        self.data_hash = train.sha256()
         self._make_data()
         self._make_flow()
         self.step = 0
@@ -466,13 +465,6 @@ class Trainer:
             f"{c.lr:g} ({c.schedule}), average {c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels "
             f"and modes are stored in {'float16' if c.half else 'float32'}.{self.origin}"
         )
-
-
-def _hash(data: Images) -> str:
-    h = hashlib.sha256(repr((tuple(data.levels.shape), data.class_names)).encode())
-    h.update(data.labels.cpu().numpy().tobytes())
-    h.update(data.levels.cpu().contiguous().numpy())
-    return h.hexdigest()
 
 
 def _drop_log_after(path: Path, step: int) -> None:
