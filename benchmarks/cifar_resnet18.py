@@ -87,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-bf16", dest="bf16", action="store_false")
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="classifier and couplings in float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which no run is started")
     parser.add_argument("--record", type=Path, help="another file for the runs")
@@ -169,6 +169,7 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
         if name.startswith(TRAIN):
             name = train_flow_on(images, name.removeprefix(TRAIN), run["seed"], args.device)
         flow = ConditionalFlow.from_pretrained(name).to(args.device).eval()
+        flow.set_net_dtype(torch.bfloat16 if args.bf16 else None)  # moves an image by less than one level
         info = flow.config.info
         flow_seconds += float(info.get("training_seconds") or 0.0)
     start = time.perf_counter()
