@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_model
 
 from benchmarks import records
 from benchmarks.arms import ARMS, LINEAR, NEEDS_FLOW, Settings, make_arm
 from benchmarks.classifier import MODELS, Recipe, test, train
 from benchmarks.common import ROOT, command_line, environment
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.hub import write_atomically
 from train_flow.config import load_config
 from train_flow.data import Images, load_data, stratified_split
 from train_flow.trainer import Trainer
@@ -49,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for arm in args.arms:
             for epochs in args.epochs:
-                recipe = Recipe(args.model, epochs, args.batch_size, bf16=args.bf16, compile=args.compile)
+                recipe = Recipe(
+                    args.model, epochs, args.batch_size, args.max_lr, bf16=args.bf16, compile=args.compile, init=args.init
+                )
                 run = describe(args, arm, seed, recipe, name)
                 if records.key(run) in done:
                     continue
@@ -82,6 +87,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="resnet18")
     parser.add_argument("--epochs", type=int, nargs="+", help="several make arms of equal time comparable; default: the paper's")
     parser.add_argument("--batch-size", type=int, help="default: the paper's")
+    parser.add_argument("--max-lr", type=float, default=Recipe.max_lr)
+    parser.add_argument("--init", default="", help="weights to start from, all but the head: a file of --save")
+    parser.add_argument("--save", type=Path, help="directory for the weights of each classifier")
     parser.add_argument("--corrupted", type=int, default=0, help="test images for the corruptions; 0: none")
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
@@ -140,6 +148,10 @@ def subset(data: Images, total: int, fraction: float, seed: int) -> Images:
 def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name: str) -> dict:
     """What identifies a run."""
     settings = dataclasses.asdict(recipe)
+    if recipe.init:
+        settings["init"] = Path(recipe.init).stem
+    else:
+        del settings["init"]
     flow = None
     if arm in NEEDS_FLOW:
         flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
@@ -177,6 +189,10 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
     made = make_arm(arm, images, flow, settings)
     flow_seconds += time.perf_counter() - start if arm in NEEDS_FLOW or arm in LINEAR else 0.0
     model, cost = train(images, made, recipe, run["seed"])
+    if args.save:
+        args.save.mkdir(parents=True, exist_ok=True)
+        words = re.sub(r"\W+", "-", f"{run['data']} {recipe.model} {arm} {recipe.epochs} {run['seed']}")
+        write_atomically(args.save / f"{words}.safetensors", lambda p: save_model(model, p))
     e = environment()
     device = e["machine"]["gpu"] if args.device.startswith("cuda") else f"{e['machine']['cpu']}, {args.threads} threads"
     run |= {

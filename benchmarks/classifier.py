@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from timm.utils import random_seed
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -43,6 +45,7 @@ class Recipe:
     crop: int = 4  # pixels of zeros around the image that a crop may take in
     bf16: bool = True  # autocast
     compile: bool = False
+    init: str = ""  # weights to start from, all but the head: a file of --save
 
 
 def make_classifier(name: str, num_classes: int) -> nn.Module:
@@ -52,6 +55,21 @@ def make_classifier(name: str, num_classes: int) -> nn.Module:
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm initialises the others
     model.maxpool = nn.Identity()
     return model.to(memory_format=torch.channels_last)
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Loads all but the head from a safetensors file of a classifier of the same model."""
+    weights = load_file(path)
+    head = {name for name in weights if name.startswith("fc.")}
+    try:
+        found = model.load_state_dict({k: v for k, v in weights.items() if k not in head}, strict=False)
+        lacking = set(found.missing_keys) - head | set(found.unexpected_keys)
+    except RuntimeError as e:  # other shapes
+        lacking = {str(e).splitlines()[-1].strip()}
+    if lacking:
+        raise ValueError(
+            f"{Path(path).name} holds another model than this one: {min(lacking)}; give the --model it was saved from"
+        )
 
 
 def normalize(levels: Tensor) -> Tensor:
@@ -70,7 +88,10 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module,
     """
     device = data.levels.device
     torch.manual_seed(seed)
-    model = make_classifier(recipe.model, len(data.class_names)).to(device).train()
+    model = make_classifier(recipe.model, len(data.class_names))
+    if recipe.init:
+        start_from(model, recipe.init)
+    model = model.to(device).train()
     run = torch.compile(model) if recipe.compile else model
     optimizer = torch.optim.SGD(model.parameters(), recipe.max_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     per_epoch = len(data) // recipe.batch_size

@@ -11,7 +11,7 @@ from benchmarks.records import mean_interval, paired
 
 Runs = dict[int, dict[str, Any]]  # by seed
 # settings that make one comparison; the others belong to an arm
-RECIPE = ("model", "batch_size", "max_lr", "momentum", "weight_decay", "crop", "bf16", "compile")
+RECIPE = ("model", "batch_size", "max_lr", "momentum", "weight_decay", "crop", "bf16", "compile", "init")
 
 
 def comparisons(runs: list[dict[str, Any]]) -> dict[tuple, dict[str, dict[int, Runs]]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
@@ -282,6 +283,27 @@ def test_command_refuses(arguments, message, tree, capsys):
     with pytest.raises(SystemExit):
         main(["--data", str(tree), "--data-name", "toy", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_classifier_is_fine_tuned_from_saved_weights(tree, tmp_path):
+    record = tmp_path / "runs.jsonl"
+    common = ["--data", str(tree), "--data-name", "toy (32 px)", "--record", str(record), "--seeds", "0", "--arms", "baseline"]
+    assert main([*common, *SMALL, "--save", str(tmp_path / "saved")]) == 0
+    (saved,) = (tmp_path / "saved").iterdir()
+    assert saved.name == "toy-32-px-resnet10_half-baseline-1-0.safetensors"
+    assert main([*common, *SMALL, "--init", str(saved), "--max-lr", "0.001"]) == 0
+    first, second = records.read(record)
+    assert second["settings"]["init"] == saved.stem and second["settings"]["max_lr"] == 0.001
+    assert len(comparisons([first, second])) == 2, "another recipe, another table"
+    # with no step to speak of, the body is the saved one and the head is new
+    data = Images(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 3, ["a", "b", "c"])
+    recipe = Recipe("resnet10_half", epochs=1, batch_size=8, max_lr=1e-12, bf16=False, init=str(saved))
+    model, _ = train(data, Arm(), recipe, seed=1)
+    weights = load_file(saved)
+    assert torch.equal(model.layer4[0].conv1.weight, weights["layer4.0.conv1.weight"])
+    assert not torch.allclose(model.fc.weight, weights["fc.weight"])
+    with pytest.raises(ValueError, match="holds another model than this one: .*; give the --model it was saved from"):
+        train(data, Arm(), Recipe("resnet10_quarter", epochs=1, batch_size=8, init=str(saved)), seed=1)
 
 
 def a_run(**changes) -> dict:
