@@ -24,6 +24,7 @@ from benchmarks.pillow import guard_posterize
 from timm_nfaug import pixels
 from timm_nfaug.augment import NFAugment
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.perturb import displacement, draw_noise
 from train_flow.data import Images
 from train_flow.evaluate import batches
 
@@ -184,9 +185,10 @@ class Settings:
 # Arms on a flow that is given by name, and the arm whose flow they use unless one of their own is given.
 NEEDS_FLOW = {
     "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
-    "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "ce": "ce", "ml": "ml", "random": "random",
+    "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "mode-rotation": "glem",
+    "ce": "ce", "ml": "ml", "random": "random",
 }  # fmt: skip
-LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation")  # the same steps on the linear flow
+LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation")  # the same steps on the linear flow
 ARMS = ("baseline", "sa", *LINEAR, "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
 
 
@@ -226,7 +228,9 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         return with_step(lambda levels, y, g: step(levels, torch.zeros_like(y), g), s)
     augment = fitted(flow, data, s)
     if method == "rotation":
-        return with_step(rotation_step(augment.flow, data, s), s)
+        return with_step(rotation_step(augment.flow, image_partner(augment.flow, data), s), s)
+    if method == "mode-rotation":
+        return with_step(rotation_step(augment.flow, mode_partner(augment.flow, s), s), s)
     if name == "isotropic":
         return with_step(nfa_step(NFAugment(augment.flow, s.strength, s.modes, s.p, kind="isotropic")), s)
     if name == "adversarial":
@@ -255,35 +259,56 @@ def nfa_step(augment: NFAugment) -> LevelsStep:
     return lambda levels, y, g: augment(levels, y, generator=g)[0]
 
 
-@torch.no_grad()
-def rotation_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
-    """Codes turned about the mean of their class toward the code of another image of it, by 0 to `strength` radians.
+Partner = Callable[[Tensor, torch.Generator], Tensor]  # labels (B,), generator to codes about the class mean (B, D)
 
-    With r = z - mu, the new code is mu + cos(t) r + sin(t) r' of a random training image of the class: a turn keeps the
-    length that a Gaussian's codes have in many dimensions, where a straight line between them would shorten it.
+
+def rotation_step(flow: ConditionalFlow, partner: Partner, s: Settings) -> LevelsStep:
+    """Codes turned about the mean of their class toward a partner, by 0 to `strength` radians.
+
+    With r = z - mu, the new code is mu + cos(t) r + sin(t) r' for the r' of the partner: a turn keeps the length that the
+    codes of a Gaussian have in many dimensions, where a straight line between two codes would shorten it.
     """
-    codes = torch.cat([flow(pixels.levels_to_model(levels))[0] for levels, _ in batches(data, 512)])
-    codes -= flow.prior.mu[data.labels]
-    members = [torch.nonzero(data.labels == k).flatten() for k in range(len(data.class_names))]
 
     @torch.no_grad()
     def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
-        chosen, place, turn = torch.rand(3, len(levels), generator=g).to(levels.device)
+        chosen, turn = torch.rand(2, len(levels), generator=g).to(levels.device)
         chosen = chosen < s.p
         if not chosen.any():
             return levels
-        labels = y[chosen]
-        other = torch.stack([members[k][int(u * len(members[k]))] for k, u in zip(labels.tolist(), place[chosen], strict=True)])
         t = (turn[chosen] * s.strength).unsqueeze(1)
-        mu = flow.prior.mu[labels]
+        mu = flow.prior.mu[y[chosen]]
         x = pixels.levels_to_model(levels[chosen])
-        moved = flow.inverse(mu + t.cos() * (flow(x)[0] - mu) + t.sin() * codes[other])
+        moved = flow.inverse(mu + t.cos() * (flow(x)[0] - mu) + t.sin() * partner(y[chosen], g))
         finite = moved.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         levels = levels.clone()
         levels[chosen] = pixels.model_to_levels(torch.where(finite, moved, x).clamp(-1, 1))
         return levels
 
     return step
+
+
+@torch.no_grad()
+def image_partner(flow: ConditionalFlow, data: Images) -> Partner:
+    """Partners are the codes of random training images of the class."""
+    codes = torch.cat([flow(pixels.levels_to_model(levels))[0] for levels, _ in batches(data, 512)])
+    codes -= flow.prior.mu[data.labels]
+    members = [torch.nonzero(data.labels == k).flatten() for k in range(len(data.class_names))]
+
+    def partner(y: Tensor, g: torch.Generator) -> Tensor:
+        places = torch.rand(len(y), generator=g)
+        return codes[torch.stack([members[k][int(u * len(members[k]))] for k, u in zip(y.tolist(), places, strict=True)])]
+
+    return partner
+
+
+def mode_partner(flow: ConditionalFlow, s: Settings) -> Partner:
+    """Partners are drawn from the Gaussian of the class along its modes."""
+
+    def partner(y: Tensor, g: torch.Generator) -> Tensor:
+        modes = min(s.modes, flow.prior.num_modes)
+        return displacement(flow, y, draw_noise(len(y), modes, g).to(y.device), "pca", modes)
+
+    return partner
 
 
 def sample_step(flow: ConditionalFlow, s: Settings) -> LevelsStep:

@@ -111,13 +111,25 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
     """Image by image: mu + cos(t) r + sin(t) r' in the pixels, which are the linear flow's codes."""
     x = data.levels.flatten(1).double()
     out = make_arm("linear-rotation", data, None, Settings(strength=0.6, modes=4)).levels(data.levels, data.labels, generator())
-    _, places, turns = torch.rand(3, len(x), generator=generator())
+    g = generator()
+    _, turns = torch.rand(2, len(x), generator=g)
+    places = torch.rand(len(x), generator=g)
     for i, k in enumerate(data.labels.tolist()):
         own = x[data.labels == k]
         mu, other, t = own.mean(0), own[int(places[i] * len(own))], 0.6 * turns[i].item()
         expected = mu + math.cos(t) * (x[i] - mu) + math.sin(t) * (other - mu)
         assert (out[i].flatten() - expected.clamp(0, 255)).abs().max() < 0.51  # rounding to levels
     assert (out != data.levels).any(dim=(1, 2, 3)).sum() > 50
+
+
+def test_rotation_toward_a_draw_keeps_mean_and_variance(data):
+    """With all modes a class's rotated images have its moments, whatever the angle: the turn stays in its Gaussian."""
+    levels, y = data.levels.repeat(40, 1, 1, 1), data.labels.repeat(40)
+    out = make_arm("linear-mode-rotation", data, None, Settings(strength=3.0, modes=19)).levels(levels, y, generator())
+    for k in range(3):
+        x, new = (v[y == k].flatten(1).float() for v in (levels, out))
+        assert (x.mean(0) - new.mean(0)).abs().mean() < 1.5
+        assert new.var(0).sum() / x.var(0).sum() == pytest.approx(1.0, abs=0.06)
 
 
 def test_place_before_the_crop(data, small_flow):
