@@ -120,15 +120,25 @@ def demo_cifar() -> str:
 
 
 def cifar_resnet18() -> str:
-    """A table for each data set and fraction; the runs that chose settings on held-out training images are left out."""
-    runs = [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == "test"]
+    """A table for each data set and fraction, on the test images."""
+    return _comparison("test")
+
+
+def cifar_search() -> str:
+    """The runs that chose settings, on images held out of the training set."""
+    return _comparison("held")
+
+
+def _comparison(split: str) -> str:
+    runs = [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == split]
     parts = []
     for (data, _, fraction, _), arms in sorted(comparison.comparisons(runs).items()):
         every = [r for by_epochs in arms.values() for by_seed in by_epochs.values() for r in by_seed.values()]
-        model, batch = every[0]["settings"]["model"], every[0]["settings"]["batch_size"]
+        s, count = every[0]["settings"], every[0]["training_images"]
+        start = f", started from {s['init']}" if "init" in s else ""
         for epochs in sorted({r["settings"]["epochs"] for r in every if r["arm"] != "baseline"}):
-            count = every[0]["training_images"]
-            head = f"{data}, {100 * fraction:g}% ({count} images); `{model}`, {epochs} epochs of batch {batch}."
+            head = f"**{data}, {100 * fraction:g}% ({count} images)**; `{s['model']}`, {epochs} epochs of batch "
+            head += f"{s['batch_size']}{start}."
             parts.append(f"{head}\n\n{comparison.table(arms, epochs)}")
     trained_on = sorted({f"{r['flow']}: {r['settings']['flow_trained_on']}" for r in runs if r["flow"]})
     if trained_on:
@@ -198,7 +208,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_objectives, cifar_resnet18, generation, proposition, timm_train, demo_digits, demo_cifar,
+        flows, moves, flow_speed, flow_objectives, cifar_resnet18, cifar_search, generation, proposition, timm_train,
+        demo_digits, demo_cifar,
     )
 }
 
