@@ -74,6 +74,29 @@ def test_config_file_and_args_yaml_round_trip(launch):
     assert again["losses"] == direct["losses"]
 
 
+def test_linear_takes_its_modes_from_the_training_set(launch):
+    stock, _ = launch(launcher=False, name="stock")
+    flags = ["--aug", "nfa-s0.2-k3", "--nfa-flow", "linear"]
+    nfa, args = launch(*flags, name="linear")
+    assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
+    assert launch(*flags, "-j", "2", name="again")[0]["losses"] == nfa["losses"]
+    change = (images(nfa) - images(stock)).flatten(1)
+    labels = torch.cat([y for _, y in nfa["train"]])
+    for k in range(3):  # three modes a class, but for what the clamping takes
+        s = torch.linalg.svdvals(change[labels == k].double())
+        assert s[2] > 0 and s[3:].square().sum() < 0.05 * s.square().sum()
+    assert torch.linalg.svdvals(change.double())[8] > 0.02 * torch.linalg.svdvals(change.double())[0], "nine modes together"
+
+
+def test_a_flow_of_other_classes_is_fitted(launch, _small_flow):
+    flow = _small_flow.with_prior(_small_flow.prior, ["x", "y", "z"])
+    flags = ["--aug", "nfa-s0.5-k4", "--nfa-flow", str(flow.save_pretrained(launch.out / "xyz"))]
+    assert "add --nfa-fit" in launch(*flags, ok=False)
+    fitted, args = launch(*flags, "--nfa-fit", name="fitted")
+    assert args["nfa_fit"] is True
+    assert not torch.equal(images(fitted), images(launch(launcher=False, name="stock")[0]))
+
+
 def test_help_shows_the_flags_beside_timms_own(launch):
     text = launch("--help", data=False)
     assert "--aug NFA" in text and "--nfa-flow" in text and "--aug-repeats" in text

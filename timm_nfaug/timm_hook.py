@@ -6,19 +6,29 @@ leave the loader and run after NFA, on the batch, with timm's own code.
 
 from __future__ import annotations
 
+import argparse
+import copy
 import hashlib
 import inspect
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timm.data import FastCollateMixup, Mixup
+from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform
+from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
+from .flows.registry import create_flow
+
+_logger = logging.getLogger(__name__)
+
+LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
+LINEAR_SIZE = 32  # side; larger images go through the lift
 
 
 def add_args(parser) -> None:
@@ -31,16 +41,18 @@ def add_args(parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--nfa-flow", default=DEFAULT_FLOW, metavar="NAME",
-        help=f"flow of --aug: a bundled name, a directory, or a Hub id org/name (default: {DEFAULT_FLOW})",
+        help=f"flow of --aug: a bundled name, a directory, a Hub id org/name, or {LINEAR} for the eigen-images of the training "
+        f"set's own classes, which need no pretrained flow (default: {DEFAULT_FLOW})",
+    )  # fmt: skip
+    group.add_argument(
+        "--nfa-fit", action="store_true",
+        help="take class Gaussians and modes from the training set, in one pass before the first epoch: for a flow that was "
+        f"trained on other classes (always so with --nfa-flow {LINEAR})",
     )  # fmt: skip
 
 
 def _checked(text: str) -> str:
     """Refuses a bad string at parsing, before anything is built."""
-    import argparse
-
-    from .augment import parse_config
-
     try:
         parse_config(text)
     except ValueError as e:
@@ -49,13 +61,26 @@ def _checked(text: str) -> str:
 
 
 def augment_from_args(args) -> NFAugment | None:
-    """The augmentation that parsed `args` ask for, or None."""
+    """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
     if not getattr(args, "aug", None):
         return None
-    return nf_augment_transform(args.aug, args.nfa_flow)
+    if args.nfa_flow != LINEAR:
+        return nf_augment_transform(args.aug, args.nfa_flow)
+    values = {"modes": 32, **parse_config(args.aug)}
+    size = getattr(args, "input_size", None)  # C H W
+    side = min(LINEAR_SIZE, (min(size[1:]) if size else getattr(args, "img_size", None)) or LINEAR_SIZE)
+    channels = size[0] if size else getattr(args, "in_chans", None) or 3
+    flow = create_flow(LINEAR, input_size=(channels, side, side), num_classes=1, prior={"num_modes": values["modes"]})
+    return NFAugment(flow, **values)
 
 
-def loader_factory(create_loader: Callable, augment: NFAugment, seed: int = 0, rank: int | None = None) -> Callable:
+def needs_fit(args) -> bool:
+    return bool(args.nfa_fit or args.nfa_flow == LINEAR)
+
+
+def loader_factory(
+    create_loader: Callable, augment: NFAugment, seed: int = 0, rank: int | None = None, fit: bool = False
+) -> Callable:
     """A `create_loader` whose training loaders are augmented; evaluation loaders and `no_aug` are left as they are.
 
     At strength 0 or p 0 it is `create_loader` itself: the training is the stock one to the last bit.
@@ -63,6 +88,7 @@ def loader_factory(create_loader: Callable, augment: NFAugment, seed: int = 0, r
     Args:
         create_loader: timm's.
         seed, rank: key of the random numbers, with epoch and batch; rank defaults to that of torchrun.
+        fit: fit the augmentation to the first training data set, in one pass; every process does so alike.
     """
     if not (augment.strength and augment.p):
         return create_loader
@@ -73,7 +99,12 @@ def loader_factory(create_loader: Callable, augment: NFAugment, seed: int = 0, r
         given = signature.bind_partial(dataset, *args, **kwargs).arguments
         if not given.get("is_training") or given.get("no_aug"):
             return create_loader(dataset, *args, **kwargs)
-        check_classes(dataset, augment)
+        nonlocal fit
+        if fit:
+            fit_to_dataset(augment, create_loader, dataset, given)
+            fit = False
+        else:
+            check_classes(dataset, augment)
         mixup, erasing = given.get("collate_fn"), None
         if isinstance(mixup, FastCollateMixup):
             if "half" in mixup.mode:
@@ -97,6 +128,34 @@ def loader_factory(create_loader: Callable, augment: NFAugment, seed: int = 0, r
         return NFALoader(loader, augment, mean, std, seed, rank, mixup, erasing, splits)
 
     return create
+
+
+def fit_to_dataset(augment: NFAugment, create_loader: Callable, dataset, given: dict[str, Any]) -> None:
+    """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
+
+    Args:
+        given: the arguments of `create_loader` for training on it.
+    """
+    base = getattr(dataset, "dataset", dataset) if isinstance(dataset, AugMixDataset) else dataset
+    mapping = _class_to_idx(base)
+    if isinstance(base, torch.utils.data.IterableDataset) or not mapping:
+        raise SystemExit(
+            f"NFA is fitted to map-style data sets that know their classes, got {type(base).__name__}; train a flow on it "
+            "(python -m train_flow) and name that with --nfa-flow"
+        )
+    start, size = time.monotonic(), augment.flow.config.input_size
+    loader = create_loader(
+        copy.copy(base), input_size=size, batch_size=256, is_training=False, use_prefetcher=False,
+        interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0,
+        num_workers=given.get("num_workers", 1), persistent_workers=False,
+    )  # fmt: skip
+    augment.mean = augment.std = None  # the images come in [0, 1]
+    augment.to(given.get("device", "cpu")).fit(loader, len(set(mapping.values())))
+    fewest = int((augment.flow.prior.mode_std > 0).sum(1).min())
+    _logger.info(
+        "NFA: %d modes or more for each of %d classes, from %d images in %.1f s",
+        fewest, augment.flow.num_classes, len(base), time.monotonic() - start,
+    )  # fmt: skip
 
 
 def _expand(given: dict[str, Any], signature: inspect.Signature) -> dict[str, Any]:
@@ -172,18 +231,22 @@ class NFALoader:
         return getattr(self.loader, name)
 
 
+def _class_to_idx(dataset) -> dict | None:
+    reader = getattr(dataset, "reader", dataset)
+    return getattr(reader, "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
+
+
 def check_classes(dataset, augment: NFAugment) -> None:
     """Refuses labels that mean other classes to the flow than to the data set, where both name theirs."""
-    reader = getattr(dataset, "reader", dataset)
-    mapping = getattr(reader, "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
+    mapping = _class_to_idx(dataset)
     names = augment.flow.config.class_names
     if augment.labels == "posterior" or not mapping or not names:
         return
     own = [str(k) for k, _ in sorted(mapping.items(), key=lambda kv: kv[1])]
     if own != names:
         raise ValueError(
-            f"the flow knows the classes {_few(names)}, the data set has {_few(own)}; train or fit a flow for this data "
-            "set, or let the flow choose the class itself with -lposterior"
+            f"the flow knows the classes {_few(names)}, the data set has {_few(own)}; add --nfa-fit to take the classes "
+            "of the data set, train a flow for it, or let the flow choose the class itself with -lposterior"
         )
 
 

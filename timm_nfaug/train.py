@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from .timm_hook import add_args, augment_from_args, loader_factory
+from .timm_hook import add_args, augment_from_args, loader_factory, needs_fit
 
-USAGE = "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [train.py's flags]"
+USAGE = (
+    "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s1-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
+    "[train.py's flags]"
+)
 
 
 def load_script(path: Path) -> ModuleType:
@@ -46,7 +49,9 @@ def install(module: ModuleType) -> None:
             augment = augment_from_args(values)
         except (ValueError, OSError) as e:
             module.parser.error(str(e))
-        factory = create_loader if augment is None else loader_factory(create_loader, augment, getattr(values, "seed", 0))
+        factory = create_loader
+        if augment is not None:
+            factory = loader_factory(create_loader, augment, getattr(values, "seed", 0), fit=needs_fit(values))
         return values
 
     module.parser.parse_args = parse_args
