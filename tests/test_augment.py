@@ -191,6 +191,28 @@ def test_non_finite_rows_fall_back_and_are_counted(augment, toy_images):
     assert not torch.equal(out[y == 0], levels[y == 0])
 
 
+def test_from_data_is_the_linear_flow_of_the_data(toy_images):
+    """Its moves are combinations of the class's own eigen-images, as torch's PCA finds them."""
+    levels, y = toy_images
+    aug = nfa.NFAugment.from_data([(levels, y)], 3, strength=0.2, modes=3, seed=0)
+    assert aug.flow.is_linear and aug.flow.num_classes == 3 and aug.flow.config.input_size == (3, 32, 32)
+    x = pixels.levels_to_model(levels)
+    for k in range(3):
+        own = x[y == k].flatten(1).double()
+        _, s, v = torch.linalg.svd(own - own.mean(0), full_matrices=False)
+        std = s[:3] / (len(own) - 1) ** 0.5
+        torch.testing.assert_close(aug.flow.prior.mode_std[k].double(), std, rtol=1e-4, atol=1e-6)
+        noise = torch.full((1, 3), 0.1)
+        change = aug.augment(torch.zeros(1, 3, 32, 32), torch.tensor([k]), noise).flatten(1).double()
+        inside = change @ v[:3].T
+        torch.testing.assert_close(inside.abs()[0], 0.1 * 0.2 * std, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(inside @ v[:3], change, rtol=0, atol=1e-6)
+    big = torch.rand(4, 3, 48, 48)
+    assert aug(big, torch.arange(4) % 3)[0].shape == big.shape
+    with pytest.raises(ValueError, match="pass num_classes="):
+        nfa.NFAugment.from_data([(levels, y)])
+
+
 def test_fit_to_other_classes(small_flow, toy_images):
     levels, y = toy_images
     two = (y != 0).long()

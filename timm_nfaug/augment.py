@@ -18,6 +18,7 @@ from . import lift, pixels
 from .flows.config import check_keys
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
+from .flows.registry import create_flow
 from .perturb import check_kind, check_strength, displacement, draw_noise, noise_size
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
@@ -84,6 +85,18 @@ class NFAugment(v2.Transform):
         flow = ConditionalFlow.from_pretrained(name, revision)
         kwargs.setdefault("modes", min(32, flow.prior.num_modes))
         return cls(flow, **kwargs)
+
+    @classmethod
+    def from_data(cls, loader, num_classes: int | None = None, input_size=(3, 32, 32), **kwargs) -> NFAugment:
+        """The augmentation with the linear flow of `loader`: the eigen-images of each class; no network, no training.
+
+        Args:
+            loader, num_classes: as for `fit`.
+            input_size: (C, H, W) that the eigen-images have; images of another size go through the lift.
+            kwargs: as for the class.
+        """
+        prior = {"num_modes": kwargs.setdefault("modes", 32)}
+        return cls(create_flow("linear", input_size=input_size, num_classes=1, prior=prior), **kwargs).fit(loader, num_classes)
 
     @property
     def fallbacks(self) -> int:
