@@ -1,13 +1,20 @@
-"""Tables of recorded runs: each arm against baseline and SA, on equal images and on equal time."""
+"""Tables of recorded runs: each arm against baseline and SA, on equal images and on equal time; and their picture.
+
+`python -m benchmarks.comparison` draws docs/figures/cifar_resnet18.png from the record.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
-from benchmarks.common import markdown_table
-from benchmarks.records import mean_interval, paired
+from matplotlib.figure import Figure
+
+from benchmarks.common import ROOT, markdown_table
+from benchmarks.records import mean_interval, paired, read, suite_file
+from timm_nfaug.hub import write_atomically
 
 Runs = dict[int, dict[str, Any]]  # by seed
 # settings that make one comparison; the others belong to an arm
@@ -79,3 +86,49 @@ def difference(arm: dict[int, float], other: dict[int, float]) -> str:
     if not count:
         return ""
     return f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}") + ("" if math.isnan(p) else f" (p {p:.2g})")
+
+
+def draw(runs: list[dict[str, Any]]) -> Figure:
+    """Gain over the baseline with its 95% interval, an arm a line, a panel for each data set and fraction."""
+    panels = []
+    for (data, _, fraction, _), arms in sorted(comparisons(runs).items()):
+        every = {e for name, by_epochs in arms.items() for e in by_epochs if name != "baseline"}
+        for epochs in sorted(every & set(arms.get("baseline", {}))):
+            base = metric(arms["baseline"][epochs])
+            found = {n: paired(metric(by[epochs]), base) for n, by in arms.items() if n != "baseline" and epochs in by}
+            several = {n: g for n, g in found.items() if g[3] > 1}
+            if several:
+                panels.append((f"{data}, {100 * fraction:g}%, {epochs} epochs", several))
+    height = sum(len(p[1]) for p in panels)
+    figure = Figure((8, 0.9 * len(panels) + 0.24 * height), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(p[1]) + 2 for p in panels])[:, 0]
+    for axis, (title, found) in zip(axes, panels, strict=True):
+        names = sorted(found, key=lambda n: found[n][0])
+        for kind, colour in (("NFA, linear", "C1"), ("NFA, deep flow", "C0"), ("other", "0.45")):
+            rows = [i for i, n in enumerate(names) if _kind(n) == kind]
+            means, halves = ([found[names[i]][j] for i in rows] for j in (0, 1))
+            axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+        axis.set_title(title, fontsize=9, loc="left")
+    axes[0].legend(fontsize=8, loc="lower right")
+    axes[-1].set_xlabel("top-1 minus that of the baseline, points; 95% intervals of the paired difference")
+    return figure
+
+
+def _kind(name: str) -> str:
+    arm = name.split(" ")[0]
+    if "linear" in arm or arm == "pixel-pca":
+        return "NFA, linear"
+    return "NFA, deep flow" if ", " in name else "other"
+
+
+def main() -> None:
+    runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
+    out = ROOT / "docs" / "figures" / "cifar_resnet18.png"
+    write_atomically(out, lambda p: draw(runs).savefig(p, format="png", dpi=110))
+    print(Path(out).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

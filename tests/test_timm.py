@@ -97,6 +97,13 @@ def test_a_flow_of_other_classes_is_fitted(launch, _small_flow):
     assert not torch.equal(images(fitted), images(launch(launcher=False, name="stock")[0]))
 
 
+def test_a_resumed_training_draws_its_own_epochs_numbers(launch):
+    first, third = (launch(*launch.flow, "--start-epoch", str(e), name=f"epoch{e}")[0] for e in (0, 2))
+    stock = launch("--start-epoch", "2", launcher=False, name="stock")[0]
+    assert torch.equal(stock["val"], third["val"])
+    assert (images(first) != images(third)).flatten(1).any(1).all()
+
+
 def test_help_shows_the_flags_beside_timms_own(launch):
     text = launch("--help", data=False)
     assert "--aug NFA" in text and "--nfa-flow" in text and "--aug-repeats" in text

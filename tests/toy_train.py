@@ -21,6 +21,7 @@ parser.add_argument("--no-prefetcher", action="store_true")
 parser.add_argument("--mixup", type=float, default=0.0)
 parser.add_argument("--reprob", type=float, default=0.0)
 parser.add_argument("--seed", type=int, default=42)
+parser.add_argument("--start-epoch", type=int, default=0)
 parser.add_argument("-j", "--workers", type=int, default=0)
 
 
@@ -31,6 +32,20 @@ def _parse_args():
             parser.set_defaults(**yaml.safe_load(f))
     args = parser.parse_args(remaining)
     return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
+
+
+def train_one_epoch(epoch, model, loader, optimizer, mixup):
+    losses, seen = [], []
+    for x, y in loader:
+        if mixup is not None:
+            x, y = mixup(x, y)
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        seen.append((x.detach().clone(), y))
+    return losses, seen
 
 
 def main():
@@ -54,16 +69,7 @@ def main():
     )  # fmt: skip
     val = create_loader(create_dataset("", root=args.data_dir, split="val"), is_training=False, crop_pct=1.0, **common)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    losses, seen = [], []
-    for x, y in train:
-        if mixup is not None:
-            x, y = mixup(x, y)
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        seen.append((x.detach().clone(), y))
+    losses, seen = train_one_epoch(args.start_epoch, model, train, optimizer, mixup)
     os.makedirs(args.output, exist_ok=True)
     with open(os.path.join(args.output, "args.yaml"), "w") as f:
         f.write(args_text)

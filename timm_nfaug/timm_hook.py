@@ -193,7 +193,7 @@ class NFALoader:
         self.loader, self.augment = loader, augment
         augment.mean, augment.std = tuple(mean), tuple(std)
         self.seed, self.rank, self.mixup, self.erasing, self.splits = seed, rank, mixup, erasing, splits
-        self.epoch = 0
+        self.epoch = 0  # of the next pass; counted here unless set before it, as the launcher does
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, self.epoch = self.epoch, self.epoch + 1

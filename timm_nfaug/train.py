@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from .timm_hook import add_args, augment_from_args, loader_factory, needs_fit
+from .timm_hook import NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
     "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s1-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
@@ -56,6 +56,16 @@ def install(module: ModuleType) -> None:
 
     module.parser.parse_args = parse_args
     module.create_loader = lambda dataset, *args, **kwargs: factory(dataset, *args, **kwargs)
+    if hasattr(module, "train_one_epoch"):  # a resumed training draws the numbers of its epoch, not those of the first
+        train_one_epoch = module.train_one_epoch
+
+        def at_epoch(epoch, *args, **kwargs):
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, NFALoader):
+                    value.epoch = epoch
+            return train_one_epoch(epoch, *args, **kwargs)
+
+        module.train_one_epoch = at_epoch
     if hasattr(module, "create_naflex_loader"):
         create_naflex = module.create_naflex_loader
 
