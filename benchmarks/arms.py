@@ -201,6 +201,8 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     """
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
+    if name == "adversarial" and s.place != "after":
+        raise ValueError("arm adversarial needs the image that the classifier sees: --place after")
     if name in NEEDS_FLOW and flow is None:
         raise ValueError(f"arm {name} needs a flow: --flow {NEEDS_FLOW[name]}=NAME")
     if (name == "ce") != bool(flow is not None and flow.config.code_rows) and name in NEEDS_FLOW:
@@ -265,8 +267,8 @@ Partner = Callable[[Tensor, torch.Generator], Tensor]  # labels (B,), generator 
 def rotation_step(flow: ConditionalFlow, partner: Partner, s: Settings) -> LevelsStep:
     """Codes turned about the mean of their class toward a partner, by 0 to `strength` radians.
 
-    With r = z - mu, the new code is mu + cos(t) r + sin(t) r' for the r' of the partner: a turn keeps the length that the
-    codes of a Gaussian have in many dimensions, where a straight line between two codes would shorten it.
+    With r = z - mu, the new code is mu + cos(t) r + sin(t) r' for the r' of the partner. If r and r' are drawn from one
+    Gaussian, so is the turned code, where a straight line between two codes would leave its shell.
     """
 
     @torch.no_grad()
@@ -289,7 +291,7 @@ def rotation_step(flow: ConditionalFlow, partner: Partner, s: Settings) -> Level
 
 @torch.no_grad()
 def image_partner(flow: ConditionalFlow, data: Images) -> Partner:
-    """Partners are the codes of random training images of the class."""
+    """Partners are the codes of random training images of the class, now and then of the image itself."""
     codes = torch.cat([flow(pixels.levels_to_model(levels))[0] for levels, _ in batches(data, 512)])
     codes -= flow.prior.mu[data.labels]
     members = [torch.nonzero(data.labels == k).flatten() for k in range(len(data.class_names))]
@@ -302,7 +304,7 @@ def image_partner(flow: ConditionalFlow, data: Images) -> Partner:
 
 
 def mode_partner(flow: ConditionalFlow, s: Settings) -> Partner:
-    """Partners are drawn from the Gaussian of the class along its modes."""
+    """Partners are drawn from the class's Gaussian along its modes alone, and so are shorter than codes are."""
 
     def partner(y: Tensor, g: torch.Generator) -> Tensor:
         modes = min(s.modes, flow.prior.num_modes)
@@ -327,8 +329,8 @@ def sample_step(flow: ConditionalFlow, s: Settings) -> LevelsStep:
 
 
 def linear_flow(data: Images) -> ConditionalFlow:
-    """Eigen-images of the classes of `data`; no training."""
-    return nfa.create_flow("linear", input_size=tuple(data.levels.shape[1:]), num_classes=len(data.class_names))
+    """Of the size of `data`; no training."""
+    return nfa.create_flow("linear", input_size=tuple(data.levels.shape[1:]))
 
 
 def patch_flow(data: Images) -> ConditionalFlow:
@@ -346,8 +348,7 @@ def fitted(flow: ConditionalFlow, data: Images, s: Settings) -> NFAugment:
     modes = min(s.modes, rare - 1)
     if modes < 1:
         raise ValueError(f"modes of a class need two images or more, one class has {rare}; take a larger fraction")
-    shared = flow.with_prior(type(flow.prior)(1, flow.dim, num_modes=modes))  # the class count is that of the data
-    return NFAugment(shared, s.strength, modes, s.p).fit(batches(data, 512), len(data.class_names))
+    return NFAugment.to_fit(flow, modes, strength=s.strength, p=s.p).fit(batches(data, 512), len(data.class_names))
 
 
 def mean_move(augment: NFAugment, data: Images, count: int = 256) -> float:

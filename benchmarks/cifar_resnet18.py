@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import re
 import sys
 import time
@@ -80,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=32, help="of a tree's images")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:3], metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--flow", nargs="+", default=[], metavar="ARM=NAME", help="of the arms: glem=NAME_OR_DIR ce=train:CONFIG")
-    parser.add_argument("--flow-trained-on", default="all labelled images", help="on record, what the networks have seen")
+    parser.add_argument("--flow-trained-on", help="on record, what the networks have seen, e.g. 'all images, without labels'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--fraction", type=float, default=1.0, help="of the training set, above 0")
     parser.add_argument("--split", choices=("test", "held"), default="test", help="what is reported on; held: to choose settings")
@@ -111,6 +112,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     missing = [a for a in args.arms if a in NEEDS_FLOW and not (flows.get(a) or flows.get(NEEDS_FLOW[a]))]
     if missing:
         parser.error(f"arm {missing[0]} needs --flow {NEEDS_FLOW[missing[0]]}=NAME")
+    named = [f for f in flows.values() if not f.startswith(TRAIN)]
+    if named and not args.flow_trained_on:
+        parser.error(f"--flow-trained-on is needed with flow {Path(named[0]).name}: what images and labels its network has seen")
     if args.data not in PAPER and not args.data_name:
         parser.error("--data-name is needed with an ImageFolder tree, e.g. 'CIFAR-10 (JPEG)'")
     args.flow = flows
@@ -155,7 +159,9 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
     flow = None
     if arm in NEEDS_FLOW:
         flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
-        flow = Path(flow).name if Path(flow).is_dir() else flow
+        if Path(flow).is_dir():  # train_flow saves into OUT/flow
+            path = Path(flow).resolve()
+            flow = path.parent.name if path.name == "flow" else path.name
         if flow.startswith(TRAIN):
             flow = TRAIN + config_name(flow.removeprefix(TRAIN))
         settings["flow_trained_on"] = "the run's own images" if flow.startswith(TRAIN) else args.flow_trained_on
@@ -191,7 +197,8 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
     model, cost = train(images, made, recipe, run["seed"])
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)
-        words = re.sub(r"\W+", "-", f"{run['data']} {recipe.model} {arm} {recipe.epochs} {run['seed']}")
+        unique = hashlib.sha256(records.key(run).encode()).hexdigest()[:8]
+        words = re.sub(r"\W+", "-", f"{run['data']} {recipe.model} {arm} {recipe.epochs} {run['seed']} {unique}")
         write_atomically(args.save / f"{words}.safetensors", lambda p: save_model(model, p))
     e = environment()
     device = e["machine"]["gpu"] if args.device.startswith("cuda") else f"{e['machine']['cpu']}, {args.threads} threads"

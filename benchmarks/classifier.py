@@ -107,11 +107,11 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module,
             order = torch.randperm(len(data), generator=generator(seed, ORDER, epoch)).to(device)
         index = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
         levels, y, g = data.levels[index], data.labels[index], generator(seed, AUGMENT, step)
+        # timm's and torchvision's augmentations draw from the global generators
+        random_seed(int(torch.randint(0, 2**31, (), generator=g)))
         if arm.before is not None:
             levels = arm.before(levels, y, g)
         levels = crop_and_flip(levels, recipe.crop, generator(seed, CROP, step))
-        # timm's and torchvision's augmentations draw from the global generators
-        random_seed(int(torch.randint(0, 2**31, (), generator=g)))
         levels = arm.images(levels, y, g)
         x, target = arm.tensors(normalize(levels), y)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):

@@ -12,8 +12,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.arms import LINEAR, NEEDS_FLOW
 from benchmarks.common import ROOT, markdown_table
-from benchmarks.records import mean_interval, paired, read, suite_file
+from benchmarks.records import key, mean_interval, paired, read, suite_file
 from timm_nfaug.hub import write_atomically
 
 Runs = dict[int, dict[str, Any]]  # by seed
@@ -27,14 +28,23 @@ def comparisons(runs: list[dict[str, Any]]) -> dict[tuple, dict[str, dict[int, R
     for run in runs:
         recipe = json.dumps({k: run["settings"].get(k) for k in RECIPE})
         group = found.setdefault((run["data"], run["split"], run["fraction"], recipe), {})
-        group.setdefault(label(run), {}).setdefault(run["settings"]["epochs"], {})[run["seed"]] = run
+        seeds = group.setdefault(label(run), {}).setdefault(run["settings"]["epochs"], {})
+        if run["seed"] in seeds:
+            if key(seeds[run["seed"]]) == key(run):  # two processes at once
+                continue
+            raise ValueError(f"two runs on record are {label(run)}, seed {run['seed']}, on {run['data']}; remove one")
+        seeds[run["seed"]] = run
     return found
+
+
+KINDS = ("NFA, linear", "NFA, deep flow", "other")
+SHORT = (("strength", "s"), ("modes", "k"), ("p", "p"), ("temperature", "t"))
 
 
 def label(run: dict[str, Any]) -> str:
     """An arm, the flow it uses, and its settings."""
     s = run["settings"]
-    parts = [f"{short}{s[key]:g}" for key, short in (("strength", "s"), ("modes", "k"), ("p", "p")) if key in s]
+    parts = [f"{short}{s[key]:g}" for key, short in SHORT if key in s]
     parts += [f"{s['place']} the crop"] if "place" in s else []
     return run["arm"] + (f" {'-'.join(parts)}" if parts else "") + (f", {run['flow']}" if run["flow"] else "")
 
@@ -52,12 +62,13 @@ def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
 def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     """One comparison: top-1 in percent with 95% intervals over seeds; differences are paired by seed.
 
-    The last column compares with the baseline that trains for the epochs that take the arm's time, where it is on record.
+    The column of equal time compares with the baseline that trains on for the epochs that take the arm's time, where it is
+    on record.
     """
-    head = ["arm", "seeds", "top-1", "against baseline", "against SA", "NLL", "ECE", "time", "baseline in this time"]
-    robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in by.get(epochs, {}).values())
-    rows = [head + ["corrupted"] * robust]
-    baselines = arms.get("baseline", {})
+    head = ["arm", "seeds", "top-1", "against baseline", "against SA", "NLL", "ECE", "time", "flow, s"]
+    baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
+    longer, robust = len(baselines) > 1, any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
+    rows = [head + ["against baseline of equal time"] * longer + ["corrupted"] * robust]
     unit = cost(baselines[epochs]) if epochs in baselines else math.nan
     for name, by_epochs in sorted(arms.items(), key=lambda item: item[0] != "baseline"):
         runs = by_epochs.get(epochs)
@@ -68,13 +79,20 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
         row += [f"{mean_interval(metric(runs, 'nll').values())[0]:.3f}", f"{mean_interval(metric(runs, 'ece').values())[0]:.1f}"]
-        row.append(f"{cost(runs) / unit:.2f}")
-        slower = {e: b for e, b in baselines.items() if cost(b) >= 0.95 * cost(runs) and e > epochs}
-        row.append(difference(metric(runs), metric(slower[min(slower)])) if slower and name != "baseline" else "")
+        row += [f"{cost(runs) / unit:.2f}", f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
+        if longer:
+            as_slow = [e for e, b in baselines.items() if cost(b) >= 0.95 * cost(runs)]
+            e = min(as_slow, default=epochs)
+            row.append("" if e == epochs else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs")
         if robust:
-            row.append(f"{mean_interval([r['metrics']['corrupted_top1'] for r in runs.values()])[0]:.1f}")
+            scores = [r["metrics"]["corrupted_top1"] for r in runs.values() if "corrupted_top1" in r["metrics"]]
+            row.append(f"{mean_interval(scores)[0]:.1f}" if scores else "")
         rows.append(row)
     return markdown_table(rows)
+
+
+def _runs(by_epochs: dict[int, Runs], epochs: int) -> list[dict[str, Any]]:
+    return list(by_epochs.get(epochs, {}).values())
 
 
 def interval(mean: float, half: float) -> str:
@@ -82,10 +100,24 @@ def interval(mean: float, half: float) -> str:
 
 
 def difference(arm: dict[int, float], other: dict[int, float]) -> str:
-    mean, half, p, count = paired(arm, other)
+    _, _, p, count = paired(arm, other)
     if not count:
         return ""
-    return f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}") + ("" if math.isnan(p) else f" (p {p:.2g})")
+    notes = ([] if math.isnan(p) else [f"p {p:.2g}"]) + ([] if count == len(arm) else [f"{count} seeds"])
+    return gain(arm, other) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def gain(arm: dict[int, float], other: dict[int, float]) -> str:
+    mean, half, _, _ = paired(arm, other)
+    return f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def title(data: str, fraction: float, epochs: int, run: dict[str, Any]) -> str:
+    """What a table or a panel compares on; `run` is any of its runs."""
+    s = run["settings"]
+    start = f", started from {s['init']}, learning rate {s['max_lr']:g}" if "init" in s else ""
+    images = f"{100 * fraction:g}% ({run['training_images']} images)"
+    return f"{data}, {images}; {s['model']}, {epochs} epochs of batch {s['batch_size']}{start}"
 
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
@@ -96,21 +128,23 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         for epochs in sorted(every & set(arms.get("baseline", {}))):
             base = metric(arms["baseline"][epochs])
             found = {n: paired(metric(by[epochs]), base) for n, by in arms.items() if n != "baseline" and epochs in by}
-            several = {n: g for n, g in found.items() if g[3] > 1}
+            several = {n: g for n, g in found.items() if g[3] > 1}  # one seed has no interval
             if several:
-                panels.append((f"{data}, {100 * fraction:g}%, {epochs} epochs", several))
+                panels.append((title(data, fraction, epochs, _runs(arms["baseline"], epochs)[0]), several))
+    if not panels:
+        raise SystemExit("nothing to draw: no arm has two seeds or more beside a baseline of the same")
     height = sum(len(p[1]) for p in panels)
     figure = Figure((8, 0.9 * len(panels) + 0.24 * height), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(p[1]) + 2 for p in panels])[:, 0]
-    for axis, (title, found) in zip(axes, panels, strict=True):
+    for axis, (head, found) in zip(axes, panels, strict=True):
         names = sorted(found, key=lambda n: found[n][0])
-        for kind, colour in (("NFA, linear", "C1"), ("NFA, deep flow", "C0"), ("other", "0.45")):
+        for kind, colour in zip(KINDS, ("C1", "C0", "0.45"), strict=True):
             rows = [i for i, n in enumerate(names) if _kind(n) == kind]
             means, halves = ([found[names[i]][j] for i in rows] for j in (0, 1))
             axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_title(head, fontsize=9, loc="left")
     axes[0].legend(fontsize=8, loc="lower right")
     axes[-1].set_xlabel("top-1 minus that of the baseline, points; 95% intervals of the paired difference")
     return figure
@@ -118,9 +152,9 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
 
 def _kind(name: str) -> str:
     arm = name.split(" ")[0]
-    if "linear" in arm or arm == "pixel-pca":
-        return "NFA, linear"
-    return "NFA, deep flow" if ", " in name else "other"
+    if arm in LINEAR or arm in ("pixel-pca", "patch-pca"):
+        return KINDS[0]
+    return KINDS[1 if arm in NEEDS_FLOW and arm != "samples" else 2]
 
 
 def main() -> None:

@@ -148,12 +148,9 @@ def run(
 
 def fitted_linear(train: Images, strength: float) -> NFAugment:
     """The control: eigen-images of these classes, without any training."""
-    import timm_nfaug as nfa
-
-    size = tuple(train.levels.shape[1:])
     modes = min(16, len(train) // len(train.class_names) - 1)
-    flow = nfa.create_flow("linear", input_size=size, num_classes=len(train.class_names), prior={"num_modes": modes})
-    augment = NFAugment(flow, strength=strength, modes=modes).fit([(train.levels, train.labels)], len(train.class_names))
+    images, classes = [(train.levels, train.labels)], len(train.class_names)
+    augment = NFAugment.from_data(images, classes, tuple(train.levels.shape[1:]), strength=strength, modes=modes)
     augment.flow.config.class_names = train.class_names
     return augment
 

@@ -124,28 +124,55 @@ def cifar_resnet18() -> str:
     return _comparison("test")
 
 
+def cifar_summary() -> str:
+    """Top-1 and the gain over the baseline, a column for each data set and fraction, the arms of most interest."""
+    shown = ("baseline", "sa", "mixup", "cutmix", "trivial", "linear", "sa+linear", "glem", "sa+glem")
+    found = sorted(comparison.comparisons(_runs("test")).items())
+    head, columns = [""], []
+    for (data, *_), arms in found:
+        epochs = min(e for name, by_epochs in arms.items() for e in by_epochs if name != "baseline")
+        base = comparison.metric(arms["baseline"][epochs])
+        count = next(iter(arms["baseline"][epochs].values()))["training_images"]
+        head.append(f"{data}, {count} images")
+        columns.append({})
+        for name, by_epochs in arms.items():
+            if name.split(" ")[0] in shown and epochs in by_epochs:
+                top1 = comparison.metric(by_epochs[epochs])
+                gain = "" if name == "baseline" else f" ({comparison.gain(top1, base)})"
+                columns[-1][name] = f"{fmean(top1.values()):.1f}{gain}"
+    names = sorted({n for c in columns for n in c}, key=lambda n: (shown.index(n.split(" ")[0]), n))
+    rows = [head] + [[n, *(c.get(n, "") for c in columns)] for n in names]
+    return f"{markdown_table(rows)}\n\n{_made(_runs('test'))}"
+
+
 def cifar_search() -> str:
     """The runs that chose settings, on images held out of the training set."""
     return _comparison("held")
 
 
 def _comparison(split: str) -> str:
-    runs = [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == split]
+    runs = _runs(split)
     parts = []
     for (data, _, fraction, _), arms in sorted(comparison.comparisons(runs).items()):
         every = [r for by_epochs in arms.values() for by_seed in by_epochs.values() for r in by_seed.values()]
-        s, count = every[0]["settings"], every[0]["training_images"]
-        start = f", started from {s['init']}" if "init" in s else ""
         for epochs in sorted({r["settings"]["epochs"] for r in every if r["arm"] != "baseline"}):
-            head = f"**{data}, {100 * fraction:g}% ({count} images)**; `{s['model']}`, {epochs} epochs of batch "
-            head += f"{s['batch_size']}{start}."
-            parts.append(f"{head}\n\n{comparison.table(arms, epochs)}")
+            parts.append(f"**{comparison.title(data, fraction, epochs, every[0])}**\n\n{comparison.table(arms, epochs)}")
     trained_on = sorted({f"{r['flow']}: {r['settings']['flow_trained_on']}" for r in runs if r["flow"]})
     if trained_on:
         parts.append("What the networks of the flows were trained on: " + "; ".join(trained_on) + ".")
-    made = sorted({f"{r['device']}, torch {r['versions']['torch']}, commit {r['commit'][:8]}, {r['date']}" for r in runs})
-    parts.append("<sub>" + "; ".join(made) + ".</sub>")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, _made(runs)])
+
+
+def _runs(split: str) -> list[dict[str, Any]]:
+    return [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == split]
+
+
+def _made(runs: list[dict[str, Any]]) -> str:
+    made = set()
+    for r in runs:
+        commit = r["commit"][:8] + (" + changes" if r["dirty"] else "")
+        made.add(f"{r['device']}, torch {r['versions']['torch']}, commit {commit}, {r['date']}")
+    return "<sub>`python -m benchmarks.cifar_resnet18`: " + "; ".join(sorted(made)) + ".</sub>"
 
 
 def generation() -> str:
@@ -208,8 +235,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_objectives, cifar_resnet18, cifar_search, generation, proposition, timm_train,
-        demo_digits, demo_cifar,
+        flows, moves, flow_speed, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation, proposition,
+        timm_train, demo_digits, demo_cifar,
     )
 }
 

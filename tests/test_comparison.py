@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks import cifar_resnet18, records
 from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
-from benchmarks.comparison import comparisons, table
+from benchmarks.comparison import comparisons, draw, table
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from train_flow.data import Images
 
@@ -137,6 +138,8 @@ def test_place_before_the_crop(data, small_flow):
         arm = make_arm(name, data, small_flow, Settings(modes=4, place="before"))
         assert arm.levels is None and not torch.equal(arm.before(data.levels, data.labels, generator()), data.levels)
         assert (arm.policy is not None) == (arm.erase is not None) == (name == "sa+glem")
+    with pytest.raises(ValueError, match="adversarial needs the image that the classifier sees"):
+        make_arm("adversarial", data, small_flow, Settings(modes=4, place="before"))
     with pytest.raises(ValueError, match="place must be after or before"):
         Settings(place="afterwards")
 
@@ -243,16 +246,17 @@ def test_subsets_are_stratified_paired_and_apart_from_the_held_images(data):
 
 
 def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
-    small_flow.save_pretrained(tmp_path / "flow")
+    small_flow.save_pretrained(tmp_path / "mine" / "flow")
     record = tmp_path / "runs.jsonl"
     common = ["--data", str(tree), "--data-name", "toy images", "--record", str(record), "--seeds", "0", "--modes", "4", *SMALL]
     assert main([*common, "--arms", "baseline", "linear", "--fraction", "0.5"]) == 0
     assert len(records.read(record)) == 2
-    more = [*common, "--arms", "baseline", "linear", "glem", "--fraction", "0.5", "--flow", f"glem={tmp_path / 'flow'}"]
+    more = [*common, "--arms", "baseline", "linear", "glem", "--fraction", "0.5", "--flow", f"glem={tmp_path / 'mine' / 'flow'}"]
+    more += ["--flow-trained-on", "other images"]
     assert main(more) == 0
     runs = records.read(record)
     assert [r["arm"] for r in runs] == ["baseline", "linear", "glem"], "runs on record are not repeated"
-    assert runs[2]["flow"] == "flow" and runs[2]["settings"]["flow_trained_on"] == "all labelled images"
+    assert runs[2]["flow"] == "mine" and runs[2]["settings"]["flow_trained_on"] == "other images"
     assert runs[0]["training_images"] == 30 and runs[0]["images_seen"] == 24 and runs[1]["flow_seconds"] > 0
     assert all(0 <= r["metrics"]["top1"] <= 100 and math.isfinite(r["metrics"]["nll"]) for r in runs)
     assert str(tmp_path) not in record.read_text()
@@ -289,6 +293,7 @@ def test_a_flow_is_trained_on_the_runs_own_images(tree, tmp_path, monkeypatch):
         (["--arms", "glem"], "arm glem needs --flow glem=NAME"),
         (["--arms", "sa", "--flow", "sa=x"], "--flow takes ARM=NAME with an arm of"),
         (["--fraction", "0"], "--fraction must be above 0"),
+        (["--arms", "glem", "--flow", "glem=x"], "--flow-trained-on is needed with flow x"),
     ],
 )
 def test_command_refuses(arguments, message, tree, capsys):
@@ -302,7 +307,7 @@ def test_a_classifier_is_fine_tuned_from_saved_weights(tree, tmp_path):
     common = ["--data", str(tree), "--data-name", "toy (32 px)", "--record", str(record), "--seeds", "0", "--arms", "baseline"]
     assert main([*common, *SMALL, "--save", str(tmp_path / "saved")]) == 0
     (saved,) = (tmp_path / "saved").iterdir()
-    assert saved.name == "toy-32-px-resnet10_half-baseline-1-0.safetensors"
+    assert re.fullmatch(r"toy-32-px-resnet10_half-baseline-1-0-[0-9a-f]{8}\.safetensors", saved.name)
     assert main([*common, *SMALL, "--init", str(saved), "--max-lr", "0.001"]) == 0
     first, second = records.read(record)
     assert second["settings"]["init"] == saved.stem and second["settings"]["max_lr"] == 0.001
@@ -344,6 +349,20 @@ def test_record_refuses_what_is_incomplete(tmp_path):
         records.read(path)
 
 
+def test_picture_has_a_line_for_every_arm_with_an_interval():
+    def run(arm, seed, top1):
+        settings = {"epochs": 1, "model": "m", "batch_size": 2}
+        return a_run(arm=arm, seed=seed, metrics={"top1": top1, "nll": 1.0, "ece": 1.0}, settings=settings, training_images=5)
+
+    runs = [run(arm, s, 50.0 + s * gain) for s in range(3) for arm, gain in (("baseline", 0), ("linear", 2), ("glem", 1))]
+    (axis,) = draw([*runs, run("mixup", 0, 60.0)]).axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["glem", "linear"]
+    where = {c.get_label(): c.lines[0].get_xdata().tolist() for c in axis.containers}
+    assert where == {"NFA, linear": [2.0], "NFA, deep flow": [1.0], "other": []}
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        draw(runs[:2])
+
+
 def test_statistics_are_those_of_scipy():
     a, b = {0: 50.0, 1: 52.0, 2: 51.0, 7: 9.0}, {0: 49.0, 1: 50.5, 2: 50.8, 8: 70.0}
     difference, half, p, count = records.paired(a, b)
@@ -359,7 +378,8 @@ def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
     def run(arm, seed, top1, epochs, seconds, **more):
         settings = {"epochs": epochs, "model": "m", **more}
         metrics = {"top1": top1, "nll": 1.0, "ece": 2.0}
-        return a_run(arm=arm, seed=seed, metrics=metrics, settings=settings, device="x, 1 threads", cpu_seconds=seconds)
+        times = {"device": "x, 1 threads", "cpu_seconds": seconds, "training_images": 5}
+        return a_run(arm=arm, seed=seed, metrics=metrics, settings=settings, **times)
 
     runs = [run("baseline", s, 50.0 + s, 10, 100.0) for s in range(3)]
     runs += [run("baseline", s, 51.0 + s, 20, 200.0) for s in range(3)]
@@ -370,4 +390,12 @@ def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
     assert [r[0] for r in rows[2:]] == ["baseline", "linear s0.5-k8-p1"]
     linear = dict(zip(rows[0], rows[3], strict=True))
     assert linear["against baseline"].startswith("+2.03 ± ") and linear["time"] == "1.50"
-    assert linear["baseline in this time"].startswith("+1.03 ± "), "against 20 epochs, which take 200 s"
+    equal = linear["against baseline of equal time"]
+    assert equal.startswith("+1.03 ± ") and equal.endswith(", 20 epochs"), "against 20 epochs, which take 200 s"
+    assert comparisons([*runs, runs[-3]]) == found, "one run, recorded by two processes at once"
+    with pytest.raises(ValueError, match="two runs on record are linear s0.5-k8-p1, seed 0"):
+        comparisons([*runs, run("linear", 0, 50.0, 10, 1.0, strength=0.5, modes=8, p=1.0, flow_trained_on="else")])
+    quick = [run("quick", s, 52.0 + s, 10, 50.0) for s in range(2)]
+    rows = [line.strip("|").split("|") for line in table(next(iter(comparisons([*runs, *quick]).values())), 10).splitlines()]
+    quick = {k.strip(): v.strip() for k, v in zip(rows[0], rows[-1], strict=True)}
+    assert quick["arm"] == "quick" and quick["against baseline of equal time"] == "", "no baseline is as quick"

@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from timm.data import AugMixDataset, create_dataset, create_loader
+from torchvision.transforms.v2.functional import to_pil_image
+
+import timm_nfaug as nfa
+from timm_nfaug.timm_hook import NFAError, check_classes, fit_to_dataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -39,6 +45,75 @@ def launch(flow_dir, image_folder, tmp_path):
     run.flow = ["--aug", "nfa-s0.5-k4", "--nfa-flow", str(flow_dir)]
     run.out = tmp_path
     return run
+
+
+def tree(root, classes, count=6):
+    """An ImageFolder tree of noise."""
+    g = torch.Generator().manual_seed(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            to_pil_image(torch.rand(3, 40, 40, generator=g)).save(root / name / f"{i}.png")
+    return root
+
+
+FIT = {"input_size": (3, 32, 32), "num_workers": 0, "device": torch.device("cpu")}
+
+
+def to_fit(**kwargs):
+    return nfa.NFAugment.to_fit(nfa.create_flow("linear"), **kwargs)
+
+
+def test_fit_counts_the_labels_not_the_names(tmp_path, caplog):
+    """A class map with classes that have no images, as that of ImageNet over a part of it."""
+    root = tree(tmp_path / "data", ["a", "b"])
+    (tmp_path / "map.txt").write_text("".join(f"{n}\n" for n in ("a", "none", "b", "nothing")))
+    dataset = create_dataset("", root=str(root), class_map=str(tmp_path / "map.txt"))
+    augment = to_fit(modes=8)
+    state = torch.get_rng_state()
+    with caplog.at_level("INFO"):
+        fit_to_dataset(augment, create_loader, dataset, FIT)
+    assert torch.equal(torch.get_rng_state(), state) and dataset.transform is None
+    assert augment.flow.num_classes == 4
+    assert (augment.flow.prior.mode_std > 0).sum(1).tolist() == [5, 0, 5, 0]
+    assert "4 of 4 classes have fewer than 9 images" in caplog.text
+    x = torch.rand(4, 3, 32, 32)
+    moved, _ = augment(x, torch.arange(4))
+    assert ((moved - x).abs() > 1e-5).flatten(1).any(1).tolist() == [True, False, True, False]
+    assert set(augment.flow.class_logits(x * 2 - 1).argmax(1).tolist()) <= {0, 2}
+
+
+def test_fit_reads_tar_files_and_through_augmix(tmp_path):
+    root = tree(tmp_path / "data", ["a", "b"])
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(root, arcname=".")
+    found = []
+    for dataset in (
+        create_dataset("", root=str(root)),
+        AugMixDataset(create_dataset("", root=str(root)), num_splits=3),
+        create_dataset("", root=str(tmp_path / "data.tar")),
+    ):
+        augment = to_fit(modes=3)
+        fit_to_dataset(augment, create_loader, dataset, FIT)
+        found.append(augment.flow.prior.mode_std)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    with pytest.raises(NFAError, match="the flow knows the classes x, y"):
+        flow = nfa.create_flow("linear", num_classes=2, class_names=["x", "y"], prior={"num_modes": 2})
+        check_classes(AugMixDataset(create_dataset("", root=str(root)), num_splits=3), nfa.NFAugment(flow, modes=2))
+
+
+def test_what_cannot_be_fitted_is_named(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        __iter__ = None
+
+    with pytest.raises(NFAError, match="fitted to map-style data sets, got Stream"):
+        fit_to_dataset(to_fit(), create_loader, Stream(), FIT)
+    with pytest.raises(NFAError, match="TensorDataset does not know its classes; say how many there are with --num-classes"):
+        fit_to_dataset(to_fit(), create_loader, torch.utils.data.TensorDataset(torch.zeros(2)), FIT)
+    dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))
+    with pytest.raises(NFAError, match="takes images of 3 channels, the training asks for 1"):
+        fit_to_dataset(to_fit(), create_loader, dataset, FIT | {"input_size": (1, 32, 32)})
 
 
 def images(seen):
@@ -74,27 +149,38 @@ def test_config_file_and_args_yaml_round_trip(launch):
     assert again["losses"] == direct["losses"]
 
 
+def labels(seen):
+    return torch.cat([y for _, y in seen["train"]])
+
+
 def test_linear_takes_its_modes_from_the_training_set(launch):
     stock, _ = launch(launcher=False, name="stock")
     flags = ["--aug", "nfa-s0.2-k3", "--nfa-flow", "linear"]
     nfa, args = launch(*flags, name="linear")
     assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
+    assert torch.equal(labels(stock), labels(nfa)), "the pass at launch changed the order of the training"
     assert launch(*flags, "-j", "2", name="again")[0]["losses"] == nfa["losses"]
-    change = (images(nfa) - images(stock)).flatten(1)
-    labels = torch.cat([y for _, y in nfa["train"]])
-    for k in range(3):  # three modes a class, but for what the clamping takes
-        s = torch.linalg.svdvals(change[labels == k].double())
-        assert s[2] > 0 and s[3:].square().sum() < 0.05 * s.square().sum()
-    assert torch.linalg.svdvals(change.double())[8] > 0.02 * torch.linalg.svdvals(change.double())[0], "nine modes together"
+    x, change = images(stock).flatten(1).double(), (images(nfa) - images(stock)).flatten(1).double()
+    for k in range(3):
+        own, moved = x[labels(stock) == k], change[labels(stock) == k]
+        _, _, v = torch.linalg.svd(own - own.mean(0), full_matrices=False)
+        inside = moved @ v[:3].T
+        left = (moved - inside @ v[:3]).square().sum() / moved.square().sum()  # clamping takes a little
+        assert left < 0.05 and inside.abs().amax(0).min() > 0, f"class {k}: {left:.3f} of the change is in no mode"
 
 
 def test_a_flow_of_other_classes_is_fitted(launch, _small_flow):
-    flow = _small_flow.with_prior(_small_flow.prior, ["x", "y", "z"])
+    """The flow's own modes are those of this training set: without them and fitted, it augments as before."""
+    prior = type(_small_flow.prior)(3, _small_flow.dim, num_modes=2)
+    flow = _small_flow.with_prior(prior, ["x", "y", "z"])
     flags = ["--aug", "nfa-s0.5-k4", "--nfa-flow", str(flow.save_pretrained(launch.out / "xyz"))]
-    assert "add --nfa-fit" in launch(*flags, ok=False)
+    assert "this flow stores 2 principal modes" in launch(*flags, ok=False)
+    flags[1] = "nfa-s0.5-k2"
+    assert "error: the flow knows the classes x, y, z" in launch(*flags, ok=False)
+    flags[1] = "nfa-s0.5-k4"
     fitted, args = launch(*flags, "--nfa-fit", name="fitted")
     assert args["nfa_fit"] is True
-    assert not torch.equal(images(fitted), images(launch(launcher=False, name="stock")[0]))
+    torch.testing.assert_close(images(fitted), images(launch(*launch.flow, name="stored")[0]), rtol=0, atol=0.02)
 
 
 def test_a_resumed_training_draws_its_own_epochs_numbers(launch):

@@ -93,6 +93,7 @@ def test_every_objective_lowers_bits_per_dim(objective, image_folder, tmp_path, 
     flow = nfa.ConditionalFlow.from_pretrained(tmp_path / objective / "flow")
     assert evaluate(flow, val) == report
     assert flow.config.info["metrics"]["bits_per_dim"] == report["bits_per_dim"]
+    assert flow.config.info["metrics"]["class_accuracy"] == report["class_accuracy"]
     assert flow.config.class_names == ["a", "b", "c"]
     # the modes of the stored flow are those of its own codes
     std = flow.prior.mode_std

@@ -95,8 +95,14 @@ class NFAugment(v2.Transform):
             input_size: (C, H, W) that the eigen-images have; images of another size go through the lift.
             kwargs: as for the class.
         """
-        prior = {"num_modes": kwargs.setdefault("modes", 32)}
-        return cls(create_flow("linear", input_size=input_size, num_classes=1, prior=prior), **kwargs).fit(loader, num_classes)
+        return cls.to_fit(create_flow("linear", input_size=input_size), **kwargs).fit(loader, num_classes)
+
+    @classmethod
+    def to_fit(cls, flow: ConditionalFlow, modes: int = 32, **kwargs) -> NFAugment:
+        """The augmentation with this flow's network and room for as many modes as wanted; it does nothing until `fit`."""
+        low_rank = flow.prior.low_rank
+        prior = ClassGaussians(1, flow.dim, a=None, num_modes=modes, low_rank=low_rank)
+        return cls(flow.with_prior(prior), modes=modes, **kwargs)
 
     @property
     def fallbacks(self) -> int:
@@ -265,7 +271,7 @@ class NFAugment(v2.Transform):
     # -- other data --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, loader, num_classes: int | None = None) -> NFAugment:
+    def fit(self, loader, num_classes: int | None = None, allow_empty: bool = False) -> NFAugment:
         """Takes class Gaussians and modes from another data set, in one pass and without training; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own. Images too few for `modes`
@@ -274,6 +280,7 @@ class NFAugment(v2.Transform):
         Args:
             loader: batches (images, labels); images as the transform takes them, labels integers (B,).
             num_classes: K; by default that of ``loader.dataset.classes``.
+            allow_empty: classes without images have no modes and are never the posterior's; without, they raise.
         """
         classes = getattr(getattr(loader, "dataset", None), "classes", None)
         if num_classes is None:
@@ -283,11 +290,12 @@ class NFAugment(v2.Transform):
         size = self.flow.config.input_size[1:]
         batches = ((lift.down(self._to_model(x), size), torch.as_tensor(y)) for x, y in loader)
         low_rank = self.flow.prior.low_rank
-        moments = self.flow.moments(batches, num_classes, self.modes)
+        moments = self.flow.moments(batches, num_classes, self.modes, allow_empty)
         prior = ClassGaussians(num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank)
         prior.set_moments(moments)
         names = list(classes) if classes is not None and len(classes) == num_classes else []
         self.flow = self.flow.with_prior(prior, names)
+        self.flow.log_prior[moments.empty] = -torch.inf
         return self
 
 

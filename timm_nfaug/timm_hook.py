@@ -21,8 +21,10 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
+from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 
 _logger = logging.getLogger(__name__)
@@ -64,22 +66,31 @@ def augment_from_args(args) -> NFAugment | None:
     """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
     if not getattr(args, "aug", None):
         return None
-    if args.nfa_flow != LINEAR:
+    if not needs_fit(args):
         return nf_augment_transform(args.aug, args.nfa_flow)
-    values = {"modes": 32, **parse_config(args.aug)}
+    if args.nfa_flow != LINEAR:
+        return NFAugment.to_fit(ConditionalFlow.from_pretrained(args.nfa_flow), **parse_config(args.aug))
     size = getattr(args, "input_size", None)  # C H W
     side = min(LINEAR_SIZE, (min(size[1:]) if size else getattr(args, "img_size", None)) or LINEAR_SIZE)
     channels = size[0] if size else getattr(args, "in_chans", None) or 3
-    flow = create_flow(LINEAR, input_size=(channels, side, side), num_classes=1, prior={"num_modes": values["modes"]})
-    return NFAugment(flow, **values)
+    return NFAugment.to_fit(create_flow(LINEAR, input_size=(channels, side, side)), **parse_config(args.aug))
 
 
 def needs_fit(args) -> bool:
     return bool(args.nfa_fit or args.nfa_flow == LINEAR)
 
 
+class NFAError(ValueError):
+    """What is asked of NFA does not go with the data or the flags; the message says what does."""
+
+
 def loader_factory(
-    create_loader: Callable, augment: NFAugment, seed: int = 0, rank: int | None = None, fit: bool = False
+    create_loader: Callable,
+    augment: NFAugment,
+    seed: int = 0,
+    rank: int | None = None,
+    fit: bool = False,
+    num_classes: int | None = None,
 ) -> Callable:
     """A `create_loader` whose training loaders are augmented; evaluation loaders and `no_aug` are left as they are.
 
@@ -87,28 +98,29 @@ def loader_factory(
 
     Args:
         create_loader: timm's.
-        seed, rank: key of the random numbers, with epoch and batch; rank defaults to that of torchrun.
+        seed, rank: key of the random numbers, with epoch and batch; rank defaults to that of the environment.
         fit: fit the augmentation to the first training data set, in one pass; every process does so alike.
+        num_classes: for `fit` where the data set does not know its classes.
     """
     if not (augment.strength and augment.p):
         return create_loader
     signature = inspect.signature(create_loader)
-    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
 
     def create(dataset, *args, **kwargs):
+        nonlocal fit
         given = signature.bind_partial(dataset, *args, **kwargs).arguments
         if not given.get("is_training") or given.get("no_aug"):
             return create_loader(dataset, *args, **kwargs)
-        nonlocal fit
+        own_rank = int(os.environ.get("RANK", 0)) if rank is None else rank  # timm sets it late where Slurm launched it
         if fit:
-            fit_to_dataset(augment, create_loader, dataset, given)
+            fit_to_dataset(augment, create_loader, dataset, given, num_classes, quiet=own_rank > 0)
             fit = False
         else:
             check_classes(dataset, augment)
         mixup, erasing = given.get("collate_fn"), None
         if isinstance(mixup, FastCollateMixup):
             if "half" in mixup.mode:
-                raise ValueError("mixup mode 'half' exists only inside timm's collate function; use batch, pair or elem")
+                raise NFAError("mixup mode 'half' exists only inside timm's collate function; use batch, pair or elem")
             given["collate_fn"] = None
         else:
             mixup = None
@@ -125,37 +137,59 @@ def loader_factory(
         mean = given.get("mean", IMAGENET_DEFAULT_MEAN)
         std = given.get("std", IMAGENET_DEFAULT_STD)
         loader = create_loader(**_expand(given, signature))
-        return NFALoader(loader, augment, mean, std, seed, rank, mixup, erasing, splits)
+        return NFALoader(loader, augment, mean, std, seed, own_rank, mixup, erasing, splits)
 
     return create
 
 
-def fit_to_dataset(augment: NFAugment, create_loader: Callable, dataset, given: dict[str, Any]) -> None:
-    """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
+def fit_to_dataset(
+    augment: NFAugment,
+    create_loader: Callable,
+    dataset,
+    given: dict[str, Any],
+    num_classes: int | None = None,
+    quiet: bool = False,
+) -> None:
+    """Fits `augment` to a timm data set, read once through timm's evaluation transform at the flow's size.
+
+    Draws nothing from the global generators.
 
     Args:
         given: the arguments of `create_loader` for training on it.
+        num_classes: where the data set does not know its classes.
+        quiet: log nothing.
     """
-    base = getattr(dataset, "dataset", dataset) if isinstance(dataset, AugMixDataset) else dataset
+    base, size = _base(dataset), augment.flow.config.input_size
     mapping = _class_to_idx(base)
-    if isinstance(base, torch.utils.data.IterableDataset) or not mapping:
-        raise SystemExit(
-            f"NFA is fitted to map-style data sets that know their classes, got {type(base).__name__}; train a flow on it "
-            "(python -m train_flow) and name that with --nfa-flow"
+    classes = max(mapping.values()) + 1 if mapping else num_classes  # names may share a label, and labels have gaps
+    if isinstance(base, IterableDataset):
+        raise NFAError(
+            f"NFA is fitted to map-style data sets, got {type(base).__name__}; fit one beforehand (NFAugment.fit, then "
+            "augment.flow.save_pretrained) and name its directory with --nfa-flow"
         )
-    start, size = time.monotonic(), augment.flow.config.input_size
-    loader = create_loader(
-        copy.copy(base), input_size=size, batch_size=256, is_training=False, use_prefetcher=False,
-        interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0,
-        num_workers=given.get("num_workers", 1), persistent_workers=False,
-    )  # fmt: skip
-    augment.mean = augment.std = None  # the images come in [0, 1]
-    augment.to(given.get("device", "cpu")).fit(loader, len(set(mapping.values())))
-    fewest = int((augment.flow.prior.mode_std > 0).sum(1).min())
-    _logger.info(
-        "NFA: %d modes or more for each of %d classes, from %d images in %.1f s",
-        fewest, augment.flow.num_classes, len(base), time.monotonic() - start,
-    )  # fmt: skip
+    if not classes:
+        raise NFAError(f"{type(base).__name__} does not know its classes; say how many there are with --num-classes")
+    wanted = given.get("input_size", size)
+    if isinstance(wanted, (tuple, list)) and wanted[0] != size[0]:
+        raise NFAError(f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow")
+    start = time.monotonic()
+    with torch.random.fork_rng(devices=[]):  # a loader draws the seed of its workers from the global generator
+        loader = create_loader(
+            copy.copy(base), input_size=size, batch_size=256, is_training=False, use_prefetcher=False,
+            interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash",
+            num_workers=given.get("num_workers", 1), persistent_workers=False,
+        )  # fmt: skip
+        augment.mean = augment.std = None  # the images come in [0, 1]
+        augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
+    if quiet:
+        return
+    found = (augment.flow.prior.mode_std > 0).sum(1)
+    _logger.info("NFA: modes of %d classes from %d images in %.1f s", classes, len(base), time.monotonic() - start)
+    if (few := int((found < augment.modes).sum())):
+        _logger.warning(
+            "NFA: %d of %d classes have fewer than %d images and so fewer than %d modes; the fewest: %d",
+            few, classes, augment.modes + 1, augment.modes, int(found.min()),
+        )  # fmt: skip
 
 
 def _expand(given: dict[str, Any], signature: inspect.Signature) -> dict[str, Any]:
@@ -231,20 +265,29 @@ class NFALoader:
         return getattr(self.loader, name)
 
 
-def _class_to_idx(dataset) -> dict | None:
+def _base(dataset):
+    return dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
+
+
+def _class_to_idx(dataset) -> dict[str, int] | None:
+    """Of timm's readers (that of tar files has its own name for it) and of torchvision's data sets."""
     reader = getattr(dataset, "reader", dataset)
-    return getattr(reader, "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
+    for owner in (reader, dataset):
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if mapping := getattr(owner, name, None):
+                return mapping
+    return None
 
 
 def check_classes(dataset, augment: NFAugment) -> None:
     """Refuses labels that mean other classes to the flow than to the data set, where both name theirs."""
-    mapping = _class_to_idx(dataset)
+    mapping = _class_to_idx(_base(dataset))
     names = augment.flow.config.class_names
     if augment.labels == "posterior" or not mapping or not names:
         return
     own = [str(k) for k, _ in sorted(mapping.items(), key=lambda kv: kv[1])]
     if own != names:
-        raise ValueError(
+        raise NFAError(
             f"the flow knows the classes {_few(names)}, the data set has {_few(own)}; add --nfa-fit to take the classes "
             "of the data set, train a flow for it, or let the flow choose the class itself with -lposterior"
         )

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from .timm_hook import NFALoader, add_args, augment_from_args, loader_factory, needs_fit
+from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
     "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s1-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
@@ -51,11 +51,18 @@ def install(module: ModuleType) -> None:
             module.parser.error(str(e))
         factory = create_loader
         if augment is not None:
-            factory = loader_factory(create_loader, augment, getattr(values, "seed", 0), fit=needs_fit(values))
+            classes = getattr(values, "num_classes", None)
+            seed = getattr(values, "seed", 0)
+            factory = loader_factory(create_loader, augment, seed, fit=needs_fit(values), num_classes=classes)
         return values
 
-    module.parser.parse_args = parse_args
-    module.create_loader = lambda dataset, *args, **kwargs: factory(dataset, *args, **kwargs)
+    def create(dataset, *args, **kwargs):
+        try:
+            return factory(dataset, *args, **kwargs)
+        except NFAError as e:
+            raise SystemExit(f"error: {e}") from None
+
+    module.parser.parse_args, module.create_loader = parse_args, create
     if hasattr(module, "train_one_epoch"):  # a resumed training draws the numbers of its epoch, not those of the first
         train_one_epoch = module.train_one_epoch
 

@@ -137,7 +137,7 @@ class Trainer:
         first, self.gaussian_pool = everything, everything
         second = torch.empty(0, dtype=torch.int64)
         if self.alternates and c.gaussian_fraction:
-            first, second = stratified_split(self.train_data.labels, c.gaussian_fraction, c.seed)
+            first, second = stratified_split(self.train_data.labels.cpu(), c.gaussian_fraction, c.seed)
             self.gaussian_pool = second
         per_epoch = len(first) // c.batch_size
         if c.objective == "moments":
@@ -166,6 +166,7 @@ class Trainer:
             class_names=data.class_names,
             **c.network,
         )
+        self.flow.to(self.device)
         self.origin = ""  # what the card says of the flow this training starts from
         if c.init:
             other = ConditionalFlow.from_pretrained(c.init)
@@ -175,7 +176,7 @@ class Trainer:
             self._start_from_data()
         counts = torch.bincount(data.labels.cpu(), minlength=len(data.class_names))
         self.flow.log_prior.copy_((counts / counts.sum()).log())
-        self.flow.to(self.device).train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
+        self.flow.train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
         self.flow.prior.requires_grad_(self.joint)  # by turns, only the Gaussians' own step asks for their gradient
         self.gaussian_adam = torch.optim.Adam([self.flow.prior.mu, self.flow.prior.s])
         self.averaged = None
@@ -445,7 +446,7 @@ class Trainer:
             stored = ConditionalFlow.from_pretrained(self.out / "flow").to(self.device)
             report = evaluate(stored, self.val_data)
             split = "held out of training" if c.val_fraction else "validation"
-            dropped = {"images"} | ({"class_accuracy", "mean_pairwise_kl"} if flow.prior.num_classes == 1 else set())
+            dropped = {"images"} | ({"class_accuracy", "mean_pairwise_kl"} if flow.num_classes == 1 else set())
             info["metrics"] = {k: v for k, v in report.items() if k not in dropped}
             info["metrics"]["measured_on"] = f"{report['images']} {split} images"
         info["training"] = self._describe()

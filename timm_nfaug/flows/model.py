@@ -244,7 +244,11 @@ class ConditionalFlow(HubMixin, nn.Module):
 
     @torch.no_grad()
     def moments(
-        self, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None = None, num_modes: int = 0
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        num_classes: int | None = None,
+        num_modes: int = 0,
+        allow_empty: bool = False,
     ) -> ClassMoments:
         """Mean, variance and principal components of the codes of each class, in one pass.
 
@@ -252,10 +256,11 @@ class ConditionalFlow(HubMixin, nn.Module):
             batches: pairs of images (B, C, H, W) in [-1, 1] and labels (B,).
             num_classes: K of these labels, where they are of another data set than the flow's own.
             num_modes: principal components to estimate for each class.
+            allow_empty: of `ClassMoments`.
         """
-        found = ClassMoments(num_classes or self.prior.num_classes, self.dim, num_modes)
+        found = ClassMoments(num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty)
         for x, y in batches:
-            x, y = x.to(self.device), y.to(self.device)
+            x, y = x.to(self.device), check_labels(y, num_classes or self.num_classes, self.device)
             z = self(x, y)[0]
             found.update(z, torch.zeros_like(y) if self.config.code_rows else y)
         return found

@@ -2,13 +2,16 @@
 
 The components come from incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of
 everything seen so far, and folds new rows in by a thin SVD (Ross et al., "Incremental Learning for Robust Visual
-Tracking", IJCV 2008). Memory is K * sketch * D floats, whatever the size of the data.
+Tracking", IJCV 2008). Memory is K * sketch * D floats and 256 MB of rows that wait for their fold, whatever the size of
+the data.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+WAITING = 2**26  # floats
 
 
 class ClassMoments:
@@ -18,9 +21,11 @@ class ClassMoments:
         num_classes: K.
         dim: D.
         num_modes: r, principal components wanted; 0 keeps means and variances only.
+        allow_empty: give a class without images the mean and variance of all images, and no modes, instead of raising.
     """
 
-    def __init__(self, num_classes: int, dim: int, num_modes: int):
+    def __init__(self, num_classes: int, dim: int, num_modes: int, allow_empty: bool = False):
+        self.allow_empty = allow_empty
         self.num_classes, self.dim, self.num_modes = num_classes, dim, num_modes
         self.count = torch.zeros(num_classes, dtype=torch.int64)
         self.mean = torch.zeros(num_classes, dim, dtype=torch.float64)
@@ -44,8 +49,15 @@ class ClassMoments:
                 self._pending_rows[k] += len(rows)
                 if self._pending_rows[k] >= 4 * self.sketch_rows:
                     self._fold(k)
+                while sum(self._pending_rows) * self.dim > WAITING:
+                    self._fold(self._pending_rows.index(max(self._pending_rows)))
             else:
                 self._merge_mean(k, rows)
+
+    @property
+    def empty(self) -> list[int]:
+        """Classes no image of which was seen."""
+        return [k for k in range(self.num_classes) if not self.count[k] and not self._pending[k]]
 
     def _merge_mean(self, k: int, rows: Tensor) -> Tensor:
         """Folds rows into mean and variance; returns the row that corrects a sketch for the moved mean."""
@@ -72,10 +84,11 @@ class ClassMoments:
     def finish(self, num_modes: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """float32 mean (K, D), variance (K, D), modes (K, r, D), std along the modes (K, r), largest first.
 
-        A class with n images has at most n - 1 modes; the rest are zero. A class without images raises.
+        A class with n images has at most n - 1 modes; the rest are zero. A class without images raises, unless
+        `allow_empty`.
         """
-        empty = [k for k in range(self.num_classes) if not self.count[k] and not self._pending[k]]
-        if empty:
+        empty = self.empty
+        if empty and (not self.allow_empty or len(empty) == self.num_classes):
             raise ValueError(f"no image of class {empty[0]} was seen (of {len(empty)} such classes); every class needs one")
         r = self.num_modes if num_modes is None else num_modes
         modes = torch.zeros(self.num_classes, r, self.dim)
@@ -89,6 +102,12 @@ class ClassMoments:
                 n = min(r, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()), int(self.count[k]) - 1)
                 modes[k, :n], std[k, :n] = _fix_signs(v[:n]), s[:n]
         variance = self.square / (self.count - 1).clamp_min(1).unsqueeze(1)
+        if empty:
+            weight = (self.count / self.count.sum()).unsqueeze(1)
+            mean = (weight * self.mean).sum(0)
+            within = (weight * variance).sum(0)
+            self.mean[empty] = mean
+            variance[empty] = within + (weight * (self.mean - mean).square()).sum(0)
         return self.mean.float(), variance.float(), modes, std
 
 
