@@ -8,6 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+import timm_nfaug.flows.modes
 from timm_nfaug.flows.modes import ClassMoments
 from timm_nfaug.flows.prior import ClassGaussians, check_labels
 
@@ -252,6 +253,36 @@ def test_an_empty_class_is_named():
     moments.update(torch.randn(3, 5), torch.tensor([0, 0, 3]))
     with pytest.raises(ValueError, match=r"class 1 .*of 2 such"):
         moments.finish()
+
+
+def test_an_empty_class_may_be_allowed():
+    rows = codes(60, 20, seed=0)
+    moments = ClassMoments(4, 20, 3, allow_empty=True)
+    moments.update(torch.from_numpy(rows), torch.arange(60) % 2 * 2)
+    mean, variance, modes, std = moments.finish()
+    assert moments.empty == [1, 3] and (std[[1, 3]] == 0).all() and (modes[[1, 3]] == 0).all() and (std[[0, 2]] > 0).all()
+    for k in (1, 3):  # the law of total variance
+        np.testing.assert_allclose(mean[k], rows.mean(0), atol=1e-5)
+        within = (rows[::2].var(0, ddof=1) + rows[1::2].var(0, ddof=1)) / 2
+        between = ((rows[::2].mean(0) - rows[1::2].mean(0)) / 2) ** 2
+        np.testing.assert_allclose(variance[k], within + between, rtol=1e-4)
+    with pytest.raises(ValueError, match="no image of class 0"):
+        ClassMoments(2, 5, 2, allow_empty=True).finish()
+
+
+def test_rows_that_wait_are_bounded_and_cost_no_accuracy(monkeypatch):
+    """Many classes, sorted: each leaves rows behind that wait for their fold, up to a bound on all together."""
+    data = [codes(150, 20, seed=k) for k in range(6)]
+    monkeypatch.setattr(timm_nfaug.flows.modes, "WAITING", 100 * 20)
+    found, waiting = ClassMoments(6, 20, 5), []
+    for k, rows in enumerate(data):
+        for part in torch.from_numpy(rows).split(40):
+            found.update(part, torch.full((len(part),), k))
+            waiting.append(sum(found._pending_rows))
+    assert 40 < max(waiting) <= 100
+    std = found.finish()[3].numpy()
+    for k, rows in enumerate(data):  # 26 sketch rows hold all of 20 dimensions
+        np.testing.assert_allclose(std[k], np.sqrt(PCA(5, svd_solver="full").fit(rows).explained_variance_), rtol=1e-5)
 
 
 @pytest.mark.parametrize("label", [-1, 2])
