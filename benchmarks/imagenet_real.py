@@ -11,7 +11,8 @@ Arms. The data set is every image once as it is and three copies:
 
 - baseline: three plain copies, so that every arm sees as many images (not the paper's baseline, see above);
 - sa: copies through timm's RandAugment and RandomErasing;
-- ce, glem: copies through NFAugment, with a flow of conditional encoding and one of class Gaussians.
+- ce, glem: copies through NFAugment, with a flow of conditional encoding and one of class Gaussians;
+- linear: the same without a network, with the eigen-images of each class, found in some training images of it at the start.
 
 Ours, because the paper does not say: all images are brought to the model's size as for evaluation, without random crop or
 flip, and the copies are augmented at that size and drawn anew in each epoch; SGD without momentum or weight decay; plain
@@ -52,11 +53,11 @@ from torchvision.transforms.v2 import functional as TF
 from benchmarks import imagenet_recipe as recipe
 from benchmarks.common import command_line, environment, markdown_table, write_result
 from benchmarks.pillow import guard_posterize
-from timm_nfaug import ConditionalFlow, NFAugment, NFAugmentedDataset
+from timm_nfaug import ConditionalFlow, NFAugment, NFAugmentedDataset, create_flow
 from timm_nfaug.hub import write_atomically
 from train_flow.trainer import generator, init_distributed
 
-ARMS = ("baseline", "sa", "ce", "glem")
+ARMS = ("baseline", "sa", "linear", "ce", "glem")
 METRICS = ("top1", "top5", "real_top1", "real_top5")
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def seeded(key: str):
 
 
 def make_augment(arm: str, flow_name: str | None, strength: float) -> NFAugment | None:
-    """The augmentation of the arms ce and glem; None for the others, which take no flow."""
+    """The augmentation of the arms ce and glem; None for the others, which take none."""
     if arm not in ("ce", "glem"):
         if flow_name is not None:
             raise ValueError(f"arm {arm} uses no flow, got --flow {flow_name}; leave it out or choose --arm ce or glem")
@@ -156,7 +157,27 @@ def make_augment(arm: str, flow_name: str | None, strength: float) -> NFAugment 
     if arm == "glem" and flow.config.code_rows:
         raise ValueError(f"arm glem takes a flow of class Gaussians, {flow_name} has conditional encoding: use --arm ce")
     labels = "given" if flow.config.class_names == ImageNetInfo().label_names() else "posterior"
-    return NFAugment(flow, strength=strength, modes=min(32, flow.prior.num_modes), labels=labels)
+    return NFAugment(flow, strength=strength, modes=min(recipe.MODES, flow.prior.num_modes), labels=labels)
+
+
+def fit_linear(base: ImageNetFolder, strength: float, workers: int) -> NFAugment:
+    """The augmentation of the arm linear, from the first `FIT_IMAGES` training images of each class, in one pass."""
+    picked: dict[int, list[int]] = {}
+    for i, label in enumerate(base.targets):
+        if len(picked.setdefault(label, [])) < recipe.FIT_IMAGES:
+            picked[label].append(i)
+    lonely = [label for label, images in picked.items() if len(images) < 2]
+    if lonely:
+        wnid = ImageNetInfo().label_names()[lonely[0]]
+        raise ValueError(
+            f"arm linear takes at least 2 training images of a class, {wnid} has 1 (of {len(lonely)} such classes); add "
+            "images, or leave those folders out"
+        )
+    some = Subset(base, [i for images in picked.values() for i in images])
+    loader = DataLoader(some, 64, num_workers=workers, generator=torch.Generator())  # draws nothing from the global one
+    flow = create_flow("linear", input_size=(3, recipe.FIT_SIZE, recipe.FIT_SIZE))
+    augment = NFAugment.to_fit(flow, strength=strength, modes=recipe.MODES, labels="given")
+    return augment.fit(loader, recipe.CLASSES, allow_empty=True)
 
 
 def training_set(arm: str, base: ImageNetFolder, data_config: dict[str, Any], augment: NFAugment | None, seed: int) -> Dataset:
@@ -452,7 +473,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, help="folder with train/ and val/, a folder for each wnid in them")
     parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--flow", metavar="NAME", help="of the arms ce and glem: bundled name, directory, Hub id")
-    parser.add_argument("--strength", type=float, default=0.5, help="of the arms ce and glem (default: 0.5)")
+    parser.add_argument("--strength", type=float, default=0.5, help="of the arms linear, ce and glem (default: 0.5)")
     parser.add_argument("--out", type=Path, help="directory of the checkpoint (default: runs/imagenet_ARM)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     parser.add_argument("--record", metavar="NAME", help="at the end also write benchmarks/results/NAME.json")
@@ -504,10 +525,12 @@ def prepare(args: argparse.Namespace, device: torch.device) -> FineTuning:
         model.set_grad_checkpointing()
     data_config = resolve_data_config({"crop_pct": recipe.CROP_PCT, "interpolation": recipe.INTERPOLATION, **size}, model=model)
     base = ImageNetFolder(args.data_dir / "train", data_config)
+    if args.arm == "linear":
+        augment = fit_linear(base, args.strength, args.workers)
     val = ImageNetFolder(args.data_dir / "val", data_config)
     val.transform = normalized(data_config)
     names = real_names([path for path, _ in val.samples])
-    flow = None if augment is None else flow_title(args.flow)
+    flow = "linear" if args.arm == "linear" else None if augment is None else flow_title(args.flow)
     settings = {
         "model": args.model,
         "pretrained": not args.no_pretrained,

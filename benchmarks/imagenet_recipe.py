@@ -29,6 +29,8 @@ BATCH_SIZE = 32  # ours: of one optimizer step, over all devices
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"  # ours: the paper names timm's RandAugment and RandomErasing without settings
 ERASING = {"re_prob": 0.25, "re_mode": "pixel"}  # ours
+MODES = 32  # ours: of each class
+FIT_IMAGES, FIT_SIZE = 64, 32  # ours: training images of each class, and their side, for the arm linear
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000
 PUBLISHED = {"real_top1": 90.911, "real_top5": 98.811}  # the untouched model in timm's results-imagenet-real.csv

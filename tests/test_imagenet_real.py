@@ -4,6 +4,7 @@ import json
 import math
 import pkgutil
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_the_recipe_to_the_letter():
     args = imagenet_real.make_parser().parse_args([])
     assert (args.model, args.no_pretrained, args.img_size, args.skip_check) == (r.MODEL, False, None, False)
     assert (args.check_top1, args.check_top5, args.tolerance) == (90.911, 98.811, 0.1)
-    assert imagenet_real.ARMS == ("baseline", "sa", "ce", "glem")
+    assert imagenet_real.ARMS == ("baseline", "sa", "linear", "ce", "glem")
 
 
 def test_plan(capsys):
@@ -272,11 +273,13 @@ def global_states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
-@pytest.mark.parametrize("arm", ["baseline", "sa", "glem"])
+@pytest.mark.parametrize("arm", ["baseline", "sa", "linear", "glem"])
 def test_originals_stay_clean_in_every_arm(arm, tree, data_config, flow_dir):
     def make():
         base = imagenet_real.ImageNetFolder(tree / "train", data_config)
         augment = imagenet_real.make_augment(arm, str(flow_dir) if arm == "glem" else None, 0.5)
+        if arm == "linear":
+            augment = imagenet_real.fit_linear(base, 0.5, workers=0)
         return imagenet_real.training_set(arm, base, data_config, augment, seed=3)
 
     plain = imagenet_real.ImageNetFolder(tree / "train", data_config)
@@ -313,6 +316,40 @@ def test_sa_erases_and_randaugments(tree, data_config, monkeypatch):
     assert all(torch.allclose(data[i][0], data[12 + i][0], atol=1e-6) for i in range(12))
 
 
+def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypatch, tmp_path):
+    base = imagenet_real.ImageNetFolder(tree / "train", data_config)
+    before = global_states()
+    prior = imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior
+    assert global_states() == before
+    by_hand = nfa.create_flow("linear", input_size=(3, 32, 32))  # the change of coordinates alone
+    for k in sorted(set(base.targets)):
+        images = torch.stack([image for image, label in base if label == k]).float() / 127.5 - 1
+        images = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
+        codes = by_hand(images)[0]
+        assert torch.allclose(prior.mu[k], codes.mean(0), atol=0.05)  # the mean image, whatever filter brings it to 32 pixels
+        modes, std = prior.modes[k], prior.mode_std[k]
+        assert (std > 0).sum() == 3  # of four images
+        along = (codes - codes.mean(0)) @ modes[:3].T
+        assert torch.allclose(along.std(0), std[:3], rtol=0.1)
+    monkeypatch.setattr(imagenet_recipe, "FIT_IMAGES", 2)  # the first two alone
+    assert ((imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 1).all()
+    lonely = tmp_path / "train"
+    shutil.copytree(tree / "train", lonely)
+    for path in sorted((lonely / WNIDS[1]).iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"at least 2 training images of a class, n02119789 has 1 \(of 1 such"):
+        imagenet_real.fit_linear(imagenet_real.ImageNetFolder(lonely, data_config), 0.5, workers=0)
+
+
+def test_a_run_of_linear_resumes(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    argv = [*arguments(tree, tmp_path / "run", "--record", "imagenet_real", arm="linear"), "--resume"]
+    assert imagenet_real.main([*argv, "--time-limit", "0"]) == 0
+    assert imagenet_real.main(argv) == 0
+    r = validate_file(tmp_path / "imagenet_real.json")
+    assert (r["results"]["arm"], r["results"]["flow"]) == ("linear", "linear") and "modes=32" in r["settings"]["augment"]
+
+
 def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
     make = imagenet_real.make_augment
     assert make("baseline", None, 0.5) is None and make("sa", None, 0.5) is None
@@ -328,6 +365,7 @@ def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
     for arm, flow, message in (
         ("baseline", coded, "arm baseline uses no flow"),
         ("sa", coded, "arm sa uses no flow"),
+        ("linear", coded, "arm linear uses no flow"),
         ("glem", None, "arm glem needs a flow"),
         ("ce", str(flow_dir), "arm ce takes a flow of conditional encoding.*--arm glem"),
         ("glem", coded, "arm glem takes a flow of class Gaussians.*--arm ce"),
