@@ -134,7 +134,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     if not panels:
         raise SystemExit("nothing to draw: no arm has two seeds or more beside a baseline of the same")
     height = sum(len(p[1]) for p in panels)
-    figure = Figure((8, 0.9 * len(panels) + 0.24 * height), layout="constrained")
+    figure = Figure((8, 0.4 + 0.9 * len(panels) + 0.24 * height), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(p[1]) + 2 for p in panels])[:, 0]
     for axis, (head, found) in zip(axes, panels, strict=True):
         names = sorted(found, key=lambda n: found[n][0])
@@ -142,10 +142,11 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
             rows = [i for i, n in enumerate(names) if _kind(n) == kind]
             means, halves = ([found[names[i]][j] for i in rows] for j in (0, 1))
             axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
+        axis.set_ylim(-0.7, len(names) - 0.3)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
         axis.set_title(head, fontsize=9, loc="left")
-    axes[0].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
     axes[-1].set_xlabel("top-1 minus that of the baseline, points; 95% intervals of the paired difference")
     return figure
 

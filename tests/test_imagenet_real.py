@@ -23,6 +23,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 import timm_nfaug as nfa
 from benchmarks import common, imagenet_real, imagenet_recipe
 from benchmarks.schema import validate_file
+from timm_nfaug import lift, pixels
 
 ROOT = Path(__file__).parents[1]
 WNIDS = ("n01443537", "n02119789", "n15075141")  # classes 1, 278 and 999
@@ -323,14 +324,13 @@ def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypa
     assert global_states() == before
     by_hand = nfa.create_flow("linear", input_size=(3, 32, 32))  # the change of coordinates alone
     for k in sorted(set(base.targets)):
-        images = torch.stack([image for image, label in base if label == k]).float() / 127.5 - 1
-        images = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
-        codes = by_hand(images)[0]
-        assert torch.allclose(prior.mu[k], codes.mean(0), atol=0.05)  # the mean image, whatever filter brings it to 32 pixels
+        images = pixels.levels_to_model(torch.stack([image for image, label in base if label == k]))
+        codes = by_hand(lift.down(images, (32, 32)))[0]
+        assert torch.allclose(prior.mu[k], codes.mean(0), atol=1e-4)
         modes, std = prior.modes[k], prior.mode_std[k]
         assert (std > 0).sum() == 3  # of four images
         along = (codes - codes.mean(0)) @ modes[:3].T
-        assert torch.allclose(along.std(0), std[:3], rtol=0.1)
+        assert torch.allclose(along.std(0), std[:3], rtol=1e-3)
     monkeypatch.setattr(imagenet_recipe, "FIT_IMAGES", 2)  # the first two alone
     assert ((imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 1).all()
     lonely = tmp_path / "train"
