@@ -157,10 +157,15 @@ def _comparison(split: str) -> str:
         every = [r for by_epochs in arms.values() for by_seed in by_epochs.values() for r in by_seed.values()]
         for epochs in sorted({r["settings"]["epochs"] for r in every if r["arm"] != "baseline"}):
             parts.append(f"**{comparison.title(data, fraction, epochs, every[0])}**\n\n{comparison.table(arms, epochs)}")
-    trained_on = sorted({f"{r['flow']}: {r['settings']['flow_trained_on']}" for r in runs if r["flow"]})
+    trained_on = sorted({_flow_of(r) for r in runs if r["flow"]})
     if trained_on:
         parts.append("What the networks of the flows were trained on: " + "; ".join(trained_on) + ".")
     return "\n\n".join([*parts, _made(runs)])
+
+
+def _flow_of(run: dict[str, Any]) -> str:
+    bits = run.get("flow_metrics", {}).get("bits_per_dim")
+    return f"{run['flow']}: {run['settings']['flow_trained_on']}" + (f" ({bits:.3f} bits/dim)" if bits else "")
 
 
 def _runs(split: str) -> list[dict[str, Any]]:

@@ -317,8 +317,9 @@ def test_averages(toy_trainer, average):
         expected = {k: sum(w[k] for w in chosen) / len(chosen) for k in weights[0]}
     else:
         expected = weights[0]
-        for w in weights[1:]:
-            expected = {k: 0.8 * expected[k] + 0.2 * w[k] for k in w}
+        for t, w in enumerate(weights[1:], 1):
+            decay = min(0.8, (1 + t) / (10 + t))
+            expected = {k: decay * expected[k] + (1 - decay) * w[k] for k in w}
     trainer.finish()
     stored = nfa.ConditionalFlow.from_pretrained(trainer.out / "flow")
     for key, p in stored.named_parameters():

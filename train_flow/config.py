@@ -65,7 +65,7 @@ class TrainConfig:
     halve_every: float = 100  # epochs
     clip_grad: float = 1.0  # global norm in bits/dim units; 0: none
     average: str = "ema"  # ema, swa (from swa_from on), none
-    ema_decay: float = 0.998
+    ema_decay: float = 0.998  # reached as (1 + step) / (10 + step) grows
     swa_from: float = 0.8  # fraction of the steps
     net_dtype: str = "float32"  # float32 or bfloat16, of the networks inside the couplings
 

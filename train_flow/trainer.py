@@ -44,6 +44,19 @@ def generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def ema_rule(decay: float):
+    """Of the averaged weights: an exponential mean whose decay warms up, so that the first weights do not linger.
+
+    With 0.999 from the start they would still have a share of 13% after 2,000 steps.
+    """
+
+    def update(averages, current, count) -> None:
+        count = int(count)  # of updates before this one
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, current, count)
+
+    return update
+
+
 class BatchOrder:
     """Which images make up step t: a pure function of t.
 
@@ -181,7 +194,7 @@ class Trainer:
         self.gaussian_adam = torch.optim.Adam([self.flow.prior.mu, self.flow.prior.s])
         self.averaged = None
         if c.average != "none" and self.steps:
-            rule = get_ema_multi_avg_fn(c.ema_decay) if c.average == "ema" else None
+            rule = ema_rule(c.ema_decay) if c.average == "ema" else None
             self.averaged = AveragedModel(self.flow, multi_avg_fn=rule)
         if self.steps:
             loss = FlowLoss(self.flow, c.discriminative, c.temperature)
