@@ -1,4 +1,4 @@
-"""Tables of recorded runs: each arm against baseline and SA, on equal images and on equal time; and their picture.
+"""Tables of recorded runs: each arm against baseline, SA and linear, on equal images and on equal time; and their picture.
 
 `python -m benchmarks.comparison` draws docs/figures/cifar_resnet18.png from the record.
 """
@@ -65,7 +65,11 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     The column of equal time compares with the baseline that trains on for the epochs that take the arm's time, where it is
     on record.
     """
-    head = ["arm", "seeds", "top-1", "against baseline", "against SA", "NLL", "ECE", "time", "flow, s"]
+    others = {"baseline": "against baseline", "sa": "against SA"}
+    controls = [name for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by]
+    if controls:  # the one with most seeds
+        others[max(controls, key=lambda name: len(arms[name][epochs]))] = "against linear"
+    head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
     longer, robust = len(baselines) > 1, any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
     rows = [head + ["against baseline of equal time"] * longer + ["corrupted"] * robust]
@@ -75,7 +79,7 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         if not runs:
             continue
         row = [name, str(len(runs)), interval(*mean_interval(metric(runs).values()))]
-        for other in ("baseline", "sa"):
+        for other in others:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
         row += [f"{mean_interval(metric(runs, 'nll').values())[0]:.3f}", f"{mean_interval(metric(runs, 'ece').values())[0]:.1f}"]

@@ -391,6 +391,7 @@ def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
     linear = dict(zip(rows[0], rows[3], strict=True))
     assert linear["against baseline"].startswith("+2.03 ± ") and linear["time"] == "1.50"
     equal = linear["against baseline of equal time"]
+    assert linear["against linear"] == "" and dict(zip(rows[0], rows[2]))["against linear"].startswith("-2.03 ± ")
     assert equal.startswith("+1.03 ± ") and equal.endswith(", 20 epochs"), "against 20 epochs, which take 200 s"
     assert comparisons([*runs, runs[-3]]) == found, "one run, recorded by two processes at once"
     with pytest.raises(ValueError, match="two runs on record are linear s0.5-k8-p1, seed 0"):
