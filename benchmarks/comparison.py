@@ -147,7 +147,8 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
             means, halves = ([found[names[i]][j] for i in rows] for j in (0, 1))
             axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
         axis.set_ylim(-0.7, len(names) - 0.3)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        short = [n.partition(", ")[0] for n in names]  # without the flow, where that tells them apart
+        axis.set_yticks(range(len(names)), short if len(set(short)) == len(names) else names, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
         axis.set_title(head, fontsize=9, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
