@@ -83,7 +83,8 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
         row += [f"{mean_interval(metric(runs, 'nll').values())[0]:.3f}", f"{mean_interval(metric(runs, 'ece').values())[0]:.1f}"]
-        row += [f"{cost(runs) / unit:.2f}", f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
+        row += ["" if math.isnan(unit) else f"{cost(runs) / unit:.2f}"]
+        row += [f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
         if longer:
             as_slow = [e for e, b in baselines.items() if cost(b) >= 0.95 * cost(runs)]
             e = min(as_slow, default=epochs)
