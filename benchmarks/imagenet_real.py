@@ -525,12 +525,12 @@ def prepare(args: argparse.Namespace, device: torch.device) -> FineTuning:
         model.set_grad_checkpointing()
     data_config = resolve_data_config({"crop_pct": recipe.CROP_PCT, "interpolation": recipe.INTERPOLATION, **size}, model=model)
     base = ImageNetFolder(args.data_dir / "train", data_config)
-    if args.arm == "linear":
-        augment = fit_linear(base, args.strength, args.workers)
     val = ImageNetFolder(args.data_dir / "val", data_config)
     val.transform = normalized(data_config)
     names = real_names([path for path, _ in val.samples])
-    flow = "linear" if args.arm == "linear" else None if augment is None else flow_title(args.flow)
+    if args.arm == "linear":  # last: what else is wrong is said before a pass over images
+        augment = fit_linear(base, args.strength, args.workers)
+    flow = None if augment is None else flow_title(args.flow or "linear")
     settings = {
         "model": args.model,
         "pretrained": not args.no_pretrained,
