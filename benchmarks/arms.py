@@ -39,7 +39,7 @@ class Arm:
         policy: PIL image to PIL image.
         levels: uint8 images (B, C, H, W), labels (B,), generator to uint8 images; runs after the policy.
         before: the same, before crop and flip.
-        erase: timm's RandomErasing at the end.
+        reprob: probability of timm's RandomErasing at the end.
         mix: timm's Mixup at the end.
     """
 
@@ -48,11 +48,11 @@ class Arm:
         policy: Callable[[Image.Image], Image.Image] | None = None,
         levels: LevelsStep | None = None,
         before: LevelsStep | None = None,
-        erase: bool = False,
+        reprob: float = 0.0,
         mix: Mixup | None = None,
     ):
         self.policy, self.levels, self.before, self.mix = policy, levels, before, mix
-        self.erase = RandomErasing(probability=0.25, mode="pixel", device="cpu") if erase else None
+        self.erase = RandomErasing(reprob, mode="pixel", device="cpu") if reprob else None
 
     def start(self, model: nn.Module, steps: int) -> None:
         """Called once before the first step."""
@@ -169,13 +169,15 @@ class Adversarial(Arm):
 
 @dataclass
 class Settings:
-    """Of the arms that use a flow. The defaults are NFAugment's."""
+    """Of the arms that use a flow, by default NFAugment's, and of RandAugment with RandomErasing, by default timm's usual."""
 
     strength: float = 0.5  # of `rotation`: the largest angle, radians
     modes: int = 32
     p: float = 1.0
     place: str = "after"  # or "before" the crop and flip, on images as the flow knows them
     temperature: float = 0.7  # of `samples`
+    randaugment: str = RANDAUGMENT  # of `sa` and `sa+...`, as these two
+    reprob: float = 0.25  # probability of RandomErasing
 
     def __post_init__(self):
         if self.place not in ("after", "before"):
@@ -211,7 +213,7 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     if name == "baseline":
         return Arm()
     if name == "sa":
-        return Arm(randaugment(), erase=True)
+        return Arm(randaugment(s.randaugment), reprob=s.reprob)
     if name == "isda":
         return ISDA()
     if name == "mixup":
@@ -249,12 +251,12 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
 def with_step(step: LevelsStep, s: Settings, sa: bool = False) -> Arm:
     """The arm that takes `step` before the crop, or after the crop and, of `sa`, RandAugment."""
     where = {"before": step} if s.place == "before" else {"levels": step}
-    return Arm(randaugment() if sa else None, erase=sa, **where)
+    return Arm(randaugment(s.randaugment) if sa else None, reprob=s.reprob if sa else 0.0, **where)
 
 
-def randaugment() -> Callable:
+def randaugment(config: str) -> Callable:
     guard_posterize()
-    return rand_augment_transform(RANDAUGMENT, {"translate_const": 10, "img_mean": (128, 128, 128)})
+    return rand_augment_transform(config, {"translate_const": 10, "img_mean": (128, 128, 128)})
 
 
 def nfa_step(augment: NFAugment) -> LevelsStep:

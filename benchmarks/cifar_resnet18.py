@@ -169,6 +169,9 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
         settings |= {name: getattr(args, name) for name in ("strength", "modes", "p")}
         if args.place != "after":
             settings["place"] = args.place
+    if arm.partition("+")[0] == "sa":  # on record where they are not the usual
+        usual = Settings()
+        settings |= {k: getattr(args, k) for k in ("randaugment", "reprob") if getattr(args, k) != getattr(usual, k)}
     if arm == "samples":
         settings = {k: v for k, v in settings.items() if k not in ("strength", "modes")} | {"temperature": args.temperature}
     return {

@@ -44,9 +44,11 @@ SHORT = (("strength", "s"), ("modes", "k"), ("p", "p"), ("temperature", "t"))
 def label(run: dict[str, Any]) -> str:
     """An arm, the flow it uses, and its settings."""
     s = run["settings"]
-    parts = [f"{short}{s[key]:g}" for key, short in SHORT if key in s]
+    parts = ["-".join(f"{short}{s[key]:g}" for key, short in SHORT if key in s)]
     parts += [f"{s['place']} the crop"] if "place" in s else []
-    return run["arm"] + (f" {'-'.join(parts)}" if parts else "") + (f", {run['flow']}" if run["flow"] else "")
+    parts += [s["randaugment"]] if "randaugment" in s else []
+    parts += [f"erasing {s['reprob']:g}"] if "reprob" in s else []
+    return " ".join([run["arm"], *filter(None, parts)]) + (f", {run['flow']}" if run["flow"] else "")
 
 
 def cost(runs: Runs) -> float:

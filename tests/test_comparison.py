@@ -16,7 +16,7 @@ from benchmarks import cifar_resnet18, records
 from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
-from benchmarks.comparison import comparisons, draw, table
+from benchmarks.comparison import comparisons, draw, label, table
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from train_flow.data import Images
 
@@ -267,6 +267,17 @@ def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
     # to choose settings: other images, apart from those of the trainings
     assert main([*common, "--arms", "baseline", "--fraction", "0.5", "--split", "held"]) == 0
     assert records.read(record)[-1]["split"] == "held"
+
+
+def test_other_settings_of_randaugment_act_and_are_on_record(tree, data, tmp_path):
+    record = tmp_path / "runs.jsonl"
+    common = ["--data", str(tree), "--data-name", "toy images", "--record", str(record), "--seeds", "0", *SMALL]
+    assert main([*common, "--arms", "sa", "baseline"]) == 0
+    assert main([*common, "--arms", "sa", "baseline", "--randaugment", "rand-m9-tweights", "--reprob", "0"]) == 0
+    assert [label(r) for r in records.read(record)] == ["sa", "baseline", "sa rand-m9-tweights erasing 0"]
+    plain = make_arm("sa", data, None, Settings(randaugment="rand-m0-n0", reprob=0.0))  # no operation, no erasing
+    x, _ = plain.tensors(plain.images(data.levels, data.labels, generator()).float(), data.labels)
+    assert torch.equal(x, data.levels.float())
 
 
 def test_a_flow_is_trained_on_the_runs_own_images(tree, tmp_path, monkeypatch):
