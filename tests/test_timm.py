@@ -155,7 +155,7 @@ def labels(seen):
 
 def test_linear_takes_its_modes_from_the_training_set(launch):
     stock, _ = launch(launcher=False, name="stock")
-    flags = ["--aug", "nfa-s0.2-k3", "--nfa-flow", "linear"]
+    flags = ["--aug", "nfa-s0.2-k3"]
     nfa, args = launch(*flags, name="linear")
     assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
     assert torch.equal(labels(stock), labels(nfa)), "the pass at launch changed the order of the training"

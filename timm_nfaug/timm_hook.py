@@ -42,9 +42,9 @@ def add_args(parser) -> None:
         "axes, isotropic), l labels (given, posterior), e.g. nfa-s0.5-k32-p0.5 (default: none)",
     )  # fmt: skip
     group.add_argument(
-        "--nfa-flow", default=DEFAULT_FLOW, metavar="NAME",
-        help=f"flow of --aug: a bundled name, a directory, a Hub id org/name, or {LINEAR} for the eigen-images of the training "
-        f"set's own classes, which need no pretrained flow (default: {DEFAULT_FLOW})",
+        "--nfa-flow", default=LINEAR, metavar="NAME",
+        help=f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes, which need no pretrained flow; or a "
+        f"bundled name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})",
     )  # fmt: skip
     group.add_argument(
         "--nfa-fit", action="store_true",
