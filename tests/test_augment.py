@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -163,7 +164,34 @@ def test_lift_keeps_fine_detail(small_flow):
     assert (change[..., 1:] - change[..., :-1]).abs().mean() < 0.25 * change.abs().mean()
     x = torch.randn(2, 3, 32, 32)
     assert lift.down(x, (32, 32)) is x
-    torch.testing.assert_close(lift.up(x, torch.ones(2, 3, 8, 8)), x + 1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (97, 130), (20, 24)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16, torch.float64])
+def test_lift_adds_as_torch_interpolates(size, dtype):
+    """Parity with one interpolation of all images at once, over image sizes on both sides of the flow's."""
+    g = torch.Generator().manual_seed(0)
+    change = torch.randn(7, 3, 32, 32, generator=g) * 0.2
+    unit, rows = torch.rand(20, 3, *size, generator=g), torch.randperm(20, generator=g)[:7]
+    if dtype == torch.uint8:
+        x, change, low, high = (unit * 255).to(torch.uint8), change * 255, [0, 0, 0], [255, 255, 255]
+    else:
+        x, low, high = unit.to(dtype), [0.0, 0.1, 0.2], [1.0, 0.9, 0.8]
+    before, kept = x.clone(), change.clone()
+    limits = [torch.tensor(v).view(3, 1, 1) for v in (low, high)]
+    large = F.interpolate(change, size=size, mode="bilinear", align_corners=False)
+    for where in (rows, None):
+        images = x if where is not None else x[:7]
+        out = lift.add(images, change, low, high, where)
+        slow, picked = images.clone(), slice(None) if where is None else rows
+        new = (large + images[picked]).clamp(*limits)
+        slow[picked] = (new.round() if dtype == torch.uint8 else new).to(dtype)
+        assert out.dtype == dtype and out.data_ptr() != images.data_ptr()
+        tolerance = {torch.uint8: 1, torch.bfloat16: 0.005}.get(dtype, 1e-5)  # a level where the rounding is a tie
+        assert (out.double() - slow.double()).abs().max() <= tolerance
+        if dtype == torch.uint8:
+            assert (out == slow).double().mean() > 0.999
+    assert torch.equal(x, before) and torch.equal(change, kept), "the caller's tensors were changed"
 
 
 def test_linear_flow_adds_its_eigen_images(toy_images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -158,22 +159,12 @@ class NFAugment(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch with the random numbers of `make_params`."""
-        chosen = params["chosen"]
-        if not bool(chosen.any()):
+        if not bool(params["chosen"].any()):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
             return self._transform_pil(inpt, params)
         batch = inpt.as_subclass(Tensor)
-        batch = batch if batch.ndim == 4 else batch.unsqueeze(0)
-        every = bool(chosen.all())
-        rows = batch if every else batch[chosen.to(batch.device)]
-        labels = params["labels"]
-        labels = labels if labels is None or every else labels[chosen.to(labels.device)]
-        new = self._from_model(self.augment(self._to_model(rows), labels, params["noise"]), rows)
-        if not every:
-            new, part = batch.clone(), new
-            new[chosen.to(batch.device)] = part
-        new = new.reshape(inpt.shape)
+        new = self._transform_batch(batch if batch.ndim == 4 else batch.unsqueeze(0), params).reshape(inpt.shape)
         return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
 
     def _transform_pil(self, image: PIL.Image.Image, params: dict[str, Any]) -> PIL.Image.Image:
@@ -183,73 +174,99 @@ class NFAugment(v2.Transform):
             raise ValueError(
                 f'this flow takes PIL images of mode {mode}, got {image.mode}; convert first: image.convert("{mode}")'
             )
-        array = np.asarray(image)
-        levels = torch.from_numpy(array.copy()).view(image.height, image.width, c).permute(2, 0, 1).unsqueeze(0)
-        x = self.augment(pixels.levels_to_model(levels.contiguous()), params["labels"], params["noise"])
-        out = pixels.model_to_levels(x)[0].permute(1, 2, 0).cpu().numpy()
-        return PIL.Image.fromarray(out[:, :, 0] if c == 1 else np.ascontiguousarray(out))
+        array = np.asarray(image).reshape(image.height, image.width, c).transpose(2, 0, 1)
+        levels = torch.from_numpy(np.array(array, order="C")).unsqueeze(0)  # plane by plane, as what is added to it
+        out = np.ascontiguousarray(self._transform_batch(levels, params)[0].numpy().transpose(1, 2, 0))
+        return PIL.Image.fromarray(out[:, :, 0] if c == 1 else out)
+
+    def _transform_batch(self, x: Tensor, params: dict[str, Any]) -> Tensor:
+        """Images x (B, C, H, W), uint8 or float, the chosen ones moved."""
+        self._check_range(x)
+        chosen, labels, rows = params["chosen"], params["labels"], None
+        if not bool(chosen.all()):
+            rows = torch.nonzero(chosen).flatten()
+            labels = None if labels is None else labels[rows.to(labels.device)]
+            rows = rows.to(x.device)
+        change = self._change(lambda: self._to_model(x if rows is None else x[rows]), labels, params["noise"])
+        c = x.shape[1]
+        scale, low, high = (128, [0] * c, [255] * c) if x.dtype == torch.uint8 else (128 / 255, [0.0] * c, [1.0] * c)
+        if self.mean is not None and x.dtype != torch.uint8:
+            mean, std = pixels.channel_stats(self.mean, self.std, change)
+            scale = scale / std
+            low, high = (((v - mean) / std).expand(c, 1, 1).flatten().tolist() for v in (0.0, 1.0))
+        return lift.add(x, (change * scale).to(x.device), low, high, rows)
 
     @torch.no_grad()
     def augment(self, x: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
         """The augmentation itself: x (B, C, H, W) float32 in [-1, 1], labels y (B,) or None, noise (B, n) to x'.
 
-        Any size; the result is clamped to [-1, 1], and rows that came out non-finite are the original's.
+        Any size; the result is clamped to [-1, 1], and rows whose change is not finite are the original's.
+        """
+        change = self._change(lambda: x, y, noise).to(x.device)
+        return lift.add(x, change, [-1.0] * x.shape[1], [1.0] * x.shape[1])
+
+    @torch.no_grad()
+    def _change(self, images: Callable[[], Tensor], y: Tensor | None, noise: Tensor) -> Tensor:
+        """What the augmentation adds to images at the flow's size, (B, c, h, w) in its range; zero where not finite.
+
+        Args:
+            images: gives the images (B, c, H, W) in [-1, 1]; not asked where the change does not depend on them.
         """
         flow = self.flow
-        c, h, w = flow.config.input_size
-        if x.shape[1] != c:
-            raise ValueError(f"this flow takes images of {c} channels, got {x.shape[1]}; convert the images, or train a flow")
-        home = x.device
-        x = x.to(flow.device)
+        size = flow.config.input_size
         noise = noise.to(flow.device, flow.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            if y is not None:
-                y = y.to(flow.device)
+        y = None if y is None else y.to(flow.device)
+        with torch.autocast(flow.device.type, enabled=False):
+            small = None
+            if y is None or not flow.is_linear:
+                small = lift.down(images().to(flow.device), size[1:])
+            if y is None and (flow.is_linear or flow.config.code_rows):
+                y = flow.class_logits(small).argmax(1)
             if flow.is_linear:  # the code is the image: its move is the change, and no pass is needed
-                if y is None:
-                    y = flow.class_logits(lift.down(x, (h, w))).argmax(1)
-                change = displacement(flow, y, noise, self.kind, self.modes).mul_(self.strength).view(-1, c, h, w)
+                change = displacement(flow, y, noise, self.kind, self.modes).mul_(self.strength).view(-1, *size)
             else:
-                small = lift.down(x, (h, w))
-                if y is None and flow.config.code_rows:
-                    y = flow.class_logits(small).argmax(1)
                 z, _ = flow(small, y)
                 if y is None:
                     y = flow.code_logits(z).argmax(1)
                 move = displacement(flow, y, noise, self.kind, self.modes)
                 change = flow.inverse(torch.add(z, move, alpha=self.strength)) - small
-            out = lift.up(x, change.to(x.dtype))
-        finite = torch.isfinite(out).flatten(1).all(1)
-        self._fallbacks += (~finite).sum().to(self._fallbacks.device)
-        return torch.where(finite.view(-1, 1, 1, 1), out.clamp_(-1, 1), x).to(home)
+        finite = change.sum((1, 2, 3)).isfinite()
+        if not bool(finite.all()):
+            self._fallbacks += (~finite).sum().to(self._fallbacks.device)
+            change = torch.where(finite.view(-1, 1, 1, 1), change, 0.0)
+        return change.clamp_(-2, 2).float()  # more than the whole range is no use
 
     # -- ranges ------------------------------------------------------------------------------------------------------
 
-    def _to_model(self, x: Tensor) -> Tensor:
+    def _check_range(self, x: Tensor) -> None:
+        c = self.flow.config.input_size[0]
+        if x.shape[1] != c:
+            raise ValueError(f"this flow takes images of {c} channels, got {x.shape[1]}; convert the images, or train a flow")
         if x.dtype == torch.uint8:
-            return pixels.levels_to_model(x)
+            return
         if not x.is_floating_point():
             raise TypeError(f"NFAugment takes uint8 or float images, got {x.dtype}")
+        if self.mean is None:
+            low, high = (float(v) for v in x.aminmax())
+            if not (low >= -0.01 and high <= 1.01):
+                raise ValueError(
+                    f"float images must be in [0, 1], got {low:.3g} to {high:.3g}; "
+                    "for normalised images pass mean= and std=, for levels 0..255 use uint8"
+                )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        self._check_range(x)
+        return self._to_model(x)
+
+    def _to_model(self, x: Tensor) -> Tensor:
+        """Checked images as float32 in [-1, 1]."""
+        if x.dtype == torch.uint8:
+            return pixels.levels_to_model(x)
         x = x.float()
         if self.mean is not None:
             mean, std = pixels.channel_stats(self.mean, self.std, x)
-            return pixels.unit_to_model(x * std + mean)
-        low, high = float(x.amin()), float(x.amax())
-        if not (low >= -0.01 and high <= 1.01):
-            raise ValueError(
-                f"float images must be in [0, 1], got {low:.3g} to {high:.3g}; "
-                "for normalised images pass mean= and std=, for levels 0..255 use uint8"
-            )
+            x = x * std + mean
         return pixels.unit_to_model(x)
-
-    def _from_model(self, x: Tensor, like: Tensor) -> Tensor:
-        if like.dtype == torch.uint8:
-            return pixels.model_to_levels(x)
-        x = pixels.model_to_unit(x)
-        if self.mean is not None:
-            mean, std = pixels.channel_stats(self.mean, self.std, x)
-            x = (x - mean) / std
-        return x.to(like.dtype)
 
     # -- randomness --------------------------------------------------------------------------------------------------
 
@@ -288,7 +305,7 @@ class NFAugment(v2.Transform):
                 raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
             num_classes = len(classes)
         size = self.flow.config.input_size[1:]
-        batches = ((lift.down(self._to_model(x), size), torch.as_tensor(y)) for x, y in loader)
+        batches = ((lift.down(self._checked(x), size), torch.as_tensor(y)) for x, y in loader)
         low_rank = self.flow.prior.low_rank
         moments = self.flow.moments(batches, num_classes, self.modes, allow_empty)
         prior = ClassGaussians(num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank)

@@ -53,16 +53,19 @@ def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, mod
         else:
             energy = prior.variance.topk(modes, dim=1).values.sum(1)
         return noise * (energy / flow.dim).sqrt()[y].unsqueeze(1)
-    move = noise.new_zeros(len(y), flow.dim)
-    for k in y.unique().tolist():  # class by class: gathering the modes of every image would move 400 kB an image
-        rows = y == k
+    # class by class: gathering the modes of every image would move 400 kB an image
+    order = y.argsort()
+    moves = []
+    for k, own in enumerate(noise[order].split(torch.bincount(y).tolist())):
+        if not len(own):
+            continue
         if kind == "pca":
-            move[rows] = (noise[rows] * prior.mode_std[k, :modes]) @ prior.modes[k, :modes]
+            moves.append((own * prior.mode_std[k, :modes]) @ prior.modes[k, :modes])
         else:
             variance, axes = prior.variance[k].topk(modes)
-            part = torch.zeros_like(move[rows])
-            part[:, axes] = noise[rows] * variance.sqrt()
-            move[rows] = part
+            moves.append(own.new_zeros(len(own), flow.dim).index_copy_(1, axes, own * variance.sqrt()))
+    move = noise.new_empty(len(y), flow.dim)
+    move[order] = torch.cat(moves)
     return move
 
 
