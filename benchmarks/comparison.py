@@ -1,6 +1,6 @@
-"""Tables of recorded runs: each arm against baseline, SA and linear, on equal images and on equal time; and their picture.
+"""Tables of recorded runs: each arm against baseline, SA and linear, on equal images and on equal time; and their pictures.
 
-`python -m benchmarks.comparison` draws docs/figures/cifar_resnet18.png from the record.
+`python -m benchmarks.comparison` draws docs/figures/cifar_resnet18.png and flow_quality.png from the record.
 """
 
 from __future__ import annotations
@@ -159,6 +159,38 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def draw_quality(runs: list[dict[str, Any]]) -> Figure:
+    """Does a better flow augment better? Gain of `glem` over `linear` of the same settings, against the flow's bits/dim."""
+    points = []
+    for (data, _, fraction, _), arms in sorted(comparisons(runs).items()):
+        for name, by_epochs in arms.items():
+            for epochs, found in by_epochs.items():
+                run = next(iter(found.values()))
+                bits = run.get("flow_metrics", {}).get("bits_per_dim")
+                control = arms.get(name.partition(", ")[0].replace("glem", "linear", 1), {}).get(epochs)
+                if run["arm"] == "glem" and bits and control:
+                    mean, half, _, seeds = paired(metric(found), metric(control))
+                    if seeds > 1:
+                        points.append((title(data, fraction, epochs, run), bits, mean, half, run))
+    if len(points) < 2:
+        raise SystemExit("nothing to draw: two flows with bits/dim, of two seeds or more, are needed beside linear")
+    figure = Figure((8, 4), layout="constrained")
+    axis = figure.subplots()
+    for i, head in enumerate(dict.fromkeys(p[0] for p in points)):
+        own = sorted(p for p in points if p[0] == head)
+        bits, means, halves = ([p[j] for p in own] for j in (1, 2, 3))
+        axis.errorbar(bits, means, yerr=halves, fmt="o", color=f"C{i}", capsize=3, label=head)
+        for _, b, m, _, run in own:
+            short = run["flow"].removeprefix("conv_p4_small.cifar10_jpeg").strip("_") or "bundled"
+            axis.annotate(short, (b, m), (4, 4), textcoords="offset points", fontsize=7)
+    axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    axis.invert_xaxis()
+    axis.set_xlabel("bits/dim of the flow on the validation images (better to the right)")
+    axis.set_ylabel("top-1 minus that of linear, points")
+    axis.legend(fontsize=8, loc="lower left")
+    return figure
+
+
 def _kind(name: str) -> str:
     arm = name.split(" ")[0]
     if arm in LINEAR or arm in ("pixel-pca", "patch-pca"):
@@ -168,9 +200,10 @@ def _kind(name: str) -> str:
 
 def main() -> None:
     runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
-    out = ROOT / "docs" / "figures" / "cifar_resnet18.png"
-    write_atomically(out, lambda p: draw(runs).savefig(p, format="png", dpi=110))
-    print(Path(out).relative_to(ROOT))
+    for name, figure in (("cifar_resnet18", draw(runs)), ("flow_quality", draw_quality(runs))):
+        out = ROOT / "docs" / "figures" / f"{name}.png"
+        write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=110))
+        print(Path(out).relative_to(ROOT))
 
 
 if __name__ == "__main__":

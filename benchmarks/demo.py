@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=100, help="training images a class of --data-dir")
     parser.add_argument("--epochs", type=int, help="default: 20 for the digits, 30 for --data-dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--strength", type=float, default=0.5)
+    parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--record", metavar="NAME", help="also write benchmarks/results/NAME.json")
     parser.add_argument("--data-name", default="scikit-learn digits", help="how --record calls the data")
     parser.add_argument("--out", type=Path, default=Path("demo"))

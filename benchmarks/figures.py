@@ -81,7 +81,7 @@ def augment(
     """A row an image: the original, three augmented by `flow`, three by `control`."""
     if flow.config.class_names != control.config.class_names:
         raise ValueError(f"--flow and --control know other classes: {flow.config.class_names}, {control.config.class_names}")
-    augments = [NFAugment(f, strength, min(32, f.prior.num_modes)) for f in (flow, control)]
+    augments = [NFAugment(f, strength, min(32, f.prior.num_modes), p=1.0) for f in (flow, control)]
     blocks = [[[image] for image, _ in images]]
     for augmented in augments:
         rows = []

@@ -157,7 +157,7 @@ def make_augment(arm: str, flow_name: str | None, strength: float) -> NFAugment 
     if arm == "glem" and flow.config.code_rows:
         raise ValueError(f"arm glem takes a flow of class Gaussians, {flow_name} has conditional encoding: use --arm ce")
     labels = "given" if flow.config.class_names == ImageNetInfo().label_names() else "posterior"
-    return NFAugment(flow, strength=strength, modes=min(recipe.MODES, flow.prior.num_modes), labels=labels)
+    return NFAugment(flow, strength=strength, modes=min(recipe.MODES, flow.prior.num_modes), p=1.0, labels=labels)
 
 
 def fit_linear(base: ImageNetFolder, strength: float, workers: int) -> NFAugment:
@@ -176,7 +176,7 @@ def fit_linear(base: ImageNetFolder, strength: float, workers: int) -> NFAugment
     some = Subset(base, [i for images in picked.values() for i in images])
     loader = DataLoader(some, 64, num_workers=workers, generator=torch.Generator())  # draws nothing from the global one
     flow = create_flow("linear", input_size=(3, recipe.FIT_SIZE, recipe.FIT_SIZE))
-    augment = NFAugment.to_fit(flow, strength=strength, modes=recipe.MODES, labels="given")
+    augment = NFAugment.to_fit(flow, strength=strength, modes=recipe.MODES, p=1.0, labels="given")
     return augment.fit(loader, recipe.CLASSES, allow_empty=True)
 
 

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import comparison, records
+from benchmarks import throughput as throughputs
 from benchmarks.common import RESULTS, ROOT, markdown_table
 from benchmarks.schema import validate_file
 from timm_nfaug.hub import write_atomically
@@ -99,6 +100,13 @@ def timm_train() -> str:
         rows.append([name, f"{max(row['images_per_second']):.0f}", f"{row['share_of_stock']:.2f}"])
     head = f"{r['data']}; {r['settings']['model']}, batch {r['settings']['batch_size']}, best of {r['settings']['repeats']}."
     return f"{head}\n\n{markdown_table(rows)}\n\n{source('timm_train')}"
+
+
+def throughput() -> str:
+    r = result("throughput")
+    rows, sizes = r["results"]["rows"], sorted({x["size"] for x in r["results"]["rows"]})
+    claim = ", ".join(f"{v:.2f} at {size} px" for size, v in r["results"]["claim_ratios"].items())
+    return f"{r['claim']}: {claim}.\n\n{throughputs.table(rows, sizes)}\n\n{source('throughput')}"
 
 
 def _demo(name: str) -> str:
@@ -241,7 +249,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation, proposition,
-        timm_train, demo_digits, demo_cifar,
+        timm_train, throughput, demo_digits, demo_cifar,
     )
 }
 

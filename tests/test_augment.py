@@ -18,7 +18,7 @@ from timm_nfaug.perturb import displacement, noise_size, perturb
 
 @pytest.fixture
 def augment(small_flow):
-    return nfa.NFAugment(small_flow, strength=0.5, modes=4, seed=3)
+    return nfa.NFAugment(small_flow, strength=0.5, modes=4, p=1.0, seed=3)
 
 
 def pil(levels):
@@ -57,8 +57,8 @@ def test_normalised_floats(small_flow, toy_images):
     levels, y = toy_images
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
     unit = levels[:4].float() / 255
-    plain = nfa.NFAugment(small_flow, modes=4)
-    normal = nfa.NFAugment(small_flow, modes=4, mean=mean, std=std)
+    plain = nfa.NFAugment(small_flow, modes=4, p=1.0)
+    normal = nfa.NFAugment(small_flow, modes=4, p=1.0, mean=mean, std=std)
     a = plain(unit, y[:4], generator=torch.Generator().manual_seed(1))[0]
     b = normal((unit - mean) / std, y[:4], generator=torch.Generator().manual_seed(1))[0]
     torch.testing.assert_close(b * std + mean, a, atol=1e-5, rtol=0)  # float32 through normalisation and back
@@ -89,9 +89,9 @@ def test_the_global_generator_is_never_drawn_from(small_flow, toy_images, tmp_pa
 
 def test_seeds(small_flow, toy_images):
     levels, y = toy_images
-    a, b, c = (nfa.NFAugment(small_flow, modes=4, seed=s)(levels, y)[0] for s in (1, 1, 2))
+    a, b, c = (nfa.NFAugment(small_flow, modes=4, p=1.0, seed=s)(levels, y)[0] for s in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    augment = nfa.NFAugment(small_flow, modes=4, seed=1)
+    augment = nfa.NFAugment(small_flow, modes=4, p=1.0, seed=1)
     first, second = augment(levels, y)[0], augment(levels, y)[0]
     assert torch.equal(first, a) and not torch.equal(first, second)
 
@@ -141,20 +141,20 @@ def test_isotropic_has_the_energy_of_the_modes(small_flow):
 def test_without_labels_the_flow_supplies_the_class(small_flow, toy_images):
     levels, _ = toy_images
     guess = small_flow.class_logits(pixels.levels_to_model(levels)).argmax(1)
-    augment = nfa.NFAugment(small_flow, modes=4)
+    augment = nfa.NFAugment(small_flow, modes=4, p=1.0)
     free = augment(levels, generator=torch.Generator().manual_seed(0))
     told = augment(levels, guess, generator=torch.Generator().manual_seed(0))[0]
     assert torch.equal(free, told)
     wrong = (guess + 1) % 3
     assert not torch.equal(free, augment(levels, wrong, generator=torch.Generator().manual_seed(0))[0])
-    posterior = nfa.NFAugment(small_flow, modes=4, labels="posterior")  # ignores labels, even those of other data
+    posterior = nfa.NFAugment(small_flow, modes=4, p=1.0, labels="posterior")  # ignores labels, even those of other data
     assert torch.equal(free, posterior(levels, wrong + 100, generator=torch.Generator().manual_seed(0))[0])
 
 
 def test_lift_keeps_fine_detail(small_flow):
     g = torch.Generator().manual_seed(0)
     big = torch.rand(2, 3, 97, 130, generator=g) * 0.2 + 0.4
-    augment = nfa.NFAugment(small_flow, modes=4, strength=0.5)
+    augment = nfa.NFAugment(small_flow, modes=4, strength=0.5, p=1.0)
     y = torch.tensor([0, 1])
     out = augment(big, y, generator=torch.Generator().manual_seed(1))[0]
     assert out.shape == big.shape
@@ -197,7 +197,7 @@ def test_lift_adds_as_torch_interpolates(size, dtype):
 def test_linear_flow_adds_its_eigen_images(toy_images):
     levels, y = toy_images
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 4})
-    augment = nfa.NFAugment(flow, modes=4, strength=0.3).fit([(levels, y)], num_classes=3)
+    augment = nfa.NFAugment(flow, modes=4, strength=0.3, p=1.0).fit([(levels, y)], num_classes=3)
     fitted = augment.flow
     assert flow.prior.mode_std.abs().sum() == 0 and fitted.prior.mode_std.min() > 0  # the caller's flow is untouched
     noise = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -222,7 +222,7 @@ def test_non_finite_rows_fall_back_and_are_counted(augment, toy_images):
 def test_from_data_is_the_linear_flow_of_the_data(toy_images):
     """Its moves are combinations of the class's own eigen-images, as torch's PCA finds them."""
     levels, y = toy_images
-    aug = nfa.NFAugment.from_data([(levels, y)], 3, strength=0.2, modes=3, seed=0)
+    aug = nfa.NFAugment.from_data([(levels, y)], 3, strength=0.2, modes=3, p=1.0, seed=0)
     assert aug.flow.is_linear and aug.flow.num_classes == 3 and aug.flow.config.input_size == (3, 32, 32)
     x = pixels.levels_to_model(levels)
     for k in range(3):
@@ -293,12 +293,12 @@ def test_autocast_changes_nothing(augment, toy_images):
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.5), "p must"),
         (lambda f, x: nfa.NFAugment(f, modes=7), "stores 6 principal modes"),
         (lambda f, x: nfa.NFAugment(f, modes=4, kind="pcaa"), "kind must be one of"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60,), 3)), r"0\.\.2"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.zeros(59, dtype=torch.int64)), "60 images came with 59 labels"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x[:, :1]), "3 channels, got 1"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x.short()), "uint8 or float"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("RGBA", (32, 32))), r'convert\("RGB"\)'),
-        (lambda f, x: nfa.NFAugment(f, modes=4)("image.png"), "found no image"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60,), 3)), r"0\.\.2"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.zeros(59, dtype=torch.int64)), "60 images came with 59 labels"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x[:, :1]), "3 channels, got 1"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x.short()), "uint8 or float"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(Image.new("RGBA", (32, 32))), r'convert\("RGB"\)'),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)("image.png"), "found no image"),
         (lambda f, x: nfa.nf_augment_transform("nfa-s-1-k4", f), "strength"),
         (lambda f, x: nfa.nf_augment_transform("nfa-q3", f), "unknown key 'q'"),
         (lambda f, x: nfa.nf_augment_transform("rand-m9", f), "starts with 'nfa'"),
@@ -316,5 +316,7 @@ def test_string_idiom(small_flow):
     assert parse_config("nfa-s0.25-k8-p0.5-maxes-lposterior") == {
         "strength": 0.25, "modes": 8, "p": 0.5, "kind": "axes", "labels": "posterior",
     }  # fmt: skip
+    plain = nfa.nf_augment_transform("nfa", small_flow)
+    assert (plain.strength, plain.p) == (1.0, 0.5), "what the search of benchmarks/README.md chose"
     augment = nfa.nf_augment_transform("nfa-s0.25", small_flow)
     assert augment.strength == 0.25 and augment.modes == 6  # all that this flow stores

@@ -16,7 +16,7 @@ from benchmarks import cifar_resnet18, records
 from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
-from benchmarks.comparison import comparisons, draw, label, table
+from benchmarks.comparison import comparisons, draw, draw_quality, label, table
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from train_flow.data import Images
 
@@ -50,7 +50,7 @@ def generator(seed=0):
 def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
-    arm = make_arm(name, data, small_flow if name in NEEDS_FLOW else None, Settings(modes=4))
+    arm = make_arm(name, data, small_flow if name in NEEDS_FLOW else None, Settings(modes=4, p=1.0))
     arm.start(model, 10)
     levels, y = data.levels[:16], data.labels[:16]
     before = levels.clone()
@@ -76,7 +76,7 @@ def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small
 
 
 def test_controls_move_pixels_as_far_as_the_flow(data, small_flow):
-    s = Settings(modes=4, strength=0.3)
+    s = Settings(modes=4, strength=0.3, p=1.0)
     with torch.no_grad():
         for layer in small_flow.network.layers:  # a flow whose codes are another picture than pixels or patches
             if isinstance(layer, Conv1x1):
@@ -94,7 +94,7 @@ def test_controls_move_pixels_as_far_as_the_flow(data, small_flow):
 def test_modes_come_from_the_runs_own_images(data, small_flow):
     """A class's modes fitted on part of the data are those of that part, whatever the flow stored."""
     part = data.subset(torch.arange(0, 60, 2))
-    one, other = fitted(small_flow, data, Settings(modes=4)).flow, fitted(small_flow, part, Settings(modes=4)).flow
+    one, other = fitted(small_flow, data, Settings(modes=4, p=1.0)).flow, fitted(small_flow, part, Settings(modes=4, p=1.0)).flow
     assert not torch.allclose(one.prior.mode_std, other.prior.mode_std)
     z = small_flow(part.levels[part.labels == 0].float() / 127.5 - 1)[0]
     torch.testing.assert_close(other.prior.mu[0], z.mean(0), rtol=0, atol=0.05)  # levels sit at their centres: 1/256 apart
@@ -102,16 +102,17 @@ def test_modes_come_from_the_runs_own_images(data, small_flow):
 
 def test_pooled_modes_know_no_class(data, small_flow):
     for name in ("pooled", "linear-pooled"):
-        step = make_arm(name, data, small_flow, Settings(modes=4)).levels
+        step = make_arm(name, data, small_flow, Settings(modes=4, p=1.0)).levels
         assert torch.equal(step(data.levels, data.labels, generator()), step(data.levels, data.labels.flip(0), generator()))
-    step = make_arm("linear", data, None, Settings(modes=4)).levels
+    step = make_arm("linear", data, None, Settings(modes=4, p=1.0)).levels
     assert not torch.equal(step(data.levels, data.labels, generator()), step(data.levels, data.labels.flip(0), generator()))
 
 
 def test_rotation_turns_toward_an_image_of_the_class(data):
     """Image by image: mu + cos(t) r + sin(t) r' in the pixels, which are the linear flow's codes."""
     x = data.levels.flatten(1).double()
-    out = make_arm("linear-rotation", data, None, Settings(strength=0.6, modes=4)).levels(data.levels, data.labels, generator())
+    arm = make_arm("linear-rotation", data, None, Settings(strength=0.6, modes=4, p=1.0))
+    out = arm.levels(data.levels, data.labels, generator())
     g = generator()
     _, turns = torch.rand(2, len(x), generator=g)
     places = torch.rand(len(x), generator=g)
@@ -126,7 +127,7 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
 def test_rotation_toward_a_draw_keeps_mean_and_variance(data):
     """With all modes a class's rotated images have its moments, whatever the angle: the turn stays in its Gaussian."""
     levels, y = data.levels.repeat(40, 1, 1, 1), data.labels.repeat(40)
-    out = make_arm("linear-mode-rotation", data, None, Settings(strength=3.0, modes=19)).levels(levels, y, generator())
+    out = make_arm("linear-mode-rotation", data, None, Settings(strength=3.0, modes=19, p=1.0)).levels(levels, y, generator())
     for k in range(3):
         x, new = (v[y == k].flatten(1).float() for v in (levels, out))
         assert (x.mean(0) - new.mean(0)).abs().mean() < 1.5
@@ -135,11 +136,11 @@ def test_rotation_toward_a_draw_keeps_mean_and_variance(data):
 
 def test_place_before_the_crop(data, small_flow):
     for name in ("linear", "glem", "sa+glem", "rotation", "samples"):
-        arm = make_arm(name, data, small_flow, Settings(modes=4, place="before"))
+        arm = make_arm(name, data, small_flow, Settings(modes=4, place="before", p=1.0))
         assert arm.levels is None and not torch.equal(arm.before(data.levels, data.labels, generator()), data.levels)
         assert (arm.policy is not None) == (arm.erase is not None) == (name == "sa+glem")
     with pytest.raises(ValueError, match="adversarial needs the image that the classifier sees"):
-        make_arm("adversarial", data, small_flow, Settings(modes=4, place="before"))
+        make_arm("adversarial", data, small_flow, Settings(modes=4, place="before", p=1.0))
     with pytest.raises(ValueError, match="place must be after or before"):
         Settings(place="afterwards")
 
@@ -147,7 +148,7 @@ def test_place_before_the_crop(data, small_flow):
 def test_adversarial_step_raises_the_loss_more_than_a_random_one(data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
-    s = Settings(modes=4, strength=0.5)
+    s = Settings(modes=4, strength=0.5, p=1.0)
     losses = {}
     for name in ("adversarial", "isotropic"):
         arm = make_arm(name, data, small_flow, s)
@@ -372,6 +373,23 @@ def test_picture_has_a_line_for_every_arm_with_an_interval():
     assert where == {"NFA, linear": [2.0], "NFA, deep flow": [1.0], "other": []}
     with pytest.raises(SystemExit, match="nothing to draw"):
         draw(runs[:2])
+
+
+def test_picture_of_flow_quality_pairs_each_flow_with_linear_of_its_settings():
+    def run(arm, seed, top1, flow=None, bits=None, strength=1.0):
+        settings = {"epochs": 1, "model": "m", "batch_size": 2, "strength": strength, "modes": 4, "p": 0.5}
+        more = {"training_images": 5, "flow": flow, "flow_metrics": {"bits_per_dim": bits} if bits else {}}
+        return a_run(arm=arm, seed=seed, metrics={"top1": top1, "nll": 1.0, "ece": 1.0}, settings=settings, **more)
+
+    runs = [run("linear", s, 50.0 + s) for s in range(3)] + [run("linear", s, 90.0, strength=0.5) for s in range(3)]
+    runs += [run("glem", s, 49.0 + s, "x_short", 3.5) for s in range(3)] + [run("glem", s, 51.5 + s, "x", 3.0) for s in range(2)]
+    runs += [run("glem", 0, 70.0, "once", 2.0)]
+    (axis,) = draw_quality(runs).axes
+    (points,) = axis.containers
+    assert [tuple(p) for p in points.lines[0].get_xydata().tolist()] == [(3.0, 1.5), (3.5, -1.0)]
+    assert [t.get_text() for t in axis.texts] == ["x", "x_short"] and axis.xaxis_inverted()
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        draw_quality(runs[:9])
 
 
 def test_statistics_are_those_of_scipy():

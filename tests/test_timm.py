@@ -42,7 +42,7 @@ def launch(flow_dir, image_folder, tmp_path):
             return done.stdout
         return torch.load(tmp_path / name / "seen.pt"), yaml.safe_load((tmp_path / name / "args.yaml").read_text())
 
-    run.flow = ["--aug", "nfa-s0.5-k4", "--nfa-flow", str(flow_dir)]
+    run.flow = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir)]
     run.out = tmp_path
     return run
 
@@ -61,7 +61,7 @@ FIT = {"input_size": (3, 32, 32), "num_workers": 0, "device": torch.device("cpu"
 
 
 def to_fit(**kwargs):
-    return nfa.NFAugment.to_fit(nfa.create_flow("linear"), **kwargs)
+    return nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=1.0, **kwargs)
 
 
 def test_fit_counts_the_labels_not_the_names(tmp_path, caplog):
@@ -126,7 +126,7 @@ def test_only_the_training_images_change(launch, prefetcher):
     same, args = launch(*prefetcher, name="off")
     assert args["aug"] is None and stock["losses"] == same["losses"]
     nfa, args = launch(*prefetcher, *launch.flow, name="on")
-    assert args["aug"] == "nfa-s0.5-k4" and args["nfa_flow"] == launch.flow[-1]
+    assert args["aug"] == "nfa-s0.5-k4-p1" and args["nfa_flow"] == launch.flow[-1]
     assert torch.equal(stock["val"], nfa["val"])
     assert (images(stock) != images(nfa)).flatten(1).any(1).all()
     assert torch.equal(torch.cat([y for _, y in stock["train"]]), torch.cat([y for _, y in nfa["train"]]))
@@ -141,10 +141,10 @@ def test_p_0_trains_like_stock_to_the_last_bit(launch):
 
 
 def test_config_file_and_args_yaml_round_trip(launch):
-    (launch.out / "config.yaml").write_text(f"aug: nfa-s0.5-k4\nnfa_flow: {launch.flow[-1]}\n")
+    (launch.out / "config.yaml").write_text(f"aug: nfa-s0.5-k4-p1\nnfa_flow: {launch.flow[-1]}\n")
     direct, _ = launch(*launch.flow, name="direct")
     config, args = launch("--config", str(launch.out / "config.yaml"), name="config")
-    assert config["losses"] == direct["losses"] and args["aug"] == "nfa-s0.5-k4"
+    assert config["losses"] == direct["losses"] and args["aug"] == "nfa-s0.5-k4-p1"
     again, _ = launch("--config", str(launch.out / "config" / "args.yaml"), name="again")
     assert again["losses"] == direct["losses"]
 
@@ -155,7 +155,7 @@ def labels(seen):
 
 def test_linear_takes_its_modes_from_the_training_set(launch):
     stock, _ = launch(launcher=False, name="stock")
-    flags = ["--aug", "nfa-s0.2-k3"]
+    flags = ["--aug", "nfa-s0.2-k3-p1"]
     nfa, args = launch(*flags, name="linear")
     assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
     assert torch.equal(labels(stock), labels(nfa)), "the pass at launch changed the order of the training"
@@ -173,11 +173,11 @@ def test_a_flow_of_other_classes_is_fitted(launch, _small_flow):
     """The flow's own modes are those of this training set: without them and fitted, it augments as before."""
     prior = type(_small_flow.prior)(3, _small_flow.dim, num_modes=2)
     flow = _small_flow.with_prior(prior, ["x", "y", "z"])
-    flags = ["--aug", "nfa-s0.5-k4", "--nfa-flow", str(flow.save_pretrained(launch.out / "xyz"))]
+    flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow.save_pretrained(launch.out / "xyz"))]
     assert "this flow stores 2 principal modes" in launch(*flags, ok=False)
-    flags[1] = "nfa-s0.5-k2"
+    flags[1] = "nfa-s0.5-k2-p1"
     assert "error: the flow knows the classes x, y, z" in launch(*flags, ok=False)
-    flags[1] = "nfa-s0.5-k4"
+    flags[1] = "nfa-s0.5-k4-p1"
     fitted, args = launch(*flags, "--nfa-fit", name="fitted")
     assert args["nfa_fit"] is True
     torch.testing.assert_close(images(fitted), images(launch(*launch.flow, name="stored")[0]), rtol=0, atol=0.02)
@@ -218,7 +218,7 @@ def test_the_first_augmentation_split_stays_clean():
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 2})
     x = torch.rand(12, 3, 32, 32)
     y = torch.arange(12) % 3
-    augment = nfa.NFAugment(flow, modes=2, strength=1.0).fit([(x, y)], num_classes=3)
+    augment = nfa.NFAugment(flow, modes=2, strength=1.0, p=1.0).fit([(x, y)], num_classes=3)
     batch = [(image, int(k)) for image, k in zip(x, y)]
     loader = NFALoader(DataLoader(batch, batch_size=12), augment, (0.0,) * 3, (1.0,) * 3, splits=3)
     out, _ = next(iter(loader))

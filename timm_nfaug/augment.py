@@ -37,7 +37,7 @@ class NFAugment(v2.Transform):
         flow: the flow; see `from_pretrained` for one by name.
         strength: 0 is the identity, 1 moves by one standard deviation of the class along each mode.
         modes: number of modes moved along.
-        p: probability that an image is augmented.
+        p: probability that an image is augmented. At strength 1 leave some images as they are: p 1 ruins a training.
         kind: pca, axes or isotropic (see `timm_nfaug.perturb`).
         labels: "given" uses the labels it is called with, and the flow's own posterior where there are none;
             "posterior" always asks the flow, for data of other classes than the flow's.
@@ -52,9 +52,9 @@ class NFAugment(v2.Transform):
     def __init__(
         self,
         flow: ConditionalFlow,
-        strength: float = 0.5,
+        strength: float = 1.0,
         modes: int = 32,
-        p: float = 1.0,
+        p: float = 0.5,
         kind: str = "pca",
         labels: str = "given",
         mean=None,

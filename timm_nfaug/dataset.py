@@ -24,7 +24,7 @@ class NFAugmentedDataset(Dataset):
 
     Args:
         base: a map-style data set of (image, label) pairs; its `transform`, if it has one, moves to the wrapper.
-        augment: the augmentation; its own `seed` plays no part.
+        augment: the augmentation; its own `seed` plays no part. With its p below 1 that share of the copies is augmented.
         copies: augmented copies; 3 in the paper's ImageNet run.
         cache: directory where augmented PIL images are kept as PNG, made on first use and read from then on. The
             copies are then the same in every epoch. Files are keyed by flow, settings and seed.

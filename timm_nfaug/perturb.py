@@ -74,7 +74,7 @@ def perturb(
     flow: ConditionalFlow,
     z: Tensor,
     y: Tensor,
-    strength: float = 0.5,
+    strength: float = 1.0,
     modes: int = 32,
     kind: str = "pca",
     generator: torch.Generator | None = None,

@@ -104,7 +104,7 @@ def preview_augmentation(
         row = [image]
         for strength in strengths:
             for j in range(per_strength):
-                augment = NFAugment(flow, strength=strength, modes=modes, kind=kind)
+                augment = NFAugment(flow, strength=strength, modes=modes, p=1.0, kind=kind)
                 g = torch.Generator().manual_seed(seed + 1000 * i + j)  # the same direction at every strength
                 row.append(augment(image, generator=g) if label is None else augment(image, label, generator=g)[0])
         rows.append(row)

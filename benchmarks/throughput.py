@@ -1,0 +1,204 @@
+"""What an augmentation costs: microseconds an image of NFA beside timm's, torchvision's and kornia's.
+
+Claim: on one CPU thread NFA with the `linear` flow, on batches of uint8 images, takes at most half the time of timm's
+RandAugment at 32 and at 224 px.
+
+    python -m benchmarks.throughput
+    python -m benchmarks.throughput --device cuda --record throughput_cuda
+
+All run side by side in one process with pinned threads, on the same images, every image augmented (NFA with p 1). One
+image at a time, as a loader's worker has it: "PIL", "uint8 image". Many at a time, where the batch lies: "uint8 batch",
+"float batch" (normalised). Policies of timm exist for PIL images only. With --device cuda the batches lie on the GPU and
+the PIL images stay on the CPU. The training steps (forward, backward, SGD; bfloat16 autocast) say what share of a training
+an augmentation is on the same threads, with no worker to hide it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import Mixup
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import v2
+
+from benchmarks.arms import RANDAUGMENT
+from benchmarks.classifier import make_classifier
+from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
+from benchmarks.pillow import guard_posterize
+from timm_nfaug import NFAugment, create_flow, pixels
+
+BASE = "timm RandAugment (PIL)"
+CLAIMED = "NFA linear (uint8 batch)"
+CLAIM = 0.5  # of the time of BASE, at CLAIMED_SIZES
+CLAIMED_SIZES = (32, 224)
+CLASSES = 10
+FLOWS = ("linear", "conv_p4_tiny", "conv_p4_small")
+Call = Callable[[], Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 224, 448])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--min-seconds", type=float, default=0.2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--record", metavar="NAME", default="throughput")
+    args = parser.parse_args(argv)
+    pin_threads(args.threads)
+    torch.set_num_threads(args.threads)
+    guard_posterize()
+    flows = {name: augmentation(name) for name in FLOWS}
+    rows = []
+    for size in args.sizes:
+        calls = candidates(size, flows, args.device) | training_steps(size, args.device)
+        timings = timed({name: call for name, (call, _) in calls.items()}, args.repeats, args.min_seconds)
+        for name, (_, images) in calls.items():
+            t = timings[name]
+            rows.append({
+                "size": size, "name": name, "images": images, "us_per_image": 1e6 * t["median"] / images,
+                "us_min": 1e6 * t["min"] / images, "us_max": 1e6 * t["max"] / images,
+                "over_randaugment": t["median"] / images / timings[BASE]["median"],
+                "cpu_per_wall": t["cpu_per_wall"],
+                "disturbed": args.device == "cpu" and disturbed(t, 1 if "PIL" in name or "image)" in name else args.threads),
+            })  # fmt: skip
+        print(f"{size} px\n{table(rows, [size])}\n", flush=True)
+    claim = {str(s): r["over_randaugment"] for s in CLAIMED_SIZES for r in rows if (r["size"], r["name"]) == (s, CLAIMED)}
+    holds = all(v <= CLAIM for v in claim.values())
+    write_result(args.record, {
+        "benchmark": "throughput",
+        "command": command_line("benchmarks.throughput", argv),
+        "data": "smooth random images",
+        "seeds": [0],
+        "environment": environment(["kornia"] if importlib.util.find_spec("kornia") else []),
+        "claim": f"{CLAIMED}: at most {CLAIM:g} of the time of {BASE} at {' and '.join(map(str, CLAIMED_SIZES))} px",
+        "settings": {"threads": args.threads, "device": args.device, "repeats": args.repeats},
+        "results": {"claim_ratios": claim, "claim_holds": holds, "rows": rows},
+    })  # fmt: skip
+    return 0 if holds or args.device != "cpu" else 1
+
+
+def augmentation(name: str) -> NFAugment:
+    """NFA at its full price: 32 modes, every image. The weights are random, which costs what trained ones do."""
+    g = torch.Generator().manual_seed(0)
+    images = smooth_levels(64 * CLASSES, 32, g)
+    labels = torch.arange(len(images)) % CLASSES
+    flow = create_flow(name)
+    if not flow.is_linear:
+        flow.initialize(pixels.dequantize(images, generator=g))
+    return NFAugment.to_fit(flow.eval(), p=1.0, seed=0).fit([(images, labels)], CLASSES)
+
+
+def smooth_levels(count: int, size: int, g: torch.Generator) -> Tensor:
+    """uint8 (count, 3, size, size)."""
+    x = F.interpolate(torch.rand(count, 3, 8, 8, generator=g), size=size, mode="bicubic")
+    return (255 * x.clamp(0, 1)).to(torch.uint8)
+
+
+def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str, tuple[Call, int]]:
+    """Name to a call and the number of images it augments."""
+    g = torch.Generator().manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - timm draws from it
+    torch.manual_seed(0)
+    batch = 128 if size <= 64 else 32
+    levels = smooth_levels(batch, size, g)
+    image = Image.fromarray(np.ascontiguousarray(levels[0].permute(1, 2, 0).numpy()))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    normal = ((levels / 255 - mean) / std).to(device)
+    one, levels = levels[0], levels.to(device)
+    labels = torch.arange(batch, device=device) % CLASSES
+    hyper = {"translate_const": int(0.45 * size), "img_mean": (124, 116, 104)}
+    rand, auto = rand_augment_transform(RANDAUGMENT, hyper), auto_augment_transform("original-mstd0.5", hyper)
+    augmix = augment_and_mix_transform("augmix-m3-w3", hyper)
+    v2_rand, trivial = v2.RandAugment(), v2.TrivialAugmentWide()
+    erasing = RandomErasing(1.0, mode="pixel", device=device)
+    mixup = Mixup(mixup_alpha=1.0, num_classes=CLASSES)
+    found: dict[str, tuple[Call, int]] = {
+        BASE: (lambda: rand(image), 1),
+        "timm AutoAugment (PIL)": (lambda: auto(image), 1),
+        "timm AugMix (PIL)": (lambda: augmix(image), 1),
+        "torchvision RandAugment (PIL)": (lambda: v2_rand(image), 1),
+        "torchvision TrivialAugment (PIL)": (lambda: trivial(image), 1),
+        "torchvision TrivialAugment (uint8 image)": (lambda: trivial(one), 1),
+        "timm RandomErasing (float batch)": (lambda: erasing(normal.clone()), batch),
+        "timm Mixup (float batch)": (lambda: mixup(normal.clone(), labels), batch),
+    }
+    if importlib.util.find_spec("kornia"):
+        from kornia.augmentation.auto import RandAugment
+
+        kornia = RandAugment(2, 9)
+        unit = levels / 255
+        found["kornia RandAugment (float batch)"] = (lambda: kornia(unit), batch)
+    linear = flows["linear"]
+    found["NFA linear (PIL)"] = (lambda: linear.cpu()(image, 3), 1)
+    for name, augment in flows.items():
+        augment = augment.to(device)
+        found[f"NFA {name} (uint8 batch)"] = (lambda a=augment: a(levels, labels), batch)
+    found["NFA linear (float batch)"] = (lambda: _normalised(linear.to(device))(normal, labels), batch)
+    return {name: (_synchronised(call, device), count) for name, (call, count) in found.items()}
+
+
+def _normalised(augment: NFAugment) -> NFAugment:
+    """The same, for normalised floats; levels stay levels."""
+    augment.mean, augment.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return augment
+
+
+def training_steps(size: int, device: str) -> dict[str, tuple[Call, int]]:
+    """At 32 px a step of ResNet18 with CIFAR's stem, at 224 px one of vit_small; elsewhere none."""
+    makers = {32: (lambda: make_classifier("resnet18", CLASSES), "resnet18", 32),
+              224: (lambda: timm.create_model("vit_small_patch16_224", num_classes=CLASSES), "vit_small", 8)}  # fmt: skip
+    if size not in makers:
+        return {}
+    make, name, batch = makers[size]
+    torch.manual_seed(0)
+    model = make().to(device).train()
+    x, y = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % CLASSES
+    x = x.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def step() -> None:
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {f"training step, {name}": (_synchronised(step, device), batch)}
+
+
+def _synchronised(call: Call, device: str) -> Call:
+    if torch.device(device).type != "cuda":
+        return call
+
+    def whole() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return whole
+
+
+def table(rows: list[dict[str, Any]], sizes: list[int]) -> str:
+    """Microseconds an image, and in brackets the ratio to timm's RandAugment, a column for each size."""
+    cells = {(r["name"], r["size"]): f"{r['us_per_image']:.0f} ({r['over_randaugment']:.2f})" for r in rows}
+    names = dict.fromkeys(r["name"] for r in rows if r["size"] in sizes)
+    head = ["µs an image (over timm RandAugment)", *(f"{s} px" for s in sizes)]
+    return markdown_table([head, *([n, *(cells.get((n, s), "") for s in sizes)] for n in names)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

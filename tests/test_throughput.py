@@ -1,0 +1,47 @@
+"""The throughput benchmark runs every candidate once and records what its table shows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import throughput
+from benchmarks.schema import validate_file
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_candidate_is_timed_and_recorded(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "40", "--repeats", "1", "--min-seconds", "0.001",
+         "--record", str(tmp_path / "mine")],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    result = validate_file(tmp_path / "mine.json")
+    rows = {(r["size"], r["name"]): r for r in result["results"]["rows"]}
+    assert rows[32, throughput.BASE]["over_randaugment"] == 1.0
+    assert (32, "training step, resnet18") in rows and (40, "training step, resnet18") not in rows
+    names = {n for s, n in rows if s == 40}
+    assert {throughput.CLAIMED, "NFA linear (PIL)", "NFA conv_p4_small (uint8 batch)", "timm AugMix (PIL)"} <= names
+    for r in rows.values():
+        assert r["us_min"] <= r["us_per_image"] <= r["us_max"] and r["images"] in (1, 32, 128)
+        assert f"| {r['name']} |" in done.stdout
+    ratio = rows[32, throughput.CLAIMED]["us_per_image"] / rows[32, throughput.BASE]["us_per_image"]
+    assert result["results"]["claim_ratios"]["32"] == ratio
+    assert done.returncode == (0 if result["results"]["claim_holds"] else 1), done.stderr
+    assert json.dumps(str(tmp_path)) not in (tmp_path / "mine.json").read_text()
+
+
+def test_what_is_timed_is_an_augmentation():
+    """Each NFA candidate changes every image; the float one works on the levels' normalised twin."""
+    flows = {"linear": throughput.augmentation("linear")}
+    calls = throughput.candidates(48, flows, "cpu")
+    levels = throughput.smooth_levels(128, 48, torch.Generator().manual_seed(0))
+    out, _ = calls["NFA linear (uint8 batch)"][0]()
+    assert out.shape == levels.shape and (out != levels).flatten(1).any(1).all()
+    normal, _ = calls["NFA linear (float batch)"][0]()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (flows["linear"].mean, flows["linear"].std))
+    unit = normal * std + mean
+    assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5 and (unit - levels / 255).abs().flatten(1).amax(1).min() > 0.01
