@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from timm.data import AugMixDataset, create_dataset, create_loader
+from timm.data import AugMixDataset, create_dataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
-from timm_nfaug.timm_hook import NFAError, check_classes, fit_to_dataset
+from timm_nfaug import timm_hook
+from timm_nfaug.timm_hook import NFAError, check_classes, fit_to_dataset, spread
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -53,7 +55,7 @@ def tree(root, classes, count=6):
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(count):
-            to_pil_image(torch.rand(3, 40, 40, generator=g)).save(root / name / f"{i}.png")
+            to_pil_image(torch.rand(3, 40, 40, generator=g)).save(root / name / f"{i:02d}.png")
     return root
 
 
@@ -72,7 +74,7 @@ def test_fit_counts_the_labels_not_the_names(tmp_path, caplog):
     augment = to_fit(modes=8)
     state = torch.get_rng_state()
     with caplog.at_level("INFO"):
-        fit_to_dataset(augment, create_loader, dataset, FIT)
+        fit_to_dataset(augment, dataset, FIT)
     assert torch.equal(torch.get_rng_state(), state) and dataset.transform is None
     assert augment.flow.num_classes == 4
     assert (augment.flow.prior.mode_std > 0).sum(1).tolist() == [5, 0, 5, 0]
@@ -94,7 +96,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         create_dataset("", root=str(tmp_path / "data.tar")),
     ):
         augment = to_fit(modes=3)
-        fit_to_dataset(augment, create_loader, dataset, FIT)
+        fit_to_dataset(augment, dataset, FIT)
         found.append(augment.flow.prior.mode_std)
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
@@ -103,17 +105,43 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         check_classes(AugMixDataset(create_dataset("", root=str(root)), num_splits=3), nfa.NFAugment(flow, modes=2))
 
 
+def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
+    """The same images, spread over each class, from every kind of data set that tells its labels."""
+    assert spread([0, 1, 0, 0, 1, 0, 0], 2) == [0, 1, 3, 4] and spread([3, 3], 5) == [0, 1]
+    root = tree(tmp_path / "data", ["a", "b"], count=12)
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(root, arcname=".")
+    folder = create_dataset("", root=str(root))
+    samples = folder.reader.samples
+    for i in spread([k for _, k in samples], 4):
+        few = tmp_path / "few" / Path(samples[i][0]).relative_to(root)
+        few.parent.mkdir(parents=True, exist_ok=True)
+        few.symlink_to(samples[i][0])
+    by_hand = to_fit(modes=3)
+    fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")), FIT)
+    monkeypatch.setattr(timm_hook, "FIT_IMAGES", 4)
+    reversed_labels = ImageFolder(str(root), target_transform=lambda k: 1 - k)  # only its samples tell them: all are read
+    for dataset in (folder, ImageFolder(str(root)), create_dataset("", root=str(tmp_path / "data.tar")), reversed_labels):
+        augment = to_fit(modes=3)
+        with caplog.at_level("INFO"):
+            fit_to_dataset(augment, dataset, FIT)
+        read = "24 of 24" if dataset is reversed_labels else "8 of 24"
+        assert f"modes of 2 classes from {read} images" in caplog.messages[-1], type(dataset).__name__
+        if dataset is not reversed_labels:
+            torch.testing.assert_close(augment.flow.prior.mu, by_hand.flow.prior.mu)
+
+
 def test_what_cannot_be_fitted_is_named(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         __iter__ = None
 
     with pytest.raises(NFAError, match="fitted to map-style data sets, got Stream"):
-        fit_to_dataset(to_fit(), create_loader, Stream(), FIT)
+        fit_to_dataset(to_fit(), Stream(), FIT)
     with pytest.raises(NFAError, match="TensorDataset does not know its classes; say how many there are with --num-classes"):
-        fit_to_dataset(to_fit(), create_loader, torch.utils.data.TensorDataset(torch.zeros(2)), FIT)
+        fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)), FIT)
     dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))
     with pytest.raises(NFAError, match="takes images of 3 channels, the training asks for 1"):
-        fit_to_dataset(to_fit(), create_loader, dataset, FIT | {"input_size": (1, 32, 32)})
+        fit_to_dataset(to_fit(), dataset, FIT | {"input_size": (1, 32, 32)})
 
 
 def images(seen):

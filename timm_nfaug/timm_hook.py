@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
 from .flows.model import ConditionalFlow
@@ -31,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
+FIT_IMAGES = 256  # of a class: ImageNet would take hours to read at every launch, and 32 modes need no more
 
 
 def add_args(parser) -> None:
@@ -48,7 +49,7 @@ def add_args(parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--nfa-fit", action="store_true",
-        help="take class Gaussians and modes from the training set, in one pass before the first epoch: for a flow that was "
+        help="take class Gaussians and modes from images of the training set before the first epoch: for a flow that was "
         f"trained on other classes (always so with --nfa-flow {LINEAR})",
     )  # fmt: skip
 
@@ -99,7 +100,7 @@ def loader_factory(
     Args:
         create_loader: timm's.
         seed, rank: key of the random numbers, with epoch and batch; rank defaults to that of the environment.
-        fit: fit the augmentation to the first training data set, in one pass; every process does so alike.
+        fit: fit the augmentation to the first training data set; every process does so alike.
         num_classes: for `fit` where the data set does not know its classes.
     """
     if not (augment.strength and augment.p):
@@ -113,7 +114,7 @@ def loader_factory(
             return create_loader(dataset, *args, **kwargs)
         own_rank = int(os.environ.get("RANK", 0)) if rank is None else rank  # timm sets it late where Slurm launched it
         if fit:
-            fit_to_dataset(augment, create_loader, dataset, given, num_classes, quiet=own_rank > 0)
+            fit_to_dataset(augment, dataset, given, num_classes, quiet=own_rank > 0)
             fit = False
         else:
             check_classes(dataset, augment)
@@ -144,18 +145,18 @@ def loader_factory(
 
 def fit_to_dataset(
     augment: NFAugment,
-    create_loader: Callable,
     dataset,
     given: dict[str, Any],
     num_classes: int | None = None,
     quiet: bool = False,
 ) -> None:
-    """Fits `augment` to a timm data set, read once through timm's evaluation transform at the flow's size.
+    """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
 
-    Draws nothing from the global generators.
+    It reads up to `FIT_IMAGES` images of each class, spread over the data set; where labels cannot be had without the images,
+    all of them. Draws nothing from the global generators.
 
     Args:
-        given: the arguments of `create_loader` for training on it.
+        given: the arguments of timm's `create_loader` for training on it.
         num_classes: where the data set does not know its classes.
         quiet: log nothing.
     """
@@ -173,23 +174,47 @@ def fit_to_dataset(
     if isinstance(wanted, (tuple, list)) and wanted[0] != size[0]:
         raise NFAError(f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow")
     start = time.monotonic()
-    with torch.random.fork_rng(devices=[]):  # a loader draws the seed of its workers from the global generator
-        loader = create_loader(
-            copy.copy(base), input_size=size, batch_size=256, is_training=False, use_prefetcher=False,
-            interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash",
-            num_workers=given.get("num_workers", 1), persistent_workers=False,
-        )  # fmt: skip
-        augment.mean = augment.std = None  # the images come in [0, 1]
-        augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
+    data = copy.copy(base)
+    data.transform = create_transform(
+        size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
+    )
+    labels = _labels(base)
+    if labels is not None:
+        data = Subset(data, spread(labels, FIT_IMAGES))
+    loader = DataLoader(data, 256, num_workers=given.get("num_workers", 1), generator=torch.Generator())
+    augment.mean = augment.std = None  # the images come in [0, 1]
+    augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
     if quiet:
         return
     found = (augment.flow.prior.mode_std > 0).sum(1)
-    _logger.info("NFA: modes of %d classes from %d images in %.1f s", classes, len(base), time.monotonic() - start)
+    seconds = time.monotonic() - start
+    _logger.info("NFA: modes of %d classes from %d of %d images in %.1f s", classes, len(data), len(base), seconds)
     if (few := int((found < augment.modes).sum())):
         _logger.warning(
             "NFA: %d of %d classes have fewer than %d images and so fewer than %d modes; the fewest: %d",
             few, classes, augment.modes + 1, augment.modes, int(found.min()),
         )  # fmt: skip
+
+
+def _labels(dataset) -> list[int] | None:
+    """The label of every sample as timm's readers and torchvision's data sets hold them, without reading an image."""
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    reader = getattr(dataset, "reader", dataset)
+    labels = getattr(reader, "targets", None)
+    if labels is None:
+        labels = [sample[1] for sample in getattr(reader, "samples", ()) if isinstance(sample, tuple) and len(sample) == 2]
+    labels = [int(k) for k in labels if not isinstance(k, (str, tuple))]
+    return labels if len(labels) == len(dataset) else None
+
+
+def spread(labels: list[int], count: int) -> list[int]:
+    """Indices of up to `count` samples of each label, evenly spaced among its own, in order."""
+    members: dict[int, list[int]] = {}
+    for i, k in enumerate(labels):
+        members.setdefault(k, []).append(i)
+    few = ([own[j * len(own) // count] for j in range(count)] if len(own) > count else own for own in members.values())
+    return sorted(i for own in few for i in own)
 
 
 def _expand(given: dict[str, Any], signature: inspect.Signature) -> dict[str, Any]:
