@@ -3,7 +3,7 @@
 Claim: on one CPU thread NFA with the `linear` flow, on batches of uint8 images, takes at most half the time of timm's
 RandAugment at 32 and at 224 px.
 
-    python -m benchmarks.throughput
+    python -m benchmarks.throughput --plot docs/figures/throughput.png
     python -m benchmarks.throughput --device cuda --record throughput_cuda
 
 All run side by side in one process with pinned threads, on the same images, every image augmented (NFA with p 1). One
@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import random
+import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from PIL import Image
 from timm.data import Mixup
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
@@ -39,6 +43,7 @@ from benchmarks.classifier import make_classifier
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
 from benchmarks.pillow import guard_posterize
 from timm_nfaug import NFAugment, create_flow, pixels
+from timm_nfaug.hub import write_atomically
 
 BASE = "timm RandAugment (PIL)"
 CLAIMED = "NFA linear (uint8 batch)"
@@ -57,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--min-seconds", type=float, default=0.2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--record", metavar="NAME", default="throughput")
+    parser.add_argument("--plot", type=Path, help="also draw it into this PNG")
     args = parser.parse_args(argv)
     pin_threads(args.threads)
     torch.set_num_threads(args.threads)
@@ -76,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
                 "disturbed": args.device == "cpu" and disturbed(t, 1 if "PIL" in name or "image)" in name else args.threads),
             })  # fmt: skip
         print(f"{size} px\n{table(rows, [size])}\n", flush=True)
+    if args.plot:
+        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
     claim = {str(s): r["over_randaugment"] for s in CLAIMED_SIZES for r in rows if (r["size"], r["name"]) == (s, CLAIMED)}
     holds = all(v <= CLAIM for v in claim.values())
     write_result(args.record, {
@@ -192,10 +200,36 @@ def _synchronised(call: Call, device: str) -> Call:
     return whole
 
 
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """A line for each candidate, a point for each image size; training steps are left out."""
+    rows = [r for r in rows if not r["name"].startswith("training step")]
+    sizes = sorted({r["size"] for r in rows})
+    dearness = {name: statistics.fmean(math.log(r["us_per_image"]) for r in rows if r["name"] == name) for name in names_of(rows)}
+    names = sorted(dearness, key=dearness.get, reverse=True)
+    figure = Figure((8, 0.9 + 0.27 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for i, size in enumerate(sizes):
+        own = {r["name"]: r["us_per_image"] for r in rows if r["size"] == size}
+        axis.plot([own[n] for n in names], range(len(names)), "o", color=f"C{i}", markersize=5, label=f"{size} px")
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    for label in axis.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text().startswith("NFA") else "normal")
+    axis.set_xscale("log")
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.set_xlabel("µs an image (less is better)")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def names_of(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(r["name"] for r in rows))
+
+
 def table(rows: list[dict[str, Any]], sizes: list[int]) -> str:
     """Microseconds an image, and in brackets the ratio to timm's RandAugment, a column for each size."""
     cells = {(r["name"], r["size"]): f"{r['us_per_image']:.0f} ({r['over_randaugment']:.2f})" for r in rows}
-    names = dict.fromkeys(r["name"] for r in rows if r["size"] in sizes)
+    names = names_of([r for r in rows if r["size"] in sizes])
     head = ["µs an image (over timm RandAugment)", *(f"{s} px" for s in sizes)]
     return markdown_table([head, *([n, *(cells.get((n, s), "") for s in sizes)] for n in names)])
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks import throughput
 from benchmarks.schema import validate_file
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_candidate_is_timed_and_recorded(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "40", "--repeats", "1", "--min-seconds", "0.001",
-         "--record", str(tmp_path / "mine")],
+         "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     result = validate_file(tmp_path / "mine.json")
@@ -28,6 +29,8 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     for r in rows.values():
         assert r["us_min"] <= r["us_per_image"] <= r["us_max"] and r["images"] in (1, 32, 128)
         assert f"| {r['name']} |" in done.stdout
+    with Image.open(tmp_path / "mine.png") as picture:
+        assert picture.width > 400
     ratio = rows[32, throughput.CLAIMED]["us_per_image"] / rows[32, throughput.BASE]["us_per_image"]
     assert result["results"]["claim_ratios"]["32"] == ratio
     assert done.returncode == (0 if result["results"]["claim_holds"] else 1), done.stderr
