@@ -200,8 +200,9 @@ def _kind(name: str) -> str:
 
 def main() -> None:
     runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
-    for name, figure in (("cifar_resnet18", draw(runs)), ("flow_quality", draw_quality(runs))):
+    for name, make in (("cifar_resnet18", draw), ("flow_quality", draw_quality)):
         out = ROOT / "docs" / "figures" / f"{name}.png"
+        figure = make(runs)
         write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=110))
         print(Path(out).relative_to(ROOT))
 

@@ -96,37 +96,35 @@ def train_once(train: Images, val: Images, policy: str | None, augment: NFAugmen
 
 
 def run(
-    data_dir: str | None, per_class: int, epochs: int, seeds: list[int], strength: float, out: Path
+    data_dir: str | None, per_class: int, epochs: int, seeds: list[int], strength: float, p: float, out: Path
 ) -> tuple[str, dict[str, list[dict[str, float]]]]:
     """All arms; returns the table and the accuracy (percent) and seconds of every run."""
     if data_dir is None:
         train, val = load_data("digits")
-        what, flows = "scikit-learn digits", ["conv_p4_tiny.digits"]
+        what, flow = "scikit-learn digits", "conv_p4_tiny.digits"
         flip = 0.0
-        note = f"{len(train)} training images, the ones the flow was trained on; {len(val)} test images."
+        note = f"{len(train)} training images, the ones {flow} was trained on; {len(val)} test images."
     else:
         train, val = load_data("folder", data_dir, image_size=32)
         if val is None:
             raise SystemExit(f"{data_dir} has no val/ folder beside train/; the demonstration tests on it")
         train, val = first_of_each_class(train, per_class), first_of_each_class(val, 200)
-        what, flows = str(Path(data_dir).name), ["linear.cifar10_jpeg", "conv_p4_small.cifar10_jpeg"]
+        what, flow = str(Path(data_dir).name), "conv_p4_small.cifar10_jpeg"
         flip = 0.5
         note = (
-            f"{len(train)} training images ({per_class} a class), {len(val)} test images. The flows were trained on all "
-            "50,000 training images of CIFAR-10 (JPEG) with their labels, so the NFA rows know more than the others."
+            f"{len(train)} training images ({per_class} a class), {len(val)} test images. {flow} was trained on all 50,000 "
+            "training images of CIFAR-10 (JPEG) with their labels, so its row knows more than the others."
         )
     guard_posterize()
     arms: list[tuple[str, str | None, NFAugment | None]] = [
         ("no augmentation", None, None),
         (f"timm RandAugment ({RANDAUGMENT})", RANDAUGMENT, None),
     ]
-    for name in flows:
-        arms.append((f"NFA {name} (s{strength:g})", None, NFAugment.from_pretrained(name, strength=strength)))
-    if data_dir is None:
-        arms.append((f"NFA linear, fitted here (s{strength:g})", None, fitted_linear(train, strength)))
-    for _, _, augment in arms:
-        if augment is not None and augment.flow.config.class_names != train.class_names:
-            raise SystemExit(f"the bundled flow knows {augment.flow.config.class_names}, {data_dir} has {train.class_names}")
+    deep = NFAugment.from_pretrained(flow, strength=strength, p=p)
+    if deep.flow.config.class_names != train.class_names:
+        raise SystemExit(f"the bundled flow knows {deep.flow.config.class_names}, {data_dir} has {train.class_names}")
+    arms.append((f"NFA linear, fitted here (s{strength:g}-p{p:g})", None, fitted_linear(train, strength, p)))
+    arms.append((f"NFA {flow} (s{strength:g}-p{p:g})", None, deep))
     found: dict[str, list[dict[str, float]]] = {}
     lines = [f"| {what} | test accuracy, mean of {len(seeds)} | each | seconds |", "| --- | --- | --- | --- |"]
     for title, policy, augment in arms:
@@ -141,16 +139,16 @@ def run(
     write_atomically(out / "table.md", lambda p: p.write_text(table, encoding="utf-8"))
     shown = first_of_each_class(val, 1)
     pairs = [(TF.to_pil_image(x), int(y)) for x, y in zip(shown.levels, shown.labels, strict=True)]
-    sheet = preview_augmentation(arms[2 if data_dir is None else 3][2].flow, pairs, [0.25, 0.5, 1.0])
+    sheet = preview_augmentation(deep.flow, pairs, [0.25, 0.5, 1.0])
     write_atomically(out / "preview.png", lambda p: sheet.save(p, format="PNG"))
     return table, found
 
 
-def fitted_linear(train: Images, strength: float) -> NFAugment:
-    """The control: eigen-images of these classes, without any training."""
-    modes = min(16, len(train) // len(train.class_names) - 1)
+def fitted_linear(train: Images, strength: float = 1.0, p: float = 0.5) -> NFAugment:
+    """Eigen-images of these classes, without any training."""
+    modes = min(32, len(train) // len(train.class_names) - 1)
     images, classes = [(train.levels, train.labels)], len(train.class_names)
-    augment = NFAugment.from_data(images, classes, tuple(train.levels.shape[1:]), strength=strength, modes=modes)
+    augment = NFAugment.from_data(images, classes, tuple(train.levels.shape[1:]), strength=strength, modes=modes, p=p)
     augment.flow.config.class_names = train.class_names
     return augment
 
@@ -162,12 +160,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="default: 20 for the digits, 30 for --data-dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--p", type=float, default=0.5)
     parser.add_argument("--record", metavar="NAME", help="also write benchmarks/results/NAME.json")
     parser.add_argument("--data-name", default="scikit-learn digits", help="how --record calls the data")
     parser.add_argument("--out", type=Path, default=Path("demo"))
     args = parser.parse_args()
     epochs = args.epochs or (20 if args.data_dir is None else 30)
-    table, found = run(args.data_dir, args.per_class, epochs, args.seeds, args.strength, args.out)
+    table, found = run(args.data_dir, args.per_class, epochs, args.seeds, args.strength, args.p, args.out)
     print(f"\n{table}")
     if args.record:
         payload = {
@@ -176,7 +175,7 @@ def main() -> None:
             "data": args.data_name + ": " + table.strip().rpartition("\n")[2],
             "seeds": args.seeds,
             "environment": environment(),
-            "settings": {"epochs": epochs, "strength": args.strength, "per_class": args.per_class},
+            "settings": {"epochs": epochs, "strength": args.strength, "p": args.p, "per_class": args.per_class},
             "results": found,
         }
         write_result(args.record, payload)

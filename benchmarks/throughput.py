@@ -16,6 +16,7 @@ an augmentation is on the same threads, with no worker to hide it.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import math
 import random
@@ -85,18 +86,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.plot:
         write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
     claim = {str(s): r["over_randaugment"] for s in CLAIMED_SIZES for r in rows if (r["size"], r["name"]) == (s, CLAIMED)}
-    holds = all(v <= CLAIM for v in claim.values())
+    claimed = args.device == "cpu" and args.threads == 1
+    holds = all(v <= CLAIM for v in claim.values()) if len(claim) == len(CLAIMED_SIZES) and claimed else None
     write_result(args.record, {
         "benchmark": "throughput",
         "command": command_line("benchmarks.throughput", argv),
         "data": "smooth random images",
         "seeds": [0],
         "environment": environment(["kornia"] if importlib.util.find_spec("kornia") else []),
-        "claim": f"{CLAIMED}: at most {CLAIM:g} of the time of {BASE} at {' and '.join(map(str, CLAIMED_SIZES))} px",
+        "claim": f"{CLAIMED}, one CPU thread: at most {CLAIM:g} of the time of {BASE} at 32 and at 224 px",
         "settings": {"threads": args.threads, "device": args.device, "repeats": args.repeats},
         "results": {"claim_ratios": claim, "claim_holds": holds, "rows": rows},
     })  # fmt: skip
-    return 0 if holds or args.device != "cpu" else 1
+    return int(holds is False)
 
 
 def augmentation(name: str) -> NFAugment:
@@ -152,18 +154,14 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
         unit = levels / 255
         found["kornia RandAugment (float batch)"] = (lambda: kornia(unit), batch)
     linear = flows["linear"]
-    found["NFA linear (PIL)"] = (lambda: linear.cpu()(image, 3), 1)
+    found["NFA linear (PIL)"] = (lambda: linear(image, 3), 1)
     for name, augment in flows.items():
-        augment = augment.to(device)
-        found[f"NFA {name} (uint8 batch)"] = (lambda a=augment: a(levels, labels), batch)
-    found["NFA linear (float batch)"] = (lambda: _normalised(linear.to(device))(normal, labels), batch)
+        moved = copy.deepcopy(augment).to(device)
+        found[f"NFA {name} (uint8 batch)"] = (lambda a=moved: a(levels, labels), batch)
+    normalised = copy.deepcopy(linear).to(device)
+    normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
     return {name: (_synchronised(call, device), count) for name, (call, count) in found.items()}
-
-
-def _normalised(augment: NFAugment) -> NFAugment:
-    """The same, for normalised floats; levels stay levels."""
-    augment.mean, augment.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return augment
 
 
 def training_steps(size: int, device: str) -> dict[str, tuple[Call, int]]:

@@ -106,6 +106,22 @@ def test_p_leaves_the_others_untouched_bit_for_bit(small_flow, toy_images):
     assert not (alone == x).flatten(1).all(1).any()
 
 
+def test_with_p_each_chosen_image_gets_its_own_label_and_noise(small_flow, toy_images):
+    """Beside the augmentation of the chosen images alone, for a deep flow and the linear one."""
+    levels, y = toy_images
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    levels, y = levels[order], y[order]
+    linear = nfa.NFAugment.from_data([(levels, y)], 3, modes=4, p=0.5)
+    for augment in (nfa.NFAugment(small_flow, modes=4, p=0.5), linear):
+        out, _ = augment(levels, y, generator=torch.Generator().manual_seed(0))
+        params = augment.make_params([levels], y, torch.Generator().manual_seed(0))
+        chosen = params["chosen"]
+        assert 15 <= int(chosen.sum()) <= 45 and torch.equal(out[~chosen], levels[~chosen])
+        alone = augment.augment(pixels.levels_to_model(levels[chosen]), y[chosen], params["noise"])
+        assert (out[chosen].int() - pixels.model_to_levels(alone).int()).abs().max() <= 1  # ties of the rounding
+        assert (out[chosen] == pixels.model_to_levels(alone)).double().mean() > 0.999
+
+
 def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, toy_images):
     _, y = toy_images
     z = torch.zeros(4000, small_flow.dim)
@@ -269,6 +285,28 @@ def test_in_a_compose_and_through_pickle(augment, toy_images):
     assert torch.equal(copy(levels, generator=g[0]), augment(levels, generator=g[1]))
 
 
+def test_a_bad_image_is_refused_whether_its_turn_comes_or_not(small_flow):
+    augment = nfa.NFAugment(small_flow, modes=4, p=1e-9)
+    for image, message in ((Image.new("RGBA", (32, 32)), "convert"), (torch.zeros(1, 32, 32, dtype=torch.uint8), "3 channels")):
+        with pytest.raises(ValueError, match=message):
+            augment(image)
+    with pytest.raises(TypeError, match="uint8 or float"):
+        augment(torch.zeros(3, 32, 32, dtype=torch.int16))
+
+
+def test_no_gradient_leaves_the_augmentation(augment, toy_images):
+    levels, y = toy_images
+    x = (levels[:2].float() / 255).requires_grad_()
+    assert not augment(x, y[:2])[0].requires_grad
+
+
+def test_an_empty_batch_comes_back_empty(augment):
+    x, y = torch.zeros(0, 3, 40, 40), torch.zeros(0, dtype=torch.int64)
+    assert augment(x, y)[0].shape == x.shape
+    assert augment.augment(x, y, torch.zeros(0, 4)).shape == x.shape
+    assert perturb(augment.flow, torch.zeros(0, augment.flow.dim), y, modes=4).shape == (0, augment.flow.dim)
+
+
 def test_boxes_and_masks_pass_through(augment, toy_images):
     box = tv_tensors.BoundingBoxes(torch.tensor([[1, 2, 3, 4]]), format="XYXY", canvas_size=(32, 32))
     mask = tv_tensors.Mask(torch.ones(32, 32, dtype=torch.uint8))
@@ -277,8 +315,10 @@ def test_boxes_and_masks_pass_through(augment, toy_images):
     assert not torch.equal(out["image"], toy_images[0][0])
 
 
-def test_autocast_changes_nothing(augment, toy_images):
+@pytest.mark.parametrize("size", [32, 45])
+def test_autocast_changes_nothing(augment, toy_images, size):
     levels, y = toy_images
+    levels = v2.functional.resize(levels, [size, size])
     plain = augment(levels, y, generator=torch.Generator().manual_seed(0))[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = augment(levels, y, generator=torch.Generator().manual_seed(0))[0]

@@ -1,6 +1,5 @@
 """The throughput benchmark runs every candidate once and records what its table shows."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +32,8 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
         assert picture.width > 400
     ratio = rows[32, throughput.CLAIMED]["us_per_image"] / rows[32, throughput.BASE]["us_per_image"]
     assert result["results"]["claim_ratios"]["32"] == ratio
-    assert done.returncode == (0 if result["results"]["claim_holds"] else 1), done.stderr
-    assert json.dumps(str(tmp_path)) not in (tmp_path / "mine.json").read_text()
+    assert done.returncode == 0 and result["results"]["claim_holds"] is None, "224 px was not measured"
+    assert str(tmp_path) not in (tmp_path / "mine.json").read_text()
 
 
 def test_what_is_timed_is_an_augmentation():
@@ -45,6 +44,6 @@ def test_what_is_timed_is_an_augmentation():
     out, _ = calls["NFA linear (uint8 batch)"][0]()
     assert out.shape == levels.shape and (out != levels).flatten(1).any(1).all()
     normal, _ = calls["NFA linear (float batch)"][0]()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (flows["linear"].mean, flows["linear"].std))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (throughput.IMAGENET_DEFAULT_MEAN, throughput.IMAGENET_DEFAULT_STD))
     unit = normal * std + mean
     assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5 and (unit - levels / 255).abs().flatten(1).amax(1).min() > 0.01

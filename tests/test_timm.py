@@ -113,22 +113,35 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
         tar.add(root, arcname=".")
     folder = create_dataset("", root=str(root))
     samples = folder.reader.samples
-    for i in spread([k for _, k in samples], 4):
+    for i in spread([k for _, k in samples], 8):  # 8 a mode
         few = tmp_path / "few" / Path(samples[i][0]).relative_to(root)
         few.parent.mkdir(parents=True, exist_ok=True)
         few.symlink_to(samples[i][0])
-    by_hand = to_fit(modes=3)
+    by_hand = to_fit(modes=1)
     fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")), FIT)
     monkeypatch.setattr(timm_hook, "FIT_IMAGES", 4)
     reversed_labels = ImageFolder(str(root), target_transform=lambda k: 1 - k)  # only its samples tell them: all are read
     for dataset in (folder, ImageFolder(str(root)), create_dataset("", root=str(tmp_path / "data.tar")), reversed_labels):
-        augment = to_fit(modes=3)
+        augment = to_fit(modes=1)
         with caplog.at_level("INFO"):
             fit_to_dataset(augment, dataset, FIT)
-        read = "24 of 24" if dataset is reversed_labels else "8 of 24"
+        read = "24 of 24" if dataset is reversed_labels else "16 of 24"
         assert f"modes of 2 classes from {read} images" in caplog.messages[-1], type(dataset).__name__
+        assert augment.flow.config.class_names == ["a", "b"]
         if dataset is not reversed_labels:
             torch.testing.assert_close(augment.flow.prior.mu, by_hand.flow.prior.mu)
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(6, 8), [[0, 1]] * 6, ["cat"] * 6, [0] * 5, None])
+def test_labels_that_are_not_one_a_sample_are_left_alone(targets):
+    class Data(list):
+        pass
+
+    data = Data(range(6))
+    data.targets = targets
+    assert timm_hook._labels(data) is None
+    data.targets = torch.arange(6)
+    assert timm_hook._labels(data) == list(range(6))
 
 
 def test_what_cannot_be_fitted_is_named(tmp_path):

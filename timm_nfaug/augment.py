@@ -159,6 +159,7 @@ class NFAugment(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch with the random numbers of `make_params`."""
+        self._check_kind(inpt)  # all of them, so that a bad image is told at once and not when its turn comes
         if not bool(params["chosen"].any()):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
@@ -169,16 +170,12 @@ class NFAugment(v2.Transform):
 
     def _transform_pil(self, image: PIL.Image.Image, params: dict[str, Any]) -> PIL.Image.Image:
         c = self.flow.config.input_size[0]
-        mode = {1: "L", 3: "RGB"}.get(c)
-        if image.mode != mode:
-            raise ValueError(
-                f'this flow takes PIL images of mode {mode}, got {image.mode}; convert first: image.convert("{mode}")'
-            )
         array = np.asarray(image).reshape(image.height, image.width, c).transpose(2, 0, 1)
         levels = torch.from_numpy(np.array(array, order="C")).unsqueeze(0)  # plane by plane, as what is added to it
         out = np.ascontiguousarray(self._transform_batch(levels, params)[0].numpy().transpose(1, 2, 0))
         return PIL.Image.fromarray(out[:, :, 0] if c == 1 else out)
 
+    @torch.no_grad()
     def _transform_batch(self, x: Tensor, params: dict[str, Any]) -> Tensor:
         """Images x (B, C, H, W), uint8 or float, the chosen ones moved."""
         self._check_range(x)
@@ -238,15 +235,24 @@ class NFAugment(v2.Transform):
 
     # -- ranges ------------------------------------------------------------------------------------------------------
 
-    def _check_range(self, x: Tensor) -> None:
+    def _check_kind(self, image: Any) -> None:
+        """Refuses a PIL image or tensor (..., C, H, W) whose mode, channels or dtype the flow cannot take."""
         c = self.flow.config.input_size[0]
-        if x.shape[1] != c:
-            raise ValueError(f"this flow takes images of {c} channels, got {x.shape[1]}; convert the images, or train a flow")
-        if x.dtype == torch.uint8:
-            return
-        if not x.is_floating_point():
-            raise TypeError(f"NFAugment takes uint8 or float images, got {x.dtype}")
-        if self.mean is None:
+        if isinstance(image, PIL.Image.Image):
+            mode = {1: "L", 3: "RGB"}.get(c)
+            if image.mode != mode:
+                raise ValueError(
+                    f'this flow takes PIL images of mode {mode}, got {image.mode}; convert first: image.convert("{mode}")'
+                )
+        elif image.shape[-3] != c:
+            raise ValueError(
+                f"this flow takes images of {c} channels, got {image.shape[-3]}; convert the images, or train a flow"
+            )
+        elif image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(f"NFAugment takes uint8 or float images, got {image.dtype}")
+
+    def _check_range(self, x: Tensor) -> None:
+        if x.dtype != torch.uint8 and self.mean is None and len(x):
             low, high = (float(v) for v in x.aminmax())
             if not (low >= -0.01 and high <= 1.01):
                 raise ValueError(
@@ -255,6 +261,7 @@ class NFAugment(v2.Transform):
                 )
 
     def _checked(self, x: Tensor) -> Tensor:
+        self._check_kind(x)
         self._check_range(x)
         return self._to_model(x)
 

@@ -33,7 +33,7 @@ def add(x: Tensor, change: Tensor, low: Sequence[float], high: Sequence[float], 
         rows: indices (b,) of the images that change; None: all, in order.
     """
     out = torch.empty_like(x) if rows is None else x.clone()
-    step = max(1, CHUNK // x[0].numel()) if x.device.type == "cpu" else len(change)
+    step = max(1, CHUNK // x.shape[1:].numel() if x.device.type == "cpu" else len(change))
     for i in range(0, len(change), step):
         where = slice(i, i + step) if rows is None else rows[i : i + step]
         part = enlarged(change[i : i + step], x.shape[2:])
@@ -51,10 +51,12 @@ def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(change.shape[2:]) == tuple(size):
         return change.clone()
     rows, columns = (_bilinear(n, m, change.device) for n, m in zip(change.shape[2:], size, strict=True))
-    return rows @ (change @ columns.T)
+    with torch.autocast(change.device.type, enabled=False):
+        return rows @ (change @ columns.T)
 
 
 @functools.lru_cache(maxsize=64)
 def _bilinear(n: int, m: int, device: torch.device) -> Tensor:
     """(m, n): the weights of n values in each of the m between them."""
-    return F.interpolate(torch.eye(n).unsqueeze(0), size=m, mode="linear", align_corners=False)[0].T.contiguous().to(device)
+    unit = torch.eye(n, dtype=torch.float32).unsqueeze(0)
+    return F.interpolate(unit, size=m, mode="linear", align_corners=False)[0].T.contiguous().to(device)

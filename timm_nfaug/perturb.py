@@ -56,7 +56,7 @@ def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, mod
     # class by class: gathering the modes of every image would move 400 kB an image
     order = y.argsort()
     moves = []
-    for k, own in enumerate(noise[order].split(torch.bincount(y).tolist())):
+    for k, own in enumerate(noise[order].split(torch.bincount(y, minlength=1).tolist())):
         if not len(own):
             continue
         if kind == "pca":
@@ -65,7 +65,8 @@ def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, mod
             variance, axes = prior.variance[k].topk(modes)
             moves.append(own.new_zeros(len(own), flow.dim).index_copy_(1, axes, own * variance.sqrt()))
     move = noise.new_empty(len(y), flow.dim)
-    move[order] = torch.cat(moves)
+    if moves:
+        move[order] = torch.cat(moves)
     return move
 
 

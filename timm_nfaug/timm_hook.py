@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
-FIT_IMAGES = 256  # of a class: ImageNet would take hours to read at every launch, and 32 modes need no more
+FIT_IMAGES = 256  # of a class, or eight a mode where that is more: all of ImageNet would take hours at every launch
 
 
 def add_args(parser) -> None:
@@ -152,8 +152,8 @@ def fit_to_dataset(
 ) -> None:
     """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
 
-    It reads up to `FIT_IMAGES` images of each class, spread over the data set; where labels cannot be had without the images,
-    all of them. Draws nothing from the global generators.
+    It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set; where labels
+    cannot be had without the images, all of them. Draws nothing from the global generators.
 
     Args:
         given: the arguments of timm's `create_loader` for training on it.
@@ -180,10 +180,12 @@ def fit_to_dataset(
     )
     labels = _labels(base)
     if labels is not None:
-        data = Subset(data, spread(labels, FIT_IMAGES))
+        data = Subset(data, spread(labels, max(FIT_IMAGES, 8 * augment.modes)))
     loader = DataLoader(data, 256, num_workers=given.get("num_workers", 1), generator=torch.Generator())
     augment.mean = augment.std = None  # the images come in [0, 1]
     augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
+    if mapping and len(mapping) == classes:
+        augment.flow.config.class_names = _names(mapping)
     if quiet:
         return
     found = (augment.flow.prior.mode_std > 0).sum(1)
@@ -201,10 +203,12 @@ def _labels(dataset) -> list[int] | None:
     if getattr(dataset, "target_transform", None) is not None:
         return None
     reader = getattr(dataset, "reader", dataset)
-    labels = getattr(reader, "targets", None)
-    if labels is None:
-        labels = [sample[1] for sample in getattr(reader, "samples", ()) if isinstance(sample, tuple) and len(sample) == 2]
-    labels = [int(k) for k in labels if not isinstance(k, (str, tuple))]
+    try:
+        labels = getattr(reader, "targets", None)
+        labels = [k for _, k in reader.samples] if labels is None else torch.as_tensor(labels).tolist()
+        labels = [int(k) for k in labels]
+    except (AttributeError, TypeError, ValueError):  # there are none, or they are not one integer a sample
+        return None
     return labels if len(labels) == len(dataset) else None
 
 
@@ -310,12 +314,16 @@ def check_classes(dataset, augment: NFAugment) -> None:
     names = augment.flow.config.class_names
     if augment.labels == "posterior" or not mapping or not names:
         return
-    own = [str(k) for k, _ in sorted(mapping.items(), key=lambda kv: kv[1])]
+    own = _names(mapping)
     if own != names:
         raise NFAError(
             f"the flow knows the classes {_few(names)}, the data set has {_few(own)}; add --nfa-fit to take the classes "
             "of the data set, train a flow for it, or let the flow choose the class itself with -lposterior"
         )
+
+
+def _names(mapping: dict[str, int]) -> list[str]:
+    return [str(k) for k, _ in sorted(mapping.items(), key=lambda kv: kv[1])]
 
 
 def _few(names: list[str]) -> str:
