@@ -199,6 +199,8 @@ class NFAugment(v2.Transform):
 
         Any size; the result is clamped to [-1, 1], and rows whose change is not finite are the original's.
         """
+        if not len(x):
+            return x.clone()
         change = self._change(lambda: x, y, noise).to(x.device)
         return lift.add(x, change, [-1.0] * x.shape[1], [1.0] * x.shape[1])
 
