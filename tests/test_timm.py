@@ -1,5 +1,6 @@
 """The launcher on a script of train.py's shape, and NFA's place in timm's loader, in real subprocesses."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from timm.data import AugMixDataset, create_dataset
+from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader
+from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
 from timm_nfaug import timm_hook
-from timm_nfaug.timm_hook import NFAError, check_classes, fit_to_dataset, spread
+from timm_nfaug.timm_hook import NFAError, NFALoader, check_classes, fit_to_dataset, spread
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -251,11 +253,6 @@ def test_erasing_comes_after_nfa(launch):
 
 
 def test_the_first_augmentation_split_stays_clean():
-    from torch.utils.data import DataLoader
-
-    import timm_nfaug as nfa
-    from timm_nfaug.timm_hook import NFALoader
-
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 2})
     x = torch.rand(12, 3, 32, 32)
     y = torch.arange(12) % 3
@@ -267,6 +264,64 @@ def test_the_first_augmentation_split_stays_clean():
     assert not changed[:4].any() and changed[4:].all()
     assert len(loader) == 1 and loader.dataset is batch and loader.sampler is loader.loader.sampler
     assert loader.mixup_enabled is False
+
+
+def parsed(*flags):
+    parser = argparse.ArgumentParser()
+    nfa.add_args(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(flags)
+
+
+def test_wrapping_a_plain_loader(toy_images):
+    """Two lines in a script of one's own: levels in, moved along the eigen-images of their class, reproducibly."""
+    levels, y = toy_images
+    batches = DataLoader(list(zip(levels, y.tolist())), batch_size=20)
+    assert nfa.wrap_loader(batches, parsed()) is batches and nfa.wrap_loader(batches, parsed("--aug", "nfa-p0")) is batches
+    args = parsed("--aug", "nfa-s0.3-k2-p1")
+    loader = nfa.wrap_loader(batches, args, num_classes=3)
+    first = torch.cat([x for x, _ in loader])
+    assert loader.dataset is batches.dataset and len(loader) == 3 and first.dtype == torch.uint8
+    eigen = nfa.NFAugment.from_data([(levels, y)], 3, modes=2).flow.prior.modes
+    change = (first.float() - levels.float()).flatten(1)
+    for k in range(3):
+        own = change[y == k]
+        assert (own @ eigen[k].T).square().sum() / own.square().sum() > 0.9, "but for rounding and clamping"
+    again = nfa.wrap_loader(batches, args, num_classes=3)
+    assert torch.equal(torch.cat([x for x, _ in again]), first) and not torch.equal(torch.cat([x for x, _ in again]), first)
+    again.epoch = 0
+    assert torch.equal(torch.cat([x for x, _ in again]), first)
+    other = nfa.wrap_loader(batches, parsed("--aug", "nfa-s0.3-k2-p1", "--seed", "1"), num_classes=3)
+    assert not torch.equal(torch.cat([x for x, _ in other]), first)
+    with pytest.raises(ValueError, match="pass num_classes="):
+        nfa.wrap_loader(batches, args)
+
+
+def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder, small_flow, tmp_path):
+    small_flow.config.class_names = []
+    flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(small_flow.save_pretrained(tmp_path / "flow"))]
+    common = dict(
+        input_size=(3, 32, 32), batch_size=20, is_training=True, hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=0.0,
+        num_workers=0, persistent_workers=False, device=torch.device("cpu"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2),
+    )  # fmt: skip
+
+    def batches(*flags, **more):
+        torch.manual_seed(0)
+        loader = create_loader(create_dataset("", root=str(image_folder), split="train"), **common, **more)
+        wrapped = nfa.wrap_loader(loader, parsed(*flags))
+        return wrapped, [torch.cat(part) for part in zip(*wrapped)]
+
+    (_, (stock, y)), (loader, (moved, same)) = batches(), batches(*flags)
+    assert torch.equal(y, same) and ((moved - stock).abs() > 1e-4).flatten(1).any(1).all()
+    low, high = ((v - torch.tensor([0.5, 0.4, 0.3])) / 0.2 for v in (0.0, 1.0))
+    assert (moved.amin((0, 2, 3)) >= low - 1e-5).all() and (moved.amax((0, 2, 3)) <= high + 1e-5).all()
+    assert loader.mixup_enabled is False and loader.batch_sampler is loader.loader.batch_sampler
+    loader, (_, soft) = batches(*flags, collate_fn=FastCollateMixup(mixup_alpha=1.0, num_classes=3))
+    assert soft.shape == (60, 3) and loader.mixup_enabled
+    loader.mixup_enabled = False
+    assert next(iter(loader))[1].max() > 0.9, "smoothed, not mixed"
+    erased = batches(*flags, re_prob=1.0)[1][0]
+    assert ((erased == 0).all(1).flatten(1).sum(1) >= 10).all(), "rectangles of exact zeros, which NFA leaves alone"
 
 
 @pytest.mark.parametrize(

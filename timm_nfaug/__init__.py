@@ -5,6 +5,7 @@ from .dataset import NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
 from .perturb import perturb
+from .timm_hook import add_args, wrap_loader
 
 __version__ = "0.1.0"
 
@@ -12,8 +13,10 @@ __all__ = [
     "ConditionalFlow",
     "NFAugment",
     "NFAugmentedDataset",
+    "add_args",
     "create_flow",
     "list_flows",
     "nf_augment_transform",
     "perturb",
+    "wrap_loader",
 ]

@@ -17,14 +17,15 @@ from .hub import write_atomically
 
 
 class NFAugmentedDataset(Dataset):
-    """``(1 + copies) * len(base)`` samples: the originals first, then `copies` augmented versions of them all.
+    """``(1 + copies) * len(base)`` samples: the originals first, then `copies` times all of them through `augment`.
 
     Augmentation comes before the transform, on what `base` loads (PIL images, usually). The random numbers of a sample
     follow from (seed, epoch, index) alone. It works under timm's `create_loader`, which sets `transform`.
 
     Args:
         base: a map-style data set of (image, label) pairs; its `transform`, if it has one, moves to the wrapper.
-        augment: the augmentation; its own `seed` plays no part. With its p below 1 that share of the copies is augmented.
+        augment: the augmentation; its own `seed` plays no part. With its p below 1 only that share of
+            the copies is augmented and the rest are the originals again, so p 1 is wanted here.
         copies: augmented copies; 3 in the paper's ImageNet run.
         cache: directory where augmented PIL images are kept as PNG, made on first use and read from then on. The
             copies are then the same in every epoch. Files are keyed by flow, settings and seed.

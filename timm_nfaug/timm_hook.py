@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -40,7 +41,7 @@ def add_args(parser) -> None:
     group.add_argument(
         "--aug", type=_checked, default=None, metavar="NFA",
         help="learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, m kind (pca, "
-        "axes, isotropic), l labels (given, posterior), e.g. nfa-s0.5-k32-p0.5 (default: none)",
+        "axes, isotropic), l labels (given, posterior); nfa alone is nfa-s1-k32-p0.5 (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--nfa-flow", default=LINEAR, metavar="NAME",
@@ -120,9 +121,7 @@ def loader_factory(
             check_classes(dataset, augment)
         mixup, erasing = given.get("collate_fn"), None
         if isinstance(mixup, FastCollateMixup):
-            if "half" in mixup.mode:
-                raise NFAError("mixup mode 'half' exists only inside timm's collate function; use batch, pair or elem")
-            given["collate_fn"] = None
+            mixup, given["collate_fn"] = _batch_mixup(mixup), None
         else:
             mixup = None
         splits = given.get("num_aug_splits") or 0
@@ -141,6 +140,49 @@ def loader_factory(
         return NFALoader(loader, augment, mean, std, seed, own_rank, mixup, erasing, splits)
 
     return create
+
+
+def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = None):
+    """A training loader with the augmentation that `args` ask for (see `add_args`); the loader itself if they ask for none.
+
+    For a training script of one's own: ``add_args(parser)``, then ``loader = wrap_loader(loader, args)``. Mixup and random
+    erasing of a timm loader leave it, and run after NFA. Random numbers are keyed by `args.seed` (0 if there is none), the
+    environment's RANK, epoch and batch; set `epoch` on the result when a training resumes.
+
+    Args:
+        loader: timm's, or any that gives batches (images, labels) of hard labels (B,), uint8 or float images on any device.
+        mean, std: per channel, of normalised float images; a prefetching loader of timm knows its own. Without, floats are in
+            [0, 1].
+        num_classes: where modes are fitted and neither `loader.dataset` nor `args.num_classes` knows.
+    """
+    augment = augment_from_args(args)
+    if augment is None or not (augment.strength and augment.p):
+        return loader
+    num_classes = num_classes or getattr(args, "num_classes", None)
+    rank, mixup, erasing, inner = int(os.environ.get("RANK", 0)), None, None, loader
+    if isinstance(loader, PrefetchLoader):
+        inner = loader.loader
+        mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
+        erasing, loader.random_erasing = loader.random_erasing, None
+        if isinstance(inner.collate_fn, FastCollateMixup):
+            mixup, inner.collate_fn = _batch_mixup(inner.collate_fn), fast_collate
+    augment.mean, augment.std = mean, std
+    if not needs_fit(args):
+        check_classes(loader.dataset, augment)
+    elif hasattr(loader.dataset, "transform"):  # read without the training's random crops
+        given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
+        fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=rank > 0)
+    else:
+        augment.fit(loader, num_classes, allow_empty=True)
+    splits = loader.dataset.num_splits if isinstance(loader.dataset, AugMixDataset) else 0
+    return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), rank, mixup, erasing, splits)
+
+
+def _batch_mixup(mixup: FastCollateMixup) -> FastCollateMixup:
+    """Checks that it can mix whole batches, as it does outside the collate function."""
+    if "half" in mixup.mode:
+        raise NFAError("mixup mode 'half' exists only inside timm's collate function; use batch, pair or elem")
+    return mixup
 
 
 def fit_to_dataset(
@@ -236,7 +278,7 @@ class NFALoader:
     """A timm training loader whose batches are augmented, then mixed, then erased; otherwise the loader itself.
 
     Args:
-        loader: gives images normalised by mean and std, on any device, and hard labels (B,).
+        loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]), on any device, and hard labels (B,).
         mixup: applied after NFA, or None. erasing: applied last, or None.
         splits: number of augmentation splits in a batch; the first stays clean.
     """
@@ -254,7 +296,7 @@ class NFALoader:
         splits: int = 0,
     ):
         self.loader, self.augment = loader, augment
-        augment.mean, augment.std = tuple(mean), tuple(std)
+        augment.mean, augment.std = mean, std
         self.seed, self.rank, self.mixup, self.erasing, self.splits = seed, rank, mixup, erasing, splits
         self.epoch = 0  # of the next pass; counted here unless set before it, as the launcher does
 
