@@ -257,6 +257,21 @@ def test_from_data_is_the_linear_flow_of_the_data(toy_images):
         nfa.NFAugment.from_data([(levels, y)])
 
 
+def test_without_classes_the_modes_are_those_of_all_images(toy_images):
+    """labels="none": whatever labels come along, soft ones and none at all, the move is that of one class of all images."""
+    levels, y = toy_images
+    pooled = nfa.NFAugment.from_data([(levels, "whatever they are")], labels="none", modes=3, p=1.0)
+    one = nfa.NFAugment.from_data([(levels, torch.zeros_like(y))], 1, modes=3, p=1.0)
+    torch.testing.assert_close(pooled.flow.prior.modes, one.flow.prior.modes)
+    expected = one(levels, torch.zeros_like(y), generator=torch.Generator().manual_seed(0))[0]
+    assert (expected != levels).flatten(1).any(1).all()
+    soft = torch.rand(60, 3)
+    for more in ((), (y,), (y + 100,), (soft,), ([f"{k}" for k in y.tolist()],)):
+        out = pooled(levels, *more, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(out[0] if more else out, expected)
+    assert nfa.nf_augment_transform("nfa-k3-lnone", pooled.flow).labels == "none"
+
+
 def test_fit_to_other_classes(small_flow, toy_images):
     levels, y = toy_images
     two = (y != 0).long()
@@ -331,6 +346,8 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.NFAugment(f, modes=4, strength=-0.1), "strength"),
         (lambda f, x: nfa.NFAugment(f, modes=4, strength=float("nan")), "strength"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.5), "p must"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, labels="none"), "the flow has 3 classes"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, labels="some"), "labels must be one of given, posterior, none"),
         (lambda f, x: nfa.NFAugment(f, modes=7), "stores 6 principal modes"),
         (lambda f, x: nfa.NFAugment(f, modes=4, kind="pcaa"), "kind must be one of"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60,), 3)), r"0\.\.2"),

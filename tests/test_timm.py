@@ -134,6 +134,19 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
             torch.testing.assert_close(augment.flow.prior.mu, by_hand.flow.prior.mu)
 
 
+def test_fit_without_classes_reads_a_part_of_all_images(tmp_path, monkeypatch, caplog):
+    """Of a data set that does not know its classes, too."""
+    monkeypatch.setattr(timm_hook, "FIT_IMAGES_POOLED", 8)
+    dataset = ImageFolder(str(tree(tmp_path / "data", ["a", "b"], count=12)))
+    dataset.class_to_idx = dataset.targets = None
+    augment = to_fit(modes=1, labels="none")
+    with caplog.at_level("INFO"):
+        fit_to_dataset(augment, dataset, FIT)
+    assert "modes of 1 classes from 8 of 24 images" in caplog.text and augment.flow.num_classes == 1
+    x = torch.rand(4, 3, 40, 40)
+    assert not torch.equal(augment(x, torch.tensor([0, 7, 900, 3]))[0], x)
+
+
 @pytest.mark.parametrize("targets", [torch.zeros(6, 8), [[0, 1]] * 6, ["cat"] * 6, [0] * 5, None])
 def test_labels_that_are_not_one_a_sample_are_left_alone(targets):
     class Data(list):
@@ -210,6 +223,13 @@ def test_linear_takes_its_modes_from_the_training_set(launch):
         inside = moved @ v[:3].T
         left = (moved - inside @ v[:3]).square().sum() / moved.square().sum()  # clamping takes a little
         assert left < 0.05 and inside.abs().amax(0).min() > 0, f"class {k}: {left:.3f} of the change is in no mode"
+
+
+def test_linear_without_classes(launch):
+    stock, _ = launch(launcher=False, name="stock")
+    nfa, args = launch("--aug", "nfa-s0.5-k3-p1-lnone", name="none")
+    assert args["aug"].endswith("-lnone") and torch.equal(stock["val"], nfa["val"])
+    assert torch.equal(labels(stock), labels(nfa)) and (images(stock) != images(nfa)).flatten(1).any(1).all()
 
 
 def test_a_flow_of_other_classes_is_fitted(launch, _small_flow):

@@ -23,7 +23,7 @@ from .flows.registry import create_flow
 from .perturb import check_kind, check_strength, displacement, draw_noise, noise_size
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
-LABELS = ("given", "posterior")
+LABELS = ("given", "posterior", "none")
 
 
 class NFAugment(v2.Transform):
@@ -40,7 +40,8 @@ class NFAugment(v2.Transform):
         p: probability that an image is augmented. At strength 1 leave some images as they are: p 1 ruins a training.
         kind: pca, axes or isotropic (see `timm_nfaug.perturb`).
         labels: "given" uses the labels it is called with, and the flow's own posterior where there are none;
-            "posterior" always asks the flow, for data of other classes than the flow's.
+            "posterior" always asks the flow, for data of other classes than the flow's; "none" takes no class at all: the
+            modes are those of all images together, as `fit` and `from_data` then find them.
         mean, std: per channel, of float images normalised as (x - mean) / std; without them floats are in [0, 1].
         seed: of the transform's own generator; None takes torch's initial seed. Data-loader workers get streams of
             their own. The global generators are never drawn from.
@@ -70,6 +71,11 @@ class NFAugment(v2.Transform):
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
+        if labels == "none" and flow.num_classes > 1:
+            raise ValueError(
+                f'labels="none" takes one set of modes for all images, the flow has {flow.num_classes} classes; '
+                'find one with NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
+            )
         check_kind(flow, kind, modes)
         self.flow = flow
         self.strength, self.modes, self.p, self.kind = check_strength(strength), modes, float(p), kind
@@ -155,7 +161,7 @@ class NFAugment(v2.Transform):
         if self.p < 1:
             chosen = (torch.rand(count, generator=g, device=g.device) < self.p).cpu()
         noise = draw_noise(int(chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
-        return {"chosen": chosen, "noise": noise, "labels": None if self.labels == "posterior" else labels}
+        return {"chosen": chosen, "noise": noise, "labels": labels if self.labels == "given" else None}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch with the random numbers of `make_params`."""
@@ -217,6 +223,8 @@ class NFAugment(v2.Transform):
         y = None if y is None else y.to(flow.device)
         with torch.autocast(flow.device.type, enabled=False):
             small = None
+            if y is None and flow.num_classes == 1:
+                y = torch.zeros(len(noise), dtype=torch.int64, device=flow.device)
             if y is None or not flow.is_linear:
                 small = lift.down(images().to(flow.device), size[1:])
             if y is None and (flow.is_linear or flow.config.code_rows):
@@ -304,17 +312,24 @@ class NFAugment(v2.Transform):
         modes leave the rest unused.
 
         Args:
-            loader: batches (images, labels); images as the transform takes them, labels integers (B,).
+            loader: batches (images, labels, ...); images as the transform takes them, labels integers (B,), which are not
+                looked at with ``labels="none"``.
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty: classes without images have no modes and are never the posterior's; without, they raise.
         """
-        classes = getattr(getattr(loader, "dataset", None), "classes", None)
-        if num_classes is None:
+        pooled = self.labels == "none"
+        classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
+        if pooled:
+            num_classes = 1
+        elif num_classes is None:
             if classes is None:
                 raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
             num_classes = len(classes)
         size = self.flow.config.input_size[1:]
-        batches = ((lift.down(self._checked(x), size), torch.as_tensor(y)) for x, y in loader)
+        batches = (
+            (lift.down(self._checked(x), size), torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y))
+            for x, y, *_ in loader
+        )
         low_rank = self.flow.prior.low_rank
         moments = self.flow.moments(batches, num_classes, self.modes, allow_empty)
         prior = ClassGaussians(num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank)
@@ -384,7 +399,7 @@ def nf_augment_transform(
 
     Args:
         config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind: pca, axes, isotropic) and
-            l (labels: given, posterior), e.g. ``nfa-s0.5-k32-p0.5-mpca``.
+            l (labels: given, posterior, none), e.g. ``nfa-s0.5-k32-p0.5-mpca``.
         flow: a flow or the name of one.
     """
     values = parse_config(config)

@@ -32,7 +32,9 @@ _logger = logging.getLogger(__name__)
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
-FIT_IMAGES = 256  # of a class, or eight a mode where that is more: all of ImageNet would take hours at every launch
+# read to find the modes, or eight a mode where that is more: all of ImageNet would take hours at every launch
+FIT_IMAGES = 256  # of a class
+FIT_IMAGES_POOLED = 10_000  # where the modes are of no class
 
 
 def add_args(parser) -> None:
@@ -41,7 +43,7 @@ def add_args(parser) -> None:
     group.add_argument(
         "--aug", type=_checked, default=None, metavar="NFA",
         help="learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, m kind (pca, "
-        "axes, isotropic), l labels (given, posterior); nfa alone is nfa-s1-k32-p0.5 (default: none)",
+        "axes, isotropic), l labels (given, posterior, none); nfa alone is nfa-s1-k32-p0.5 (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--nfa-flow", default=LINEAR, metavar="NAME",
@@ -194,8 +196,9 @@ def fit_to_dataset(
 ) -> None:
     """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
 
-    It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set; where labels
-    cannot be had without the images, all of them. Draws nothing from the global generators.
+    It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set, or
+    `FIT_IMAGES_POOLED` of all; where labels cannot be had without the images, all of them. Draws nothing from the global
+    generators.
 
     Args:
         given: the arguments of timm's `create_loader` for training on it.
@@ -203,8 +206,11 @@ def fit_to_dataset(
         quiet: log nothing.
     """
     base, size = _base(dataset), augment.flow.config.input_size
-    mapping = _class_to_idx(base)
-    classes = max(mapping.values()) + 1 if mapping else num_classes  # names may share a label, and labels have gaps
+    pooled = augment.labels == "none"
+    mapping = None if pooled else _class_to_idx(base)
+    classes = 1 if pooled else num_classes
+    if mapping:
+        classes = max(mapping.values()) + 1  # names may share a label, and labels have gaps
     if isinstance(base, IterableDataset):
         raise NFAError(
             f"NFA is fitted to map-style data sets, got {type(base).__name__}; fit one beforehand (NFAugment.fit, then "
@@ -220,9 +226,9 @@ def fit_to_dataset(
     data.transform = create_transform(
         size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
     )
-    labels = _labels(base)
+    labels, count = ([0] * len(base), FIT_IMAGES_POOLED) if pooled else (_labels(base), FIT_IMAGES)
     if labels is not None:
-        data = Subset(data, spread(labels, max(FIT_IMAGES, 8 * augment.modes)))
+        data = Subset(data, spread(labels, max(count, 8 * augment.modes)))
     loader = DataLoader(data, 256, num_workers=given.get("num_workers", 1), generator=torch.Generator())
     augment.mean = augment.std = None  # the images come in [0, 1]
     augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
@@ -354,7 +360,7 @@ def check_classes(dataset, augment: NFAugment) -> None:
     """Refuses labels that mean other classes to the flow than to the data set, where both name theirs."""
     mapping = _class_to_idx(_base(dataset))
     names = augment.flow.config.class_names
-    if augment.labels == "posterior" or not mapping or not names:
+    if augment.labels != "given" or not mapping or not names:
         return
     own = _names(mapping)
     if own != names:
