@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
-from benchmarks.pillow import guard_posterize
 from timm_nfaug import pixels
 from timm_nfaug.augment import NFAugment
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.perturb import displacement, draw_noise
+from timm_nfaug.pillow import guard_posterize
 from train_flow.data import Images
 from train_flow.evaluate import batches
 

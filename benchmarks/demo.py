@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.common import command_line, environment, write_result
-from benchmarks.pillow import guard_posterize
 from timm_nfaug.augment import NFAugment
 from timm_nfaug.hub import write_atomically
+from timm_nfaug.pillow import guard_posterize
 from timm_nfaug.preview import preview_augmentation
 from timm_nfaug.timm_hook import loader_factory
 from train_flow.data import Images, load_data

@@ -52,9 +52,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from benchmarks import imagenet_recipe as recipe
 from benchmarks.common import command_line, environment, markdown_table, write_result
-from benchmarks.pillow import guard_posterize
 from timm_nfaug import ConditionalFlow, NFAugment, NFAugmentedDataset, create_flow
 from timm_nfaug.hub import write_atomically
+from timm_nfaug.pillow import guard_posterize
 from train_flow.trainer import generator, init_distributed
 
 ARMS = ("baseline", "sa", "linear", "ce", "glem")

@@ -42,9 +42,9 @@ from torchvision.transforms import v2
 from benchmarks.arms import RANDAUGMENT
 from benchmarks.classifier import make_classifier
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
-from benchmarks.pillow import guard_posterize
 from timm_nfaug import NFAugment, create_flow, pixels
 from timm_nfaug.hub import write_atomically
+from timm_nfaug.pillow import guard_posterize
 
 BASE = "timm RandAugment (PIL)"
 CLAIMED = "NFA linear (uint8 batch)"

@@ -22,9 +22,9 @@ RATE = re.compile(r"Train: .*\(\s*[\d.]+s,\s*([\d.]+)/s\)")  # the running avera
 LOSS = re.compile(r"Train: .*Loss:\s*([\d.]+)")
 
 
-# a stock train.py under the guard of benchmarks.pillow, without which RandAugment may end the epoch
+# a stock train.py under the guard of timm_nfaug.pillow, without which RandAugment may end the epoch
 GUARDED = (
-    "import runpy, sys; from benchmarks.pillow import guard_posterize; guard_posterize(); "
+    "import runpy, sys; from timm_nfaug.pillow import guard_posterize; guard_posterize(); "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 

@@ -253,6 +253,17 @@ def test_a_resumed_training_draws_its_own_epochs_numbers(launch):
     assert (images(first) != images(third)).flatten(1).any(1).all()
 
 
+def test_randaugment_does_not_end_a_launched_training(tmp_path):
+    """timm asks Pillow's posterize for 0 bits now and then, which Pillow 13 refuses."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse\nfrom PIL import Image, ImageOps\nparser = argparse.ArgumentParser()\ncreate_loader = None\n"
+        "def main():\n    parser.parse_args()\n    print(ImageOps.posterize(Image.new('L', (1, 1), 200), 0).getpixel((0, 0)))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", str(script)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip() == "0", done.stderr
+
+
 def test_help_shows_the_flags_beside_timms_own(launch):
     text = launch("--help", data=False)
     assert "--aug NFA" in text and "--nfa-flow" in text and "--aug-repeats" in text

@@ -1,7 +1,8 @@
 """Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train path/to/train.py --aug nfa ...``.
 
 The script is loaded as a module, its parser gets the flags of `timm_hook.add_args`, its `create_loader` is replaced,
-and its `main()` is called. Everything else, `--config` and `args.yaml` included, is the script's own.
+and its `main()` is called. timm's RandAugment is kept from ending a training under Pillow 13 (`timm_nfaug.pillow`).
+Everything else, `--config` and `args.yaml` included, is the script's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from .pillow import guard_posterize
 from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
@@ -38,6 +40,7 @@ def load_script(path: Path) -> ModuleType:
 
 def install(module: ModuleType) -> None:
     """Extends the script's parser and replaces its loader functions, to take effect once it has parsed its flags."""
+    guard_posterize()
     add_args(module.parser)
     parse, create_loader = module.parser.parse_args, module.create_loader
     factory = create_loader
