@@ -9,7 +9,8 @@ on is stated by `--flow-trained-on` and recorded, and `--flow glem=train:CONFIG`
 for each seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
 on record are skipped, so the command goes on where it stopped.
 
-Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees.
+Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees. With
+`--split held test` a training is reported on both.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     if args.device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True
-    data, val, name = read_data(args)
+    data, vals, name = read_data(args)
     path = args.record or records.suite_file(SUITE)
     done = {records.key(r) for r in records.read(path)}
     started = time.monotonic()
@@ -56,20 +57,22 @@ def main(argv: list[str] | None = None) -> int:
                 recipe = Recipe(
                     args.model, epochs, args.batch_size, args.max_lr, bf16=args.bf16, compile=args.compile, init=args.init
                 )
-                run = describe(args, arm, seed, recipe, name)
-                if records.key(run) in done:
+                runs = [describe(args, arm, seed, recipe, name, split) for split in args.split]
+                runs = [run for run in runs if records.key(run) not in done]
+                if not runs:
                     continue
                 if time.monotonic() - started > args.time_limit:
                     print("time limit reached; the same command goes on")
                     return 0
-                execute(run, args, data, val, recipe)
-                records.append(run, path)
-                m = run["metrics"]
-                print(
-                    f"{arm}, fraction {args.fraction:g}, seed {seed}, {epochs} epochs: top-1 {m['top1']:.2f}, "
-                    f"nll {m['nll']:.3f}, ece {m['ece']:.1f}, {run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
-                    flush=True,
-                )
+                execute(runs, args, data, vals, recipe)
+                for run in runs:
+                    records.append(run, path)
+                    m = run["metrics"]
+                    print(
+                        f"{arm}, {run['split']}, fraction {args.fraction:g}, seed {seed}, {epochs} epochs: "
+                        f"top-1 {m['top1']:.2f}, nll {m['nll']:.3f}, ece {m['ece']:.1f}, {run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
+                        flush=True,
+                    )
     return 0
 
 
@@ -84,7 +87,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--flow-trained-on", help="on record, what the networks have seen, e.g. 'all images, without labels'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--fraction", type=float, default=1.0, help="of the training set, above 0")
-    parser.add_argument("--split", choices=("test", "held"), default="test", help="what is reported on; held: to choose settings")
+    parser.add_argument(
+        "--split", nargs="+", choices=("test", "held"), default=["test"], help="what is reported on; held: to choose settings"
+    )
     parser.add_argument("--model", choices=MODELS, default="resnet18")
     parser.add_argument("--epochs", type=int, nargs="+", help="several make arms of equal time comparable; default: the paper's")
     parser.add_argument("--batch-size", type=int, help="default: the paper's")
@@ -103,6 +108,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:
         parser.error(f"--fraction must be above 0 and at most 1, got {args.fraction:g}")
+    if args.fraction == 1 and len(args.split) > 1:
+        parser.error("at --fraction 1 no images are held out of what --split test trains on; choose one split")
     epochs, batch_size = PAPER.get(args.data, PAPER["cifar10"])
     args.epochs, args.batch_size = args.epochs or [epochs], args.batch_size or batch_size
     flows = dict(item.partition("=")[::2] for item in args.flow)
@@ -122,8 +129,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read_data(args: argparse.Namespace) -> tuple[Images, Images, str]:
-    """Training pool, the images that are reported on, both on the device, and the name of the data."""
+def read_data(args: argparse.Namespace) -> tuple[Images, dict[str, Images], str]:
+    """Training pool, the images that are reported on by split, all on the device, and the name of the data."""
     if args.data in PAPER:
         data, val = load_data(args.data, args.data_dir)
         name = args.data_name or {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[args.data]
@@ -133,12 +140,15 @@ def read_data(args: argparse.Namespace) -> tuple[Images, Images, str]:
     if val is None:
         raise SystemExit(f"{args.data} has no val/ folder beside train/; the comparison is reported on it")
     args.total = len(data)
-    if args.fraction < 1 or args.split == "held":
+    vals = {"test": val}
+    if args.fraction < 1 or "held" in args.split:
         rest, held = stratified_split(data.labels, HELD, seed=0)
-        if args.split == "held":
-            val = data.subset(held)
-        data = data.subset(rest)
-    return *(Images(d.levels.to(args.device), d.labels.to(args.device), d.class_names) for d in (data, val)), name
+        vals["held"], data = data.subset(held), data.subset(rest)
+
+    def placed(d: Images) -> Images:
+        return Images(d.levels.to(args.device), d.labels.to(args.device), d.class_names)
+
+    return placed(data), {split: placed(vals[split]) for split in args.split}, name
 
 
 def subset(data: Images, total: int, fraction: float, seed: int) -> Images:
@@ -149,7 +159,7 @@ def subset(data: Images, total: int, fraction: float, seed: int) -> Images:
     return data.subset(stratified_split(data.labels.cpu(), share, seed + 1)[1].to(data.levels.device))
 
 
-def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name: str) -> dict:
+def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name: str, split: str) -> dict:
     """What identifies a run."""
     settings = dataclasses.asdict(recipe)
     if recipe.init:
@@ -175,13 +185,14 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
     if arm == "samples":
         settings = {k: v for k, v in settings.items() if k not in ("strength", "modes")} | {"temperature": args.temperature}
     return {
-        "suite": SUITE, "data": name, "split": args.split, "fraction": args.fraction, "arm": arm, "seed": seed,
+        "suite": SUITE, "data": name, "split": split, "fraction": args.fraction, "arm": arm, "seed": seed,
         "flow": flow, "settings": settings,
     }  # fmt: skip
 
 
-def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, recipe: Recipe) -> None:
-    """Trains and tests one classifier and completes its record."""
+def execute(runs: list[dict], args: argparse.Namespace, data: Images, vals: dict[str, Images], recipe: Recipe) -> None:
+    """Trains one classifier, tests it on the split of each run, and completes their records."""
+    run = runs[0]
     images = subset(data, args.total, args.fraction, run["seed"])
     arm, flow_seconds = run["arm"], 0.0
     flow, info = None, {}
@@ -205,11 +216,12 @@ def execute(run: dict, args: argparse.Namespace, data: Images, val: Images, reci
         write_atomically(args.save / f"{words}.safetensors", lambda p: save_model(model, p))
     e = environment()
     device = e["machine"]["gpu"] if args.device.startswith("cuda") else f"{e['machine']['cpu']}, {args.threads} threads"
-    run |= {
-        "metrics": test(model, val, recipe.bf16, args.corrupted), "training_images": len(images), **cost,
-        "flow_seconds": flow_seconds, "flow_metrics": info.get("metrics", {}), "device": device,
-        "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"], "date": e["date"], "command": args.command,
-    }  # fmt: skip
+    for run in runs:
+        run |= {
+            "metrics": test(model, vals[run["split"]], recipe.bf16, args.corrupted), "training_images": len(images), **cost,
+            "flow_seconds": flow_seconds, "flow_metrics": info.get("metrics", {}), "device": device,
+            "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"], "date": e["date"], "command": args.command,
+        }  # fmt: skip
 
 
 def config_name(config: str) -> str:

@@ -267,7 +267,14 @@ def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
     assert records.read(again)[0]["metrics"] == runs[0]["metrics"]
     # to choose settings: other images, apart from those of the trainings
     assert main([*common, "--arms", "baseline", "--fraction", "0.5", "--split", "held"]) == 0
-    assert records.read(record)[-1]["split"] == "held"
+    held = records.read(record)[-1]
+    assert held["split"] == "held"
+    # on both by one training, each with its own metrics
+    both = tmp_path / "both.jsonl"
+    more = [*common[:4], "--record", str(both), *common[6:], "--arms", "baseline", "--fraction", "0.5"]
+    assert main([*more, "--split", "held"]) == 0 and main([*more, "--split", "test", "held"]) == 0
+    assert {r["split"]: r["metrics"] for r in records.read(both)} == {"held": held["metrics"], "test": runs[0]["metrics"]}
+    assert len(records.read(both)) == 2
 
 
 def test_other_settings_of_randaugment_act_and_are_on_record(tree, data, tmp_path):
@@ -305,6 +312,7 @@ def test_a_flow_is_trained_on_the_runs_own_images(tree, tmp_path, monkeypatch):
         (["--arms", "glem"], "arm glem needs --flow glem=NAME"),
         (["--arms", "sa", "--flow", "sa=x"], "--flow takes ARM=NAME with an arm of"),
         (["--fraction", "0"], "--fraction must be above 0"),
+        (["--split", "test", "held"], "choose one split"),
         (["--arms", "glem", "--flow", "glem=x"], "--flow-trained-on is needed with flow x"),
     ],
 )
