@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
                     m = run["metrics"]
                     print(
                         f"{arm}, {run['split']}, fraction {args.fraction:g}, seed {seed}, {epochs} epochs: "
-                        f"top-1 {m['top1']:.2f}, nll {m['nll']:.3f}, ece {m['ece']:.1f}, {run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
+                        f"top-1 {m['top1']:.2f}, nll {m['nll']:.3f}, ece {m['ece']:.1f}, "
+                        f"{run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
                         flush=True,
                     )
     return 0
