@@ -83,8 +83,6 @@ def main(argv: list[str] | None = None) -> int:
                 "disturbed": args.device == "cpu" and disturbed(t, 1 if "PIL" in name or "image)" in name else args.threads),
             })  # fmt: skip
         print(f"{size} px\n{table(rows, [size])}\n", flush=True)
-    if args.plot:
-        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
     claim = {str(s): r["over_randaugment"] for s in CLAIMED_SIZES for r in rows if (r["size"], r["name"]) == (s, CLAIMED)}
     claimed = args.device == "cpu" and args.threads == 1
     holds = all(v <= CLAIM for v in claim.values()) if len(claim) == len(CLAIMED_SIZES) and claimed else None
@@ -98,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         "settings": {"threads": args.threads, "device": args.device, "repeats": args.repeats},
         "results": {"claim_ratios": claim, "claim_holds": holds, "rows": rows},
     })  # fmt: skip
+    if args.plot:  # last: a changed picture would make the commit on record another one
+        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
     return int(holds is False)
 
 
