@@ -73,7 +73,13 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         others[max(controls, key=lambda name: len(arms[name][epochs]))] = "against linear"
     head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
-    longer, robust = len(baselines) > 1, any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
+    slow = {
+        name: min((e for e, b in baselines.items() if 0.95 <= cost(b) / cost(by[epochs]) <= 1.5), default=epochs)
+        for name, by in arms.items()
+        if epochs in by
+    }  # epochs of the baseline that takes as long
+    longer = any(e > epochs for e in slow.values())
+    robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
     rows = [head + ["against baseline of equal time"] * longer + ["corrupted"] * robust]
     unit = cost(baselines[epochs]) if epochs in baselines else math.nan
     for name, by_epochs in sorted(arms.items(), key=lambda item: item[0] != "baseline"):
@@ -88,8 +94,7 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         row += ["" if math.isnan(unit) else f"{cost(runs) / unit:.2f}"]
         row += [f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
         if longer:
-            as_slow = [e for e, b in baselines.items() if cost(b) >= 0.95 * cost(runs)]
-            e = min(as_slow, default=epochs)
+            e = slow[name]
             row.append("" if e == epochs else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs")
         if robust:
             scores = [r["metrics"]["corrupted_top1"] for r in runs.values() if "corrupted_top1" in r["metrics"]]

@@ -161,8 +161,10 @@ def cifar_summary() -> str:
             for name, by_epochs in arms.items():
                 if epochs in by_epochs:
                     top1 = comparison.metric(by_epochs[epochs])
-                    gain = "" if name == "baseline" else f" ({comparison.gain(top1, comparison.metric(base))})"
-                    columns[-1][name] = f"{fmean(top1.values()):.1f}{gain}"
+                    gains = [] if name == "baseline" else [comparison.gain(top1, comparison.metric(base))]
+                    if name.startswith("sa+") and epochs in arms.get("sa", {}):
+                        gains.append(f"{comparison.gain(top1, comparison.metric(arms['sa'][epochs]))} over sa")
+                    columns[-1][name] = f"{fmean(top1.values()):.1f}" + (f" ({'; '.join(gains)})" if gains else "")
     names = sorted({n for c in columns for n in c}, key=lambda n: (shown.index(n.split(" ")[0]), n))
     rows = [head] + [[n.partition(", ")[0], *(c.get(n, "") for c in columns)] for n in names]
     return f"{markdown_table(rows)}\n\n{_made(_runs('test'))}"
@@ -196,11 +198,12 @@ def _runs(split: str) -> list[dict[str, Any]]:
 
 
 def _made(runs: list[dict[str, Any]]) -> str:
-    made = set()
+    made: dict[str, set[str]] = {}
     for r in runs:
         commit = r["commit"][:8] + (" + changes" if r["dirty"] else "")
-        made.add(f"{r['device']}, torch {r['versions']['torch']}, commit {commit}, {r['date']}")
-    return "<sub>`python -m benchmarks.cifar_resnet18`: " + "; ".join(sorted(made)) + ".</sub>"
+        made.setdefault(f"{r['device']}, torch {r['versions']['torch']}, commit {commit}", set()).add(r["date"])
+    lines = (f"{what}, {' to '.join(sorted({min(dates), max(dates)}))}" for what, dates in sorted(made.items()))
+    return "<sub>`python -m benchmarks.cifar_resnet18`: " + "; ".join(lines) + ".</sub>"
 
 
 def generation() -> str:
