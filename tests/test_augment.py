@@ -353,6 +353,7 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60,), 3)), r"0\.\.2"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.zeros(59, dtype=torch.int64)), "60 images came with 59 labels"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x[:, :1]), "3 channels, got 1"),
+        (lambda f, x: nfa.NFAugment(f, modes=4).augment(x[:, :1].float(), None, torch.zeros(60, 4)), "3 channels, got 1"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x.short()), "uint8 or float"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(Image.new("RGBA", (32, 32))), r'convert\("RGB"\)'),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)("image.png"), "found no image"),

@@ -205,6 +205,7 @@ class NFAugment(v2.Transform):
 
         Any size; the result is clamped to [-1, 1], and rows whose change is not finite are the original's.
         """
+        self._check_kind(x)
         if not len(x):
             return x.clone()
         change = self._change(lambda: x, y, noise).to(x.device)
