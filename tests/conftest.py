@@ -2,6 +2,8 @@
 
 import copy
 import os
+import sys
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the subprocesses that tests start
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -9,10 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import timm_nfaug as nfa
-from timm_nfaug import pixels
+from timm_nfaug import pillow, pixels, train
 
 torch.set_num_threads(1)
 
@@ -65,3 +67,26 @@ def _small_flow(toy_images):
 def small_flow(_small_flow):
     """An initialised conv_p4 flow of 3 classes on 32 x 32 images with Gaussians and modes fitted; the test's own copy."""
     return copy.deepcopy(_small_flow)
+
+
+@pytest.fixture(scope="session")
+def flow_dir(_small_flow, tmp_path_factory):
+    return _small_flow.save_pretrained(tmp_path_factory.mktemp("flow"))
+
+
+@pytest.fixture
+def run_script(image_folder, tmp_path, monkeypatch):
+    """Runs tests/toy_train.py in this process, through the launcher's own functions or as it stands; it saves into `name`."""
+    script = Path(__file__).parent / "toy_train.py"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(ImageOps, "posterize", pillow._guarded)  # for the stock trainings, too
+
+    def run(*flags, launcher=True, name="run", data=True):
+        paths = ["--data-dir", image_folder, "--output", tmp_path / name] if data else []
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*paths, *flags])])
+        module = train.load_script(script)
+        if launcher:
+            train.install(module)
+        module.main()
+
+    return run

@@ -15,8 +15,11 @@ LAYERS = [
     {"flows"},
     {"perturb", "lift"},
     {"augment"},
-    {"dataset", "timm_hook", "preview"},
+    {"dataset", "timm_fit", "preview"},
+    {"timm_dataset"},
+    {"timm_hook"},
     {"train"},
+    {"plugin"},
 ]
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from .augment import NFAugment
 from .hub import write_atomically
+from .perturb import keyed_generator
 
 
 class NFAugmentedDataset(Dataset):
@@ -101,8 +102,7 @@ class NFAugmentedDataset(Dataset):
         return new
 
     def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
-        digest = hashlib.sha256(f"{self.seed} {epoch} {index}".encode()).digest()
-        g = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+        g = keyed_generator(self.seed, epoch, index)
         inputs = (image,) if label is None else (image, label)
         out = self.augment(*inputs, generator=g)
         return out if label is None else out[0]

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,12 @@ def draw_noise(count: int, size: int, generator: torch.Generator | None) -> Tens
     """(count, size) standard normal numbers, cut at +-3, on the generator's device."""
     device = generator.device if generator is not None else "cpu"
     return torch.randn(count, size, generator=generator, device=device).clamp_(-CUT, CUT)
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    """A generator that follows from the numbers of `key` alone, on the CPU."""
+    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
 def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, modes: int) -> Tensor:

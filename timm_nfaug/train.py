@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +19,7 @@ from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_
 
 USAGE = (
     "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s1-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
-    "[train.py's flags]"
+    "[--nfa-place batch|dataset] [train.py's flags]"
 )
 
 
@@ -29,35 +30,60 @@ def load_script(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules["timm_train"] = module  # classes of the script pickle by this name
     spec.loader.exec_module(module)
+    check_script(module, path)
+    return module
+
+
+def check_script(module: ModuleType, path: str | Path) -> None:
+    """Refuses what is not of the shape of timm's train.py."""
     missing = [name for name in ("parser", "create_loader", "main") if not hasattr(module, name)]
     if missing or not isinstance(module.parser, argparse.ArgumentParser):
         raise SystemExit(
             f"{path} is no timm train.py: expected a module-level parser, create_loader and main(), "
             f"it lacks {', '.join(missing) or 'an ArgumentParser named parser'}"
         )
-    return module
 
 
 def install(module: ModuleType) -> None:
-    """Extends the script's parser and replaces its loader functions, to take effect once it has parsed its flags."""
-    guard_posterize()
+    """Extends the script's parser, and hooks NFA in once it has parsed its flags."""
     add_args(module.parser)
-    parse, create_loader = module.parser.parse_args, module.create_loader
-    factory = create_loader
+    hook, parse = install_hooks(module), module.parser.parse_args
 
     def parse_args(*args, **kwargs):
-        nonlocal factory
         values = parse(*args, **kwargs)
+        _aa_to_aug(module.parser, values)
+        hook(values)
+        return values
+
+    module.parser.parse_args = parse_args
+
+
+def _aa_to_aug(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
+    """``--aa nfa-...`` is NFA in the place of timm's policies: image by image, in the workers."""
+    if not str(getattr(values, "aa", None)).startswith("nfa"):
+        return
+    if values.aug:
+        parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one of them")
+    values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
+
+
+def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
+    """Replaces the script's loader functions; they do what they did until the returned function is given parsed flags."""
+    guard_posterize()
+    create_loader = module.create_loader
+    factory = create_loader
+
+    def hook(values: argparse.Namespace) -> None:
+        nonlocal factory
         try:
             augment = augment_from_args(values)
         except (ValueError, OSError) as e:
             module.parser.error(str(e))
         factory = create_loader
         if augment is not None:
-            classes = getattr(values, "num_classes", None)
-            seed = getattr(values, "seed", 0)
-            factory = loader_factory(create_loader, augment, seed, fit=needs_fit(values), num_classes=classes)
-        return values
+            classes, seed = getattr(values, "num_classes", None), getattr(values, "seed", 0)
+            fit, place = needs_fit(values), values.nfa_place
+            factory = loader_factory(create_loader, augment, seed, fit=fit, num_classes=classes, place=place)
 
     def create(dataset, *args, **kwargs):
         try:
@@ -65,7 +91,7 @@ def install(module: ModuleType) -> None:
         except NFAError as e:
             raise SystemExit(f"error: {e}") from None
 
-    module.parser.parse_args, module.create_loader = parse_args, create
+    module.create_loader = create
     if hasattr(module, "train_one_epoch"):  # a resumed training draws the numbers of its epoch, not those of the first
         train_one_epoch = module.train_one_epoch
 
@@ -85,6 +111,7 @@ def install(module: ModuleType) -> None:
             return create_naflex(*args, **kwargs)
 
         module.create_naflex_loader = refuse
+    return hook
 
 
 def main() -> None:

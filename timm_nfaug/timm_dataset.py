@@ -1,0 +1,75 @@
+"""NFA on the single images of a timm data set, in the loader's workers, with the batch's order of operations."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import AugMixDataset
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import Compose
+
+from .augment import NFAugment
+from .perturb import keyed_generator
+from .timm_fit import NFAError
+
+TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}  # of timm and torchvision
+
+
+class WorkerDataset(Dataset):
+    """A data set of (PIL image, label) pairs whose images are augmented after crop, flip and RandAugment.
+
+    timm's `create_loader` sets `transform`. What of it comes before the conversion to a tensor stays with the data set, the
+    rest runs after NFA. The random numbers of a sample follow from seed, rank, epoch, index and the image itself, so that
+    two crops of one image in an epoch (``--aug-repeats``) are moved differently.
+
+    Args:
+        dataset: map-style.
+        augment: works on the CPU; its own `seed` plays no part.
+    """
+
+    def __init__(self, dataset: Dataset, augment: NFAugment, seed: int = 0, rank: int = 0):
+        if isinstance(dataset, AugMixDataset):
+            raise NFAError("--nfa-place dataset does not work with --aug-splits; take --nfa-place batch")
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            kind = type(dataset).__name__
+            raise NFAError(f"--nfa-place dataset needs a map-style data set, got {kind}; take --nfa-place batch")
+        self.dataset, self.augment, self.seed, self.rank = dataset, augment.to("cpu"), seed, rank
+        self.after: Compose | None = None
+        # shared memory: workers that live on through epochs see a new epoch without being started again
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def transform(self):
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform) -> None:
+        steps = list(getattr(transform, "transforms", ()))
+        at = next((i for i, step in enumerate(steps) if type(step).__name__ in TO_TENSOR), None)
+        if at is None:
+            raise NFAError(f"found no conversion to a tensor in the transform, before which NFA would run: {transform}")
+        self.dataset.transform, self.after = Compose(steps[:at]), Compose(steps[at:])
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label, *rest = self.dataset[index]
+        if not isinstance(image, Image.Image):
+            raise NFAError(f"--nfa-place dataset augments PIL images, the data set gave {type(image).__name__}")
+        g = keyed_generator(self.seed, self.rank, int(self._epoch), index, zlib.crc32(image.tobytes()))
+        image, _ = self.augment(image, label, generator=g)
+        return (image if self.after is None else self.after(image), label, *rest)
+
+    def __getattr__(self, name: str):  # reader, filename, class_to_idx, ...
+        if name == "dataset":  # not set yet: while unpickling
+            raise AttributeError(name)
+        return getattr(self.dataset, name)

@@ -1,0 +1,142 @@
+"""Fits the modes of an augmentation to a timm data set, and checks that both mean the same classes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import Any
+
+import torch
+from timm.data import AugMixDataset, create_transform
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from .augment import NFAugment
+
+_logger = logging.getLogger(__name__)
+
+# read to find the modes, or eight a mode where that is more: all of ImageNet would take hours at every launch
+FIT_IMAGES = 256  # of a class
+FIT_IMAGES_POOLED = 10_000  # where the modes are of no class
+
+
+class NFAError(ValueError):
+    """What is asked of NFA does not go with the data or the flags; the message says what does."""
+
+
+def fit_to_dataset(
+    augment: NFAugment,
+    dataset,
+    given: dict[str, Any],
+    num_classes: int | None = None,
+    quiet: bool = False,
+) -> None:
+    """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
+
+    It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set, or
+    `FIT_IMAGES_POOLED` of all; where labels cannot be had without the images, all of them. Draws nothing from the global
+    generators.
+
+    Args:
+        given: the arguments of timm's `create_loader` for training on it.
+        num_classes: where the data set does not know its classes.
+        quiet: log nothing.
+    """
+    base, size = _base(dataset), augment.flow.config.input_size
+    pooled = augment.labels == "none"
+    mapping = None if pooled else _class_to_idx(base)
+    classes = 1 if pooled else num_classes
+    if mapping:
+        classes = max(mapping.values()) + 1  # names may share a label, and labels have gaps
+    if isinstance(base, IterableDataset):
+        raise NFAError(
+            f"NFA is fitted to map-style data sets, got {type(base).__name__}; fit one beforehand (NFAugment.fit, then "
+            "augment.flow.save_pretrained) and name its directory with --nfa-flow"
+        )
+    if not classes:
+        raise NFAError(f"{type(base).__name__} does not know its classes; say how many there are with --num-classes")
+    wanted = given.get("input_size", size)
+    if isinstance(wanted, (tuple, list)) and wanted[0] != size[0]:
+        raise NFAError(f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow")
+    start = time.monotonic()
+    data = copy.copy(base)
+    data.transform = create_transform(
+        size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
+    )
+    labels, count = ([0] * len(base), FIT_IMAGES_POOLED) if pooled else (_labels(base), FIT_IMAGES)
+    if labels is not None:
+        data = Subset(data, spread(labels, max(count, 8 * augment.modes)))
+    loader = DataLoader(data, 256, num_workers=given.get("num_workers", 1), generator=torch.Generator())
+    augment.mean = augment.std = None  # the images come in [0, 1]
+    augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
+    if mapping and len(mapping) == classes:
+        augment.flow.config.class_names = _names(mapping)
+    if quiet:
+        return
+    found = (augment.flow.prior.mode_std > 0).sum(1)
+    seconds = time.monotonic() - start
+    _logger.info("NFA: modes of %d classes from %d of %d images in %.1f s", classes, len(data), len(base), seconds)
+    if (few := int((found < augment.modes).sum())):
+        _logger.warning(
+            "NFA: %d of %d classes have fewer than %d images and so fewer than %d modes; the fewest: %d",
+            few, classes, augment.modes + 1, augment.modes, int(found.min()),
+        )  # fmt: skip
+
+
+def _labels(dataset) -> list[int] | None:
+    """The label of every sample as timm's readers and torchvision's data sets hold them, without reading an image."""
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    reader = getattr(dataset, "reader", dataset)
+    try:
+        labels = getattr(reader, "targets", None)
+        labels = [k for _, k in reader.samples] if labels is None else torch.as_tensor(labels).tolist()
+        labels = [int(k) for k in labels]
+    except (AttributeError, TypeError, ValueError):  # there are none, or they are not one integer a sample
+        return None
+    return labels if len(labels) == len(dataset) else None
+
+
+def spread(labels: list[int], count: int) -> list[int]:
+    """Indices of up to `count` samples of each label, evenly spaced among its own, in order."""
+    members: dict[int, list[int]] = {}
+    for i, k in enumerate(labels):
+        members.setdefault(k, []).append(i)
+    few = ([own[j * len(own) // count] for j in range(count)] if len(own) > count else own for own in members.values())
+    return sorted(i for own in few for i in own)
+
+
+def _base(dataset):
+    return dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
+
+
+def _class_to_idx(dataset) -> dict[str, int] | None:
+    """Of timm's readers (that of tar files has its own name for it) and of torchvision's data sets."""
+    reader = getattr(dataset, "reader", dataset)
+    for owner in (reader, dataset):
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if mapping := getattr(owner, name, None):
+                return mapping
+    return None
+
+
+def check_classes(dataset, augment: NFAugment) -> None:
+    """Refuses labels that mean other classes to the flow than to the data set, where both name theirs."""
+    mapping = _class_to_idx(_base(dataset))
+    names = augment.flow.config.class_names
+    if augment.labels != "given" or not mapping or not names:
+        return
+    own = _names(mapping)
+    if own != names:
+        raise NFAError(
+            f"the flow knows the classes {_few(names)}, the data set has {_few(own)}; add --nfa-fit to take the classes "
+            "of the data set, train a flow for it, or let the flow choose the class itself with -lposterior"
+        )
+
+
+def _names(mapping: dict[str, int]) -> list[str]:
+    return [str(k) for k, _ in sorted(mapping.items(), key=lambda kv: kv[1])]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
