@@ -109,6 +109,7 @@ def test_one_channel(run):
     """The linear flow takes any number of channels."""
     for place in ("batch", "dataset"):
         check(run, ["--in-chans", 1], [*FLAGS, "--nfa-place", place])
+        check(run, ["--in-chans", 1, "--mean", 0.5, 0.4, 0.3, "--std", 0.2, 0.2, 0.2], [*FLAGS, "--nfa-place", place])
 
 
 def test_scheduled_resolution(run, flow_dir):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import PrefetchLoader, adapt_to_chs, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
@@ -151,8 +151,9 @@ def loader_factory(
                 num_splits=(splits or 2) if given.get("re_split") else 0,
                 device=device,
             )
-        mean = given.get("mean", IMAGENET_DEFAULT_MEAN)
-        std = given.get("std", IMAGENET_DEFAULT_STD)
+        channels = augment.flow.config.input_size[0]
+        mean = adapt_to_chs(given.get("mean", IMAGENET_DEFAULT_MEAN), channels)  # as the prefetcher does
+        std = adapt_to_chs(given.get("std", IMAGENET_DEFAULT_STD), channels)
         loader = create_loader(**_expand(given, signature))
         on_batches = augment if place == "batch" else None
         return NFALoader(loader, on_batches, mean, std, seed, own_rank, mixup, erasing, splits)
