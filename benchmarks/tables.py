@@ -15,11 +15,13 @@ from typing import Any
 from benchmarks import comparison, records
 from benchmarks import linearity as linearities
 from benchmarks import throughput as throughputs
+from benchmarks import timm_matrix as matrix
+from benchmarks import timm_train as trainings
 from benchmarks.common import RESULTS, ROOT, markdown_table
 from benchmarks.schema import validate_file
 from timm_nfaug.hub import write_atomically
 
-FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "timm.md")
 SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -96,11 +98,20 @@ def flow_objectives() -> str:
 
 def timm_train() -> str:
     r = result("timm_train")
-    rows = [["", "images/s", "share of stock"]]
-    for name, row in r["results"].items():
-        rows.append([name, f"{max(row['images_per_second']):.0f}", f"{row['share_of_stock']:.2f}"])
-    head = f"{r['data']}; {r['settings']['model']}, batch {r['settings']['batch_size']}, best of {r['settings']['repeats']}."
-    return f"{head}\n\n{markdown_table(rows)}\n\n{source('timm_train')}"
+    head = f"Medians of {r['settings']['repeats']}, one worker, bfloat16."
+    return f"{head}\n\n{markdown_table(trainings.table(r['results']))}\n\n{source('timm_train')}"
+
+
+def timm_matrix() -> str:
+    r = result("timm_matrix")
+    first, *others = r["results"]
+    rest = ", ".join(f"`{name}`" for name in first["not_run"])
+    few = ", ".join(f"{v['train_py']}" for v in others)
+    wrong = sum(row[place].startswith("FAILS") for v in others for row in v["cases"] for place in matrix.PLACES)
+    return (
+        f"{markdown_table(matrix.table(r['results']))}\n\nOf the versions {few} a part of the cases was run; {wrong} of them "
+        f"failed. Not run, as they do not touch images or labels of the training: {rest}.\n\n{source('timm_matrix')}"
+    )
 
 
 def throughput() -> str:
@@ -267,7 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation, proposition,
-        timm_train, throughput, linearity, demo_digits, demo_cifar,
+        timm_train, timm_matrix, throughput, linearity, demo_digits, demo_cifar,
     )
 }
 

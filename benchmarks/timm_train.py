@@ -1,39 +1,50 @@
-"""A real timm train.py with and without ``--aug nfa``: one epoch each, images/s of its own log.
+"""A real timm train.py with and without ``--aug nfa``: images/s of its loader alone and of its training.
 
-Claim: none beforehand; the price of each flow in a real training, with and without timm's prefetcher. train.py comes
-with timm's repository, not with its package, so its path is an argument.
+Claim: none beforehand; the price of each way to augment, for a small network on small images and a larger one on larger images.
+Each row is a process of its own that passes over the loader (once to start the workers, once timed), then trains (the same).
+train.py comes with timm's repository, not with its package, so its path is an argument.
 
-    python -m benchmarks.timm_train --train-py path/to/timm/train.py --data-dir DIR
+    python -m benchmarks.timm_train --train-py path/to/timm/train.py --data-dir DIR --photos-dir DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import re
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import ROOT, command_line, environment, markdown_table, write_result
+from timm_nfaug import train as launcher
+from timm_nfaug.pillow import guard_posterize
 
-RATE = re.compile(r"Train: .*\(\s*[\d.]+s,\s*([\d.]+)/s\)")  # the running average over the epoch
-LOSS = re.compile(r"Train: .*Loss:\s*([\d.]+)")
-
-
-# a stock train.py under the guard of timm_nfaug.pillow, without which RandAugment may end the epoch
-GUARDED = (
-    "import runpy, sys; from timm_nfaug.pillow import guard_posterize; guard_posterize(); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+RANDAUGMENT = ["--aa", "rand-m9-mstd0.5-inc1"]
+DEEP = "conv_p4_small.cifar10_jpeg"
 
 
-def subset(data_dir: Path, out: Path, per_class: int) -> int:
-    """An ImageFolder of links to the first images of each class; returns the number for training."""
+NFA = ["--aug", "nfa-s1-k32-p0.5-lnone"]  # modes of all images: a few images of each of many classes have none
+ARMS = {
+    "stock": [],
+    "RandAugment": RANDAUGMENT,
+    "NFA linear": NFA,
+    "NFA linear, in the workers": [*NFA, "--nfa-place", "dataset"],
+    "RandAugment and NFA linear": [*RANDAUGMENT, *NFA],
+    f"NFA {DEEP}": [*NFA, "--nfa-flow", DEEP, "--nfa-fit"],
+}
+
+
+def subset(data_dir: Path, out: Path, per_class: int, classes: int | None = None) -> int:
+    """An ImageFolder of links to the first images of each of the first classes; returns the number for training."""
     count = 0
     for split, n in (("train", per_class), ("val", max(1, per_class // 10))):
-        for folder in sorted(p for p in (data_dir / split).iterdir() if p.is_dir()):
+        for folder in sorted(p for p in (data_dir / split).iterdir() if p.is_dir())[:classes]:
             (out / split / folder.name).mkdir(parents=True)
             for image in sorted(folder.iterdir())[:n]:
                 (out / split / folder.name / image.name).symlink_to(image.resolve())
@@ -41,71 +52,104 @@ def subset(data_dir: Path, out: Path, per_class: int) -> int:
     return count
 
 
-def train_epoch(train_py: Path, data: Path, flags: list[str], launcher: bool, args) -> dict:
-    """One epoch in a process of its own; images/s and loss from the last training line of its log."""
-    start = [sys.executable, *(["-m", "timm_nfaug.train"] if launcher else ["-c", GUARDED]), str(train_py)]
+def drive() -> None:
+    """In the process of a row: ``train.py FLAGS``, whose four epochs become two of the loader alone and two of training."""
+    path, *flags = sys.argv[1:]
+    sys.argv = [path, *flags]
+    module = launcher.load_script(Path(path))
+    guard_posterize()
+    if any(f.startswith("--aug") for f in flags):
+        launcher.install(module)
+    train_one_epoch = module.train_one_epoch
+    rates: dict[str, float] = {}
+
+    def timed(epoch, model, loader, *args, **kwargs):
+        start, images, metrics = time.perf_counter(), 0, OrderedDict(loss=0.0)
+        if epoch < 2:
+            for x, _ in loader:
+                images += len(x)
+        else:
+            metrics = train_one_epoch(epoch, model, loader, *args, **kwargs)
+            images = len(loader) * loader.batch_sampler.batch_size  # drop_last: every batch is full
+        rates["loader" if epoch < 2 else "training"] = images / (time.perf_counter() - start)  # the second pass stays
+        if epoch == 3:
+            print("RATES " + json.dumps(rates | {"loss": float(metrics["loss"])}))
+        return metrics
+
+    module.train_one_epoch = timed
+    module.validate = lambda *args, **kwargs: OrderedDict(loss=0.0, top1=0.0, top5=0.0)
+    module.main()
+
+
+def row(train_py: Path, data: Path, case: dict[str, Any], flags: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(
-            [*start, "--data-dir", str(data), "--model", args.model, "--num-classes", "10", "--img-size", "32",
-             "--epochs", "1", "-b", "128", "--workers", "1", "--device", "cpu", "--log-interval", "5", "--lr", "0.01",
-             "--color-jitter", "0", "--seed", "0", "--output", out, *flags],
+            [sys.executable, "-c", "from benchmarks.timm_train import drive; drive()", str(train_py), "--data-dir", str(data),
+             "--model", case["model"], "--img-size", str(case["size"]), "--num-classes", str(case["classes"]), "--epochs", "4",
+             "-b", str(case["batch"]), "--workers", "1", "--device", "cpu", "--amp", "--amp-dtype", "bfloat16", "--lr", "0.01",
+             "--log-interval", "1000", "--seed", "0", "--output", out, *flags],
             capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-    if done.returncode:
+    line = next((s for s in done.stdout.splitlines() if s.startswith("RATES ")), None)
+    if done.returncode or line is None:
         raise SystemExit(f"{train_py} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    rates, losses = RATE.findall(done.stdout + done.stderr), LOSS.findall(done.stdout + done.stderr)
-    own = [line for line in done.stderr.splitlines() if "timm_nfaug" in line and "arn" in line]
-    return {"images_per_second": float(rates[-1]), "loss": float(losses[-1]), "own_warnings": len(own)}
+    return json.loads(line.removeprefix("RATES "))
+
+
+def table(results: list[dict[str, Any]]) -> list[list[str]]:
+    cells = [["", "loader alone, images/s", "over stock", "training, images/s", "over stock"]]
+    for case in results:
+        cells.append([f"**{case['model']}, {case['size']} px, batch {case['batch']}, {case['data']}**", "", "", "", ""])
+        stock = case["rows"]["stock"]
+        for name, rates in case["rows"].items():
+            cells.append([name])
+            for what in ("loader", "training"):
+                ratio = statistics.median(a / b for a, b in zip(rates[what], stock[what], strict=True))
+                cells[-1] += [f"{statistics.median(rates[what]):.0f}", f"{ratio:.2f}"]
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.timm_train", description=__doc__.split("\n")[0])
     parser.add_argument("--train-py", type=Path, required=True)
-    parser.add_argument("--data-dir", type=Path, required=True, help="ImageFolder tree of CIFAR-10's classes")
+    parser.add_argument("--data-dir", type=Path, required=True, help="ImageFolder tree of CIFAR-10's classes, train/ and val/")
     parser.add_argument("--data-name", default="CIFAR-10 (JPEG)")
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--per-class", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--flows", nargs="+", default=["linear.cifar10_jpeg", "conv_p4_small.cifar10_jpeg"])
+    parser.add_argument("--photos-dir", type=Path, required=True, help="the same of larger images, any classes")
+    parser.add_argument("--photos-name", default="ImageNet photographs")
+    parser.add_argument("--images", type=int, nargs=2, default=[2560, 256], help="a pass, of each")
+    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    arms: dict[str, tuple[bool, list[str]]] = {
-        "stock train.py": (False, []),
-        "timm RandAugment": (False, ["--aa", "rand-m9-mstd0.5-inc1"]),
-    }
-    for flow in args.flows:
-        arms[f"--aug nfa-s0.5-k32-p0.5, {flow}"] = (True, ["--aug", "nfa-s0.5-k32-p0.5", "--nfa-flow", flow])
-    runs = [(arm, pre) for arm in arms for pre in ("prefetcher", "no prefetcher")]
-    results = {f"{arm} ({pre})": {"images_per_second": [], "loss": [], "own_warnings": 0} for arm, pre in runs}
-    with tempfile.TemporaryDirectory() as folder:
-        count = subset(args.data_dir, Path(folder), args.per_class)
-        for _ in range(args.repeats):
-            for arm, pre in runs:
-                launcher, flags = arms[arm]
-                extra = ["--no-prefetcher"] if pre == "no prefetcher" else []
-                found = train_epoch(args.train_py, Path(folder), [*flags, *extra], launcher, args)
-                row = results[f"{arm} ({pre})"]
-                row["images_per_second"].append(found["images_per_second"])
-                row["loss"].append(found["loss"])
-                row["own_warnings"] += found["own_warnings"]
-    base = {pre: max(results[f"stock train.py ({pre})"]["images_per_second"]) for pre in ("prefetcher", "no prefetcher")}
-    rows = [["", "images/s", "share of stock"]]
-    for name, row in results.items():
-        pre = "no prefetcher" if "no prefetcher" in name else "prefetcher"
-        row["share_of_stock"] = max(row["images_per_second"]) / base[pre]
-        rows.append([name, f"{max(row['images_per_second']):.0f}", f"{row['share_of_stock']:.2f}"])
+    cases = [
+        {"model": "resnet18", "size": 32, "batch": 128, "classes": 10, "from": args.data_dir, "data": args.data_name},
+        {"model": "vit_small_patch16_224", "size": 224, "batch": 32, "classes": 1000, "from": args.photos_dir,
+         "data": args.photos_name},
+    ]  # fmt: skip
+    results = []
+    for case, images in zip(cases, args.images):
+        per_class = max(1, images // case["classes"])
+        with tempfile.TemporaryDirectory() as folder:
+            count = subset(case.pop("from"), Path(folder), per_class, min(images, case["classes"]))
+            rows: dict[str, dict[str, list[float]]] = {name: {} for name in ARMS}
+            for repeat in range(args.repeats):
+                for name, flags in ARMS.items():
+                    found = row(args.train_py, Path(folder), case, flags)
+                    print(f"{case['model']}, {repeat}, {name}: {found}", flush=True)
+                    for what, value in found.items():
+                        rows[name].setdefault(what, []).append(value)
+        results.append({**case, "images": count, "rows": rows})
     write_result(
         "timm_train",
         {
             "benchmark": "timm_train",
             "command": command_line("benchmarks.timm_train"),
-            "data": f"{args.data_name}, {count} training images, one epoch at 32 px",
+            "data": "; ".join(f"{c['images']} images of {c['data']}" for c in results),
             "seeds": [0],
             "environment": environment(),
-            "settings": {"model": args.model, "batch_size": 128, "workers": 1, "repeats": args.repeats},
+            "settings": {"workers": 1, "repeats": args.repeats, "amp": "bfloat16"},
             "results": results,
         },
     )
-    print(markdown_table(rows))
+    print(markdown_table(table(results)))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def loader_factory(
 
     Args:
         create_loader: timm's.
-        seed, rank: key of the random numbers, with epoch and batch; rank defaults to that of the environment.
+        seed, rank: key of the random numbers, with epoch and batch; rank defaults to the process's.
         fit: fit the augmentation to the first training data set; every process does so alike.
         num_classes: for `fit` where the data set does not know its classes.
         place: "batch", or "dataset": image by image in the loader's workers.
@@ -121,7 +121,7 @@ def loader_factory(
         given = signature.bind_partial(dataset, *args, **kwargs).arguments
         if not given.get("is_training") or given.get("no_aug"):
             return create_loader(dataset, *args, **kwargs)
-        own_rank = int(os.environ.get("RANK", 0)) if rank is None else rank  # timm sets it late where Slurm launched it
+        own_rank = process_rank() if rank is None else rank
         if fit:
             on = given | {"device": torch.device("cpu")} if place == "dataset" else given
             fit_to_dataset(augment, dataset, on, num_classes, quiet=own_rank > 0)
@@ -166,7 +166,7 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
 
     For a training script of one's own: ``add_args(parser)``, then ``loader = wrap_loader(loader, args)``. Mixup and random
     erasing of a timm loader leave it, and run after NFA. Random numbers are keyed by `args.seed` (0 if there is none), the
-    environment's RANK, epoch and batch; set `epoch` on the result when a training resumes.
+    process's rank, epoch and batch; set `epoch` on the result when a training resumes.
 
     Args:
         loader: timm's, or any that gives batches (images, labels) of hard labels (B,), uint8 or float images on any device.
@@ -183,7 +183,7 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
             "or put NFAugment into the data set's transform or NFAugmentedDataset around it"
         )
     num_classes = num_classes or getattr(args, "num_classes", None)
-    rank, mixup, erasing, inner = int(os.environ.get("RANK", 0)), None, None, loader
+    mixup, erasing, inner = None, None, loader
     if isinstance(loader, PrefetchLoader):
         inner = loader.loader
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
@@ -195,11 +195,11 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         check_classes(loader.dataset, augment)
     elif hasattr(loader.dataset, "transform"):  # read without the training's random crops
         given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
-        fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=rank > 0)
+        fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=process_rank() > 0)
     else:
         augment.fit(loader, num_classes, allow_empty=True)
     splits = loader.dataset.num_splits if isinstance(loader.dataset, AugMixDataset) else 0
-    return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), rank, mixup, erasing, splits)
+    return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
 
 
 def _batch_mixup(mixup: FastCollateMixup) -> FastCollateMixup:
@@ -220,12 +220,20 @@ def _expand(given: dict[str, Any], signature: inspect.Signature) -> dict[str, An
     return flat
 
 
+def process_rank() -> int:
+    """Of torch.distributed once that runs, before it as torchrun has said; 0 without either."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", 0))
+
+
 class NFALoader:
     """A timm training loader whose batches are augmented, then mixed, then erased; otherwise the loader itself.
 
     Args:
         augment: None where the data set does it (`WorkerDataset`).
         loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]), on any device, and hard labels (B,).
+        seed, rank: key of the random numbers, with epoch and batch; rank None is that of the process in each pass.
         mixup: applied after NFA, or None. erasing: applied last, or None.
         splits: number of augmentation splits in a batch; the first stays clean.
     """
@@ -237,7 +245,7 @@ class NFALoader:
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         seed: int = 0,
-        rank: int = 0,
+        rank: int | None = 0,
         mixup: Mixup | None = None,
         erasing: RandomErasing | None = None,
         splits: int = 0,
@@ -259,7 +267,7 @@ class NFALoader:
     def _after(self, images: Tensor, target: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         if self.augment is not None:
             self.augment.to(images.device)
-            g = keyed_generator(self.seed, self.rank, epoch, batch)
+            g = keyed_generator(self.seed, process_rank() if self.rank is None else self.rank, epoch, batch)
             clean = len(images) // self.splits if self.splits > 1 else 0
             new, _ = self.augment(images[clean:], target[clean:], generator=g)
             images = torch.cat([images[:clean], new]) if clean else new
