@@ -281,6 +281,10 @@ def test_list_flows():
     assert nfa.list_flows("conv_p4*") == ["conv_p4_base", "conv_p4_small", "conv_p4_tiny"]
     assert nfa.list_flows("*ms3") == ["resnet_ms3"]
     assert nfa.list_flows("nothing") == []
+    assert nfa.list_flows(["*ms3", "*tiny"]) == ["conv_p4_tiny", "resnet_ms3"]
+    assert nfa.list_flows("conv_p4*", exclude_filters=["*base", "*tiny"]) == ["conv_p4_small"]
+    assert nfa.list_flows("linear", pretrained=True) == ["linear.cifar10_jpeg"] == nfa.list_flows("*.cifar10*", True, "conv*")
+    assert all("." in name for name in nfa.list_flows(pretrained=True)) and not nfa.list_flows("lin", pretrained=True)
 
 
 def test_config_survives_the_trip_to_json():

@@ -11,14 +11,21 @@ from .config import FlowConfig, closest
 from .model import ConditionalFlow
 
 
-def list_flows(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of architectures, or with `pretrained` of the bundled flows.
+def list_flows(filter: str | list[str] = "", pretrained: bool = False, exclude_filters: str | list[str] = "") -> list[str]:
+    """Names of architectures, or with `pretrained` of the bundled flows, sorted; as timm's `list_models`.
 
     Args:
-        filter: a wildcard pattern such as ``"conv_p4*"``.
+        filter: a wildcard pattern such as ``"conv_p4*"``, or several, one of which must match. A pattern without a tag
+            matches every tag: ``"linear"`` also ``linear.cifar10_jpeg``.
+        exclude_filters: patterns of names to leave out.
     """
     names = hub.bundled_flows() if pretrained else sorted(ARCHITECTURES)
-    return fnmatch.filter(names, filter) if filter else names
+    return [n for n in names if (not filter or _matches(n, filter)) and not _matches(n, exclude_filters)]
+
+
+def _matches(name: str, patterns: str | list[str]) -> bool:
+    every = [patterns] if isinstance(patterns, str) else patterns
+    return any(fnmatch.fnmatchcase(name, p) or ("." not in p and fnmatch.fnmatchcase(name, f"{p}.*")) for p in every if p)
 
 
 def create_flow(
