@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import comparison, records
+from benchmarks import flow_memory as memory
 from benchmarks import linearity as linearities
 from benchmarks import throughput as throughputs
 from benchmarks import timm_matrix as matrix
@@ -77,6 +78,13 @@ def flow_speed() -> str:
             f"{f['share_of_peak']:.2f} / {i['share_of_peak']:.2f}", f"{row['round_trip_max']:.0e}",
         ])  # fmt: skip
     return f"{markdown_table(rows)}\n\n{source('flow_speed')}"
+
+
+def flow_memory() -> str:
+    r = result("flow_memory")
+    s, growth = r["settings"], ", ".join(f"{v:.2f} at depth {d}" for d, v in r["results"]["growth_at_twice_the_depth"].items())
+    head = f"{r['claim'].capitalize()}: {growth}. {s['flow']}, {s['hidden']} hidden channels, {r['data']}, {s['net_dtype']}."
+    return f"{head}\n\n{markdown_table(memory.table(r['results']))}\n\n{source('flow_memory')}"
 
 
 def flow_objectives() -> str:
@@ -279,8 +287,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation, proposition,
-        timm_train, timm_matrix, throughput, linearity, demo_digits, demo_cifar,
+        flows, moves, flow_speed, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation,
+        proposition, timm_train, timm_matrix, throughput, linearity, demo_digits, demo_cifar,
     )
 }
 

@@ -277,3 +277,60 @@ def test_log_scale_is_bounded_by_the_clamp():
     layer.net[-1].weight.mul_(1e4)
     per_value = layer(x)[1].abs() / x[0, 2:].numel()  # two of four channels are scaled
     assert per_value.max() <= layer.clamp + 1e-9
+
+
+REVERSIBLE = [n for n in CATALOGUE if n.startswith(("chain", "multiscale", "conv_p4", "architecture conv", "architecture res"))]
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+def test_reversible_backward_gives_the_same_gradients(name):
+    bijection, x = make(name)
+    bijection.requires_grad_()
+    weight = torch.randn_like(bijection(x)[0])
+    found = []
+    for reversible in (False, True):
+        for module in bijection.modules():
+            if isinstance(module, Chain):
+                module.reversible = reversible
+        bijection.zero_grad()
+        v = x.clone().requires_grad_()
+        y, log_det = bijection(v)
+        ((y * weight).sum() + (log_det * log_det.detach()).sum()).backward()
+        found.append([y, log_det, v.grad, *(p.grad for p in bijection.parameters())])
+    assert all(g is not None for g in found[0])
+    for plain, again in zip(*found):
+        torch.testing.assert_close(again, plain, rtol=1e-8, atol=1e-9)
+
+
+def test_reversible_backward_stores_nothing_a_layer():
+    """What autograd keeps for backward is the output, at any depth; without it, more with every layer."""
+
+    def stored(depth, reversible):
+        torch.manual_seed(0)
+        chain = build_network("conv_p4_tiny", (3, 16, 16), {"depth": depth, "hidden": 16})
+        chain.reversible = reversible
+        own = {p.data_ptr() for p in chain.parameters()}
+        sizes = {}
+
+        def keep(t):
+            if t.data_ptr() not in own:
+                sizes[t.data_ptr()] = t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y, log_det = chain(torch.randn(4, 3, 16, 16))
+        (y.square().sum() - log_det.sum()).backward()
+        return sum(sizes.values())
+
+    assert stored(4, True) == stored(8, True) == 4 * 3 * 16 * 16
+    assert stored(8, False) > 1.8 * stored(4, False) > 20 * stored(4, True)
+
+
+def test_reversible_backward_refuses_parameters_that_changed_since():
+    chain = build_network("conv_p4_tiny", (1, 8, 8), {"depth": 2, "hidden": 8})
+    chain.reversible = True
+    y, _ = chain(torch.randn(2, 1, 8, 8))
+    with torch.no_grad():
+        next(p for p in chain.parameters()).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

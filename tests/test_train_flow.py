@@ -11,6 +11,7 @@ import yaml
 
 import timm_nfaug as nfa
 from timm_nfaug import pixels
+from timm_nfaug.flows.chain import Chain
 from train_flow.__main__ import main
 from train_flow.config import TrainConfig
 from train_flow.data import Images, load_data
@@ -136,6 +137,17 @@ def test_fixed_random_gaussians_stay_where_they_are(toy_trainer):
     trainer.finish()
     stored = nfa.ConditionalFlow.from_pretrained(trainer.out / "flow").prior
     assert torch.equal(stored.mu, start[0]) and torch.equal(stored.s, start[1])
+
+
+def test_reversible_trains_the_same_flow(toy_trainer):
+    weights = []
+    for reversible in (False, True):
+        trainer = toy_trainer(str(reversible), steps=10, reversible=reversible)
+        assert trainer.run()
+        weights.append([p.detach().clone() for p in trainer.flow.network.parameters()])
+        assert all(m.reversible is reversible for m in trainer.flow.modules() if isinstance(m, Chain))
+    for plain, again in zip(*weights):
+        torch.testing.assert_close(again, plain, rtol=0, atol=2e-3)  # Adam magnifies differences of gradients near zero
 
 
 def test_glem_separates_more_than_ml(toy_trainer):

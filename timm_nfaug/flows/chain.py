@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .bijection import Bijection
 from .folded import fold
 from .pixel_linear import PixelLinear
+from .reversible import run_reversibly
 
 
 class Chain(Bijection):
@@ -24,8 +25,11 @@ class Chain(Bijection):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self._kept: tuple | None = None
+        self.reversible = False  # of the backward of a training, see `reversible`
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.reversible and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return run_reversibly(self.layers, x)
         log_det = x.new_zeros(x.shape[0])
         for layer in self._stages():
             x, ld = layer(x)
