@@ -1,7 +1,8 @@
 """Every flag of a real timm train.py that touches its images or labels, with and without NFA.
 
-Each case is one epoch on a few images, four times: the stock training, NFA at p 0 (which has to give the stock loss to the
-last bit), NFA on batches and NFA in the workers. What train.py's parser knows and no case names is listed as well.
+Each case is one epoch on a few images, five times: the stock training, NFA at p 0 (which has to give the stock loss to the
+last bit), NFA at a p so small that no image is augmented, NFA on batches and NFA in the workers (which have to differ from
+that). What train.py's parser knows and no case names is listed as well.
 
     python -m benchmarks.timm_matrix --train-py main=path/to/timm/train.py --data-dir DIR
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import math
 import os
@@ -27,6 +29,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from benchmarks.common import ROOT, command_line, environment, markdown_table, write_result
 from benchmarks.timm_train import subset
 from timm_nfaug import train as launcher
@@ -35,12 +39,6 @@ from timm_nfaug.pillow import guard_posterize
 PER_CLASS = 30
 NFA = ["--aug", "nfa-s0.5-k8-p1"]
 PLACES = {"batch": [], "dataset": ["--nfa-place", "dataset"]}
-# one process a rank, on the CPU, which train.py's DistributedDataParallel does not foresee
-RANK = (
-    "import sys, torch; D = torch.nn.parallel.DistributedDataParallel; I = D.__init__; "
-    "D.__init__ = lambda self, *a, device_ids=None, **k: I(self, *a, **k); "
-    "from timm_nfaug.train import main; main()"
-)
 
 
 @dataclass
@@ -67,7 +65,7 @@ CASES = [
     Case("--mixup 0.8 --mixup-off-epoch 1 --epochs 2", "works with the prefetcher and workers too, where stock timm mixes on"),
     Case(
         "--reprob 0.5 --remode pixel --recount 2",
-        "runs after NFA and mixup, on the batch, also with --no-prefetcher, where stock timm erases image by image",
+        "runs after NFA, and after mixup with the prefetcher; on the batch, where stock timm erases image by image without it",
         few=True,
     ),
     Case("--reprob 0.5 --mixup 0.8", "as both"),
@@ -76,7 +74,7 @@ CASES = [
     Case("--aug-splits 3 --jsd-loss --aa rand-m9-mstd0.5-inc1", "NFA leaves the first, clean split alone", few=True),
     Case("--aug-splits 3 --split-bn --resplit --reprob 0.5", "NFA and erasing leave the first split alone"),
     Case("--aug-repeats 3", "two processes; ranks and repeats are moved differently", distributed=True),
-    Case("--dist-bn reduce --sync-bn", "two processes", distributed=True, few=True),
+    Case("--dist-bn reduce", "two processes", distributed=True, few=True),
     Case("--batch-size 25 --grad-accum-steps 2"),
     Case("--channels-last"),
     Case("--amp --amp-dtype bfloat16"),
@@ -116,13 +114,7 @@ def run_here(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = launcher.load_script(train_py)
-            if nfa:
-                launcher.install(module)
-            else:
-                guard_posterize()
-            keep_losses(module, losses)
-            module.main()
+            load(train_py, nfa, losses).main()
     except SystemExit as e:
         return {"refused": f"{said.getvalue().strip().splitlines()[-1] if isinstance(e.code, int) else e.code}"}
     except Exception as e:  # the case's outcome
@@ -135,7 +127,13 @@ def run_here(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
     return {"losses": losses}
 
 
-def keep_losses(module: ModuleType, losses: list[float]) -> None:
+def load(train_py: Path, nfa: bool, losses: list[float]) -> ModuleType:
+    """The script, with the launcher or without, whose epochs add their losses to `losses`."""
+    module = launcher.load_script(train_py)
+    if nfa:
+        launcher.install(module)
+    else:
+        guard_posterize()
     train_one_epoch = module.train_one_epoch
 
     def kept(*args, **kwargs):
@@ -144,12 +142,23 @@ def keep_losses(module: ModuleType, losses: list[float]) -> None:
         return metrics
 
     module.train_one_epoch = kept
+    return module
+
+
+def rank() -> None:
+    """One process of torchrun: ``train.py FLAGS``, on the CPU, which its DistributedDataParallel does not foresee."""
+    init = torch.nn.parallel.DistributedDataParallel.__init__
+    torch.nn.parallel.DistributedDataParallel.__init__ = lambda self, *a, device_ids=None, **k: init(self, *a, **k)
+    sys.argv, losses = sys.argv[1:], []
+    load(Path(sys.argv[0]), "--aug" in sys.argv, losses).main()
+    if os.environ["RANK"] == "0":
+        print(f"LOSSES {json.dumps(losses)}", flush=True)
 
 
 def run_ranks(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
-    """One training of two processes under torchrun; its losses are those of the log."""
+    """One training of two processes under torchrun: the losses of the first."""
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
-        script.write(RANK)
+        script.write("from benchmarks.timm_matrix import rank; rank()")
         script.flush()
         done = subprocess.run(
             [
@@ -162,17 +171,16 @@ def run_ranks(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
     if done.returncode:
         ends = [line for line in text.splitlines() if re.search(r"^error: |Error: |error: ", line)]
         return {"refused" if any(line.startswith("error: ") for line in ends) else "error": (ends or [text[-300:]])[-1]}
-    losses = [float(v) for v in re.findall(r"Train: .*Loss:\s*[\d.]+ \(\s*([\d.]+)\)", text)]
-    return {"losses": losses} if losses else {"error": "no loss in the log"}
+    return {"losses": json.loads(re.search(r"^LOSSES (.*)$", text, re.M)[1])}
 
 
 def run_case(case: Case, train_py: Path, known: set[str], data: str, prefetcher: bool) -> dict[str, Any] | None:
-    """What each of the four trainings gave; None where this train.py does not know a flag."""
+    """What each of the five trainings gave; None where this train.py does not know a flag."""
     words = case.flags.split()
     if flag_names(case.flags) - known:
         return None
     found = {}
-    for how in ("stock", "p0", *PLACES):
+    for how in ("stock", "p0", "idle", *PLACES):
         with tempfile.TemporaryDirectory() as out:
             flags = [
                 "--data-dir", data, "--output", out, "--num-classes", "10", "--device", "cpu", "--seed", "0", "--lr", "0.01",
@@ -186,6 +194,8 @@ def run_case(case: Case, train_py: Path, known: set[str], data: str, prefetcher:
                 flags.append("--no-prefetcher")
             if how == "p0":
                 flags += ["--aug", "nfa-p0"]
+            elif how == "idle":
+                flags += ["--aug", "nfa-p0.000000001"]
             elif how != "stock":
                 flags += NFA + PLACES[how]
             found[how] = (run_ranks if case.distributed else run_here)(train_py, flags, how != "stock")
@@ -203,7 +213,9 @@ def verdict(found: dict[str, Any], place: str) -> str:
         return f"FAILS: {new['error']}"
     if p0.get("losses") != stock["losses"]:
         return "FAILS: p 0 is not the stock training"
-    return "works" if new["losses"] != stock["losses"] else "off"
+    if found["idle"].get("losses") == new["losses"]:
+        return "off" if new["losses"] == stock["losses"] else "FAILS: no image was augmented"
+    return "works"
 
 
 def run_version(name: str, train_py: Path, data: str, all_cases: bool) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, create_transform
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
 from timm_nfaug import timm_fit
+from timm_nfaug.timm_dataset import WorkerDataset
 from timm_nfaug.timm_fit import NFAError, check_classes, fit_to_dataset, spread
 from timm_nfaug.timm_hook import NFALoader
 
@@ -356,3 +357,70 @@ def test_a_script_of_another_shape_is_named(tmp_path):
             [sys.executable, "-m", "timm_nfaug.train", argument], capture_output=True, text=True, cwd=ROOT
         )
         assert done.returncode != 0 and message in done.stderr
+
+
+def test_every_process_fits_a_plain_loader_alike(toy_images):
+    """Whatever share of the data its sampler gives it, in whatever order."""
+    levels, y = toy_images
+    found = []
+    for rank in (0, 1):
+        data = list(zip(levels, y.tolist()))
+        sampler = torch.utils.data.DistributedSampler(data, 2, rank)
+        state = torch.get_rng_state()
+        loader = nfa.wrap_loader(DataLoader(data, batch_size=20, sampler=sampler), parsed("--aug", "nfa-p1"), num_classes=3)
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append(loader.augment.flow.prior.modes)
+    assert torch.equal(*found)
+
+
+def test_fit_reads_without_the_transform_that_torchvision_holds_twice(tmp_path):
+    root = tree(tmp_path / "data", ["a", "b"])
+    plain, pair = to_fit(modes=3), to_fit(modes=3)
+    dataset = ImageFolder(str(root))
+    fit_to_dataset(plain, dataset, FIT)
+
+    class Pair(ImageFolder):  # as VOC, COCO and others of torchvision read
+        def __getitem__(self, i):
+            path, k = self.samples[i]
+            return self.transforms(self.loader(path), k)
+
+    fit_to_dataset(pair, Pair(str(root), transform=lambda image: 1 / 0), FIT)
+    assert torch.equal(plain.flow.prior.modes, pair.flow.prior.modes)
+
+
+def worker_data(root, cls=ImageFolder):
+    augment = to_fit(modes=3)
+    dataset = cls(str(root))
+    fit_to_dataset(augment, dataset, FIT)
+    data = WorkerDataset(dataset, augment, seed=1)
+    data.transform = create_transform(32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0)
+    return data
+
+
+def test_worker_data_set_in_spawned_workers_and_over_batched_readers(tmp_path):
+    class Batched(ImageFolder):  # torch's loaders prefer this, if WorkerDataset let them see it
+        def __getitems__(self, indices):
+            return [self[i] for i in indices]
+
+    root = tree(tmp_path / "data", ["a", "b"])
+    data = worker_data(root)
+    assert data.class_to_idx == {"a": 0, "b": 1} and len(data) == 12
+
+    def images(data, **kwargs):
+        loader = NFALoader(DataLoader(data, 6, **kwargs), None)
+        return [torch.cat([x for x, _ in loader]) for _ in range(2)]
+
+    first, second = images(data)
+    assert not torch.equal(first, second), "each epoch has its own numbers"
+    for others in (images(data, num_workers=1, multiprocessing_context="spawn", persistent_workers=True),
+                   images(worker_data(root, Batched))):  # fmt: skip
+        assert torch.equal(others[0], first) and torch.equal(others[1], second)
+    with pytest.raises(NFAError, match="no conversion to a tensor.*take --nfa-place batch"):
+        data.transform = torch.nn.Identity()
+
+
+def test_what_a_batch_holds_beside_images_and_labels_passes(toy_images):
+    levels, y = toy_images
+    loader = DataLoader(list(zip(levels, y.tolist(), range(60))), batch_size=20)
+    wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-p1"), num_classes=3)
+    assert torch.equal(torch.cat([index for _, _, index in wrapped]), torch.arange(60))

@@ -214,20 +214,24 @@ REFUSED = {
     "sizes in the workers": (["--train-img-sizes", 32, 48, "--nfa-place", "dataset"], "take --nfa-place batch"),
     "channels": (["--in-chans", 1, "--nfa-flow", "conv_p4_tiny.digits"], "other classes|knows the classes"),
     "channels of colour": (["--in-chans", 1, "--nfa-flow", "conv_p4_small.cifar10_jpeg"], "images of 3 channels, --in-chans"),
+    "a place that is none": (["--config", "{tmp}/place.yaml"], "nfa_place must be one of batch, dataset, got 'worker'"),
     "twice": (["--aa", "nfa"], "both ask for NFA"),
     "NaFlex": (["--naflex-loader"], "does not work with --naflex-loader"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused(run, capsys, what):
+def test_refused(run, capsys, caplog, tmp_path, what):
     flags, message = REFUSED[what]
+    (tmp_path / "place.yaml").write_text("nfa_place: worker\n")
+    flags = [str(f).replace("{tmp}", str(tmp_path)) for f in flags]
     if what == "NaFlex" and not hasattr(timm.data, "create_naflex_loader"):
         pytest.skip("this timm has none")
     if what == "sizes in the workers" and "input_size_choices" not in inspect.signature(timm.data.create_loader).parameters:
         pytest.skip("this timm has none")
-    with pytest.raises(SystemExit) as e:
+    with pytest.raises(SystemExit) as e, caplog.at_level("INFO"):
         run(*FLAGS, *flags)
+    assert "modes of" not in caplog.text, "refused before the data set is read"
     assert re.search(message, f"{e.value} {capsys.readouterr().err}")
 
 

@@ -36,6 +36,8 @@ def flags() -> argparse.Namespace:
 def install() -> None:
     """Hooks NFA into the train.py that is running."""
     script = sys.modules["__main__"]
+    if getattr(script, "__spec__", None) is not None and script.__spec__.name == "timm_nfaug.train":
+        raise SystemExit("error: the launcher needs no plugin; drop timm_nfaug.plugin from --device-modules")
     check_script(script, getattr(script, "__file__", None) or "the running program")
     own = flags()
     values = script._parse_args()[0] if hasattr(script, "_parse_args") else script.parser.parse_args()

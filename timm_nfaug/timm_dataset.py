@@ -13,7 +13,7 @@ from torchvision.transforms import Compose
 
 from .augment import NFAugment
 from .perturb import keyed_generator
-from .timm_fit import NFAError
+from .timm_fit import NFAError, set_transform
 
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}  # of timm and torchvision
 
@@ -50,8 +50,12 @@ class WorkerDataset(Dataset):
         steps = list(getattr(transform, "transforms", ()))
         at = next((i for i, step in enumerate(steps) if type(step).__name__ in TO_TENSOR), None)
         if at is None:
-            raise NFAError(f"found no conversion to a tensor in the transform, before which NFA would run: {transform}")
-        self.dataset.transform, self.after = Compose(steps[:at]), Compose(steps[at:])
+            raise NFAError(
+                "found no conversion to a tensor in the transform, before which NFA would run; take --nfa-place batch. "
+                f"The transform: {transform}"
+            )
+        set_transform(self.dataset, Compose(steps[:at]))
+        self.after = Compose(steps[at:])
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -64,12 +68,14 @@ class WorkerDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         image, label, *rest = self.dataset[index]
         if not isinstance(image, Image.Image):
-            raise NFAError(f"--nfa-place dataset augments PIL images, the data set gave {type(image).__name__}")
+            kind = type(image).__name__
+            raise NFAError(f"--nfa-place dataset augments PIL images, the data set gave {kind}; take --nfa-place batch")
         g = keyed_generator(self.seed, self.rank, int(self._epoch), index, zlib.crc32(image.tobytes()))
         image, _ = self.augment(image, label, generator=g)
         return (image if self.after is None else self.after(image), label, *rest)
 
     def __getattr__(self, name: str):  # reader, filename, class_to_idx, ...
-        if name == "dataset":  # not set yet: while unpickling
+        # while unpickling there is no data set yet; and torch would fetch whole batches past NFA by __getitems__
+        if name == "dataset" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)

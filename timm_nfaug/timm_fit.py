@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.data import AugMixDataset, create_transform
 from torch.utils.data import DataLoader, IterableDataset, Subset
+from torchvision.datasets.vision import StandardTransform
 
 from .augment import NFAugment
 
@@ -60,9 +61,10 @@ def fit_to_dataset(
         raise NFAError(f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow")
     start = time.monotonic()
     data = copy.copy(base)
-    data.transform = create_transform(
+    plain = create_transform(
         size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
     )
+    set_transform(data, plain)
     labels, count = ([0] * len(base), FIT_IMAGES_POOLED) if pooled else (_labels(base), FIT_IMAGES)
     if labels is not None:
         data = Subset(data, spread(labels, max(count, 8 * augment.modes)))
@@ -81,6 +83,13 @@ def fit_to_dataset(
             "NFA: %d of %d classes have fewer than %d images and so fewer than %d modes; the fewest: %d",
             few, classes, augment.modes + 1, augment.modes, int(found.min()),
         )  # fmt: skip
+
+
+def set_transform(dataset, transform) -> None:
+    """Sets the transform of the images; in some of torchvision's data sets it is held a second time, in a pair."""
+    dataset.transform = transform
+    if getattr(dataset, "transforms", None) is not None:
+        dataset.transforms = StandardTransform(transform, getattr(dataset, "target_transform", None))
 
 
 def _labels(dataset) -> list[int] | None:

@@ -19,6 +19,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import PrefetchLoader, adapt_to_chs, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
 from .flows.model import ConditionalFlow
@@ -70,6 +71,8 @@ def augment_from_args(args) -> NFAugment | None:
     """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
     if not getattr(args, "aug", None):
         return None
+    if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
+        raise ValueError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")
     size = getattr(args, "input_size", None)  # C H W
     channels = getattr(args, "in_chans", None) or (size[0] if size else None)  # as train.py has it
     if args.nfa_flow == LINEAR:
@@ -122,12 +125,6 @@ def loader_factory(
         if not given.get("is_training") or given.get("no_aug"):
             return create_loader(dataset, *args, **kwargs)
         own_rank = process_rank() if rank is None else rank
-        if fit:
-            on = given | {"device": torch.device("cpu")} if place == "dataset" else given
-            fit_to_dataset(augment, dataset, on, num_classes, quiet=own_rank > 0)
-            fit = False
-        else:
-            check_classes(dataset, augment)
         if place == "dataset":
             if given.get("use_multi_epochs_loader"):
                 raise NFAError("--nfa-place dataset cannot tell the epochs of --use-multi-epochs-loader; drop one of them")
@@ -142,6 +139,12 @@ def loader_factory(
         splits = given.get("num_aug_splits") or 0
         if splits and not given.get("use_prefetcher", True):
             raise NFAError("--aug-splits needs the prefetcher, whose collate function joins the splits; drop --no-prefetcher")
+        if fit:  # last, as it may read many images
+            on = given | {"device": torch.device("cpu")} if place == "dataset" else given
+            fit_to_dataset(augment, dataset, on, num_classes, quiet=own_rank > 0)
+            fit = False
+        else:
+            check_classes(dataset, augment)
         if given.get("re_prob"):
             device = given.get("device", torch.device("cuda")) if given.get("use_prefetcher", True) else "cpu"
             erasing = RandomErasing(
@@ -197,7 +200,14 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
         fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=process_rank() > 0)
     else:
-        augment.fit(loader, num_classes, allow_empty=True)
+        whole = loader
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            # every process fits to all of it, in order, whatever the loader's sampler chooses
+            whole = DataLoader(
+                loader.dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
+                generator=torch.Generator(),
+            )  # fmt: skip
+        augment.fit(whole, num_classes, allow_empty=True)
     splits = loader.dataset.num_splits if isinstance(loader.dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
 
@@ -256,13 +266,13 @@ class NFALoader:
         self.seed, self.rank, self.mixup, self.erasing, self.splits = seed, rank, mixup, erasing, splits
         self.epoch = 0  # of the next pass; counted here unless set before it, as the launcher does
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         dataset = getattr(self.loader, "dataset", None)
         if isinstance(dataset, WorkerDataset):
             dataset.set_epoch(epoch)
-        for i, (images, target) in enumerate(self.loader):
-            yield self._after(images, target, epoch, i)
+        for i, (images, target, *rest) in enumerate(self.loader):
+            yield (*self._after(images, target, epoch, i), *rest)
 
     def _after(self, images: Tensor, target: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         if self.augment is not None:
