@@ -42,8 +42,9 @@ from torchvision.transforms import v2
 from benchmarks.arms import RANDAUGMENT
 from benchmarks.classifier import make_classifier
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
-from timm_nfaug import NFAugment, create_flow, pixels
+from timm_nfaug import NFAugment, create_flow, lift, pixels
 from timm_nfaug.hub import write_atomically
+from timm_nfaug.perturb import displacement, draw_noise
 from timm_nfaug.pillow import guard_posterize
 
 BASE = "timm RandAugment (PIL)"
@@ -158,10 +159,28 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
     for name, augment in flows.items():
         moved = copy.deepcopy(augment).to(device)
         found[f"NFA {name} (uint8 batch)"] = (lambda a=moved: a(levels, labels), batch)
+        if not moved.flow.is_linear:
+            found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, levels, labels), batch)
     normalised = copy.deepcopy(linear).to(device)
     normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
     return {name: (_synchronised(call, device), count) for name, (call, count) in found.items()}
+
+
+def decoding(augment: NFAugment, levels: Tensor, labels: Tensor) -> Call:
+    """NFA on images whose codes are known, as they are where the same images come every epoch."""
+    flow, g = augment.flow, torch.Generator().manual_seed(0)
+    small = lift.down(pixels.levels_to_model(levels), flow.config.input_size[1:])
+    with torch.no_grad():
+        codes, _ = flow(small)
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        noise = draw_noise(len(codes), augment.modes, g).to(codes.device)
+        moved = codes + augment.strength * displacement(flow, labels, noise, augment.kind, augment.modes)
+        return lift.add(levels, (flow.inverse(moved) - small).clamp_(-2, 2) * 128, [0] * 3, [255] * 3)
+
+    return call
 
 
 def training_steps(size: int, device: str) -> dict[str, tuple[Call, int]]:

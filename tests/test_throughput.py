@@ -38,11 +38,13 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
 
 def test_what_is_timed_is_an_augmentation():
     """Each NFA candidate changes every image; the float one works on the levels' normalised twin."""
-    flows = {"linear": throughput.augmentation("linear")}
+    flows = {name: throughput.augmentation(name) for name in ("linear", "conv_p4_tiny")}
     calls = throughput.candidates(48, flows, "cpu")
     levels = throughput.smooth_levels(128, 48, torch.Generator().manual_seed(0))
     out, _ = calls["NFA linear (uint8 batch)"][0]()
     assert out.shape == levels.shape and (out != levels).flatten(1).any(1).all()
+    decoded = calls["NFA conv_p4_tiny, decode only (uint8 batch)"][0]()
+    assert decoded.shape == levels.shape and (decoded != levels).flatten(1).any(1).all()
     normal, _ = calls["NFA linear (float batch)"][0]()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (throughput.IMAGENET_DEFAULT_MEAN, throughput.IMAGENET_DEFAULT_STD))
     unit = normal * std + mean

@@ -1,0 +1,123 @@
+"""Measures every ratio that the README and the docs claim again, at small size, in minutes: claim, figure, verdict.
+
+    python -m benchmarks.claims              # all; ends with 1 where a figure falls short
+    python -m benchmarks.claims --only augmentation memory
+
+What is measured in full, with its spread, is in benchmarks/results; this is to see on one's own machine what holds there. A
+busy machine makes figures fall short. Claims about accuracy take trainings, and are not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks import flow_memory, flow_speed, throughput
+from benchmarks.common import ROOT, timed
+from timm_nfaug.pillow import guard_posterize
+
+Claim = tuple[str, float, str, float]  # what, figure, "at most" or "at least", limit
+
+
+def augmentation() -> Iterator[Claim]:
+    """On one thread."""
+    guard_posterize()
+    flows = {"linear": throughput.augmentation("linear")}
+    for size in throughput.CLAIMED_SIZES:
+        calls = throughput.candidates(size, flows, "cpu")
+        pair = {name: calls[name] for name in (throughput.BASE, throughput.CLAIMED)}
+        times = timed({name: call for name, (call, _) in pair.items()}, 5, 0.2)
+        base, own = (times[name]["median"] / images for name, (_, images) in pair.items())
+        yield f"NFA linear over timm RandAugment, us an image, {size} px", own / base, "at most", throughput.CLAIM
+
+
+def decoding() -> Iterator[Claim]:
+    """On two threads."""
+    size, name = 32, "conv_p4_tiny"
+    own = throughput.candidates(size, {"linear": throughput.augmentation("linear"), name: throughput.augmentation(name)}, "cpu")
+    calls = {"own": own[f"NFA {name}, decode only (uint8 batch)"], **throughput.training_steps(size, "cpu")}
+    times = timed({k: call for k, (call, _) in calls.items()}, 5, 0.3)
+    decode, step = (times[k]["median"] / images for k, (_, images) in calls.items())
+    yield f"NFA {name}, decode only, over a ResNet18 bfloat16 training step, an image", decode / step, "at most", 0.1
+
+
+def flows() -> Iterator[Claim]:
+    """On two threads."""
+    with torch.no_grad():
+        arguments = argparse.Namespace(
+            threads=2, batch=64, repeats=5, min_seconds=0.3, flows=["conv_p4_small", "conv_p4_tiny"], device="cpu", seed=0
+        )
+        rows = flow_speed.measure(arguments)[0]["flows"]
+    for direction in flow_speed.DIRECTIONS:
+        ratio = rows[flow_speed.CLAIMED_FLOW][direction]["speedup_over"][flow_speed.BASELINE]["median"]
+        yield f"conv_p4_small over {flow_speed.BASELINE}, {direction}, images/s", ratio, "at least", flow_speed.CLAIMED_SPEEDUP
+    for name, share in (("conv_p4_small", 0.75), ("conv_p4_tiny", 0.6)):
+        for direction in flow_speed.DIRECTIONS:
+            yield f"{name}, {direction}, share of the convolution peak", rows[name][direction]["share_of_peak"], "at least", share
+
+
+def memory() -> Iterator[Claim]:
+    """On two threads, a process each point."""
+    mb = {}
+    for depth in (12, 24):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.flow_memory", "--point", str(depth), "1", "--repeats", "1", "--batch-size", "32"],
+            capture_output=True, text=True, cwd=ROOT, check=True, env={**os.environ, **flow_memory.RETURN_MEMORY},
+        )  # fmt: skip
+        mb[depth] = json.loads(done.stdout.splitlines()[-1])["mb"]
+    yield "reversible training step, memory at depth 24 over depth 12", mb[24] / mb[12], "at most", flow_memory.LIMIT
+
+
+# name: (threads, measure, package it needs)
+GROUPS: dict[str, tuple[int, Callable[[], Iterator[Claim]], str | None]] = {
+    "augmentation": (1, augmentation, None),
+    "decoding": (2, decoding, None),
+    "flows": (2, flows, "normflows"),
+    "memory": (2, memory, None),
+}
+
+
+def holds(figure: float, sense: str, limit: float) -> bool:
+    return figure <= limit if sense == "at most" else figure >= limit
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)  # in a process with its threads pinned
+    args = parser.parse_args(argv)
+    if args.group:
+        torch.set_num_threads(GROUPS[args.group][0])
+        print("CLAIMS " + json.dumps(list(GROUPS[args.group][1]())))
+        return 0
+    short: list[Any] = []
+    for name in args.only:
+        threads, _, package = GROUPS[name]
+        if package and not importlib.util.find_spec(package):
+            print(f"{name}: not measured, {package} is not installed; pip install '.[bench]'")
+            continue
+        pinned = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.claims", "--group", name],
+            capture_output=True, text=True, cwd=ROOT, env={**os.environ, **pinned},
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
+        line = next(s for s in done.stdout.splitlines() if s.startswith("CLAIMS "))
+        for what, figure, sense, limit in json.loads(line.removeprefix("CLAIMS ")):
+            verdict = "holds" if holds(figure, sense, limit) else "FALLS SHORT"
+            short += [what] * (verdict != "holds")
+            print(f"{what}: {figure:.2f}, {sense} {limit:g}: {verdict}", flush=True)
+    return 1 if short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""benchmarks.claims measures, prints a verdict a line, and ends with 1 where a figure falls short."""
+
+import re
+
+import pytest
+
+from benchmarks import claims
+
+
+def test_a_group_is_measured_in_a_process_of_its_own(capsys):
+    code = claims.main(["--only", "memory"])
+    (line,) = capsys.readouterr().out.splitlines()
+    figure = float(re.fullmatch(r"reversible training step.*: ([\d.]+), at most 1\.1: (holds|FALLS SHORT)", line)[1])
+    assert 0.5 < figure < 1.1 and code == 0  # of stored activations it would be 2
+
+
+@pytest.mark.parametrize(("figure", "sense", "limit", "verdict"), [
+    (0.4, "at most", 0.5, True), (0.6, "at most", 0.5, False), (4.1, "at least", 4, True), (3.9, "at least", 4, False),
+])  # fmt: skip
+def test_verdicts(figure, sense, limit, verdict):
+    assert claims.holds(figure, sense, limit) is verdict
+
+
+def test_the_cheap_claim_is_about_what_the_throughput_benchmark_claims(monkeypatch):
+    monkeypatch.setattr(claims, "timed", lambda calls, *_: {name: {"median": call() is not None} for name, call in calls.items()})
+    found = list(claims.augmentation())
+    assert [f"{size} px" in what for (what, *_), size in zip(found, (32, 224))] == [True, True]
+    assert all(figure == 1 / images and limit == 0.5 for (_, figure, _, limit), images in zip(found, (128, 32)))
