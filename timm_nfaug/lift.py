@@ -40,8 +40,11 @@ def add(x: Tensor, change: Tensor, low: Sequence[float], high: Sequence[float], 
         if x.dtype == torch.uint8:  # integers are quicker than floats, which would be converted back
             part = part.round_().to(torch.int16)
         part.add_(x[where])
-        for c, (least, most) in enumerate(zip(low, high, strict=True)):
-            part[:, c].clamp_(least, most)
+        if len(set(low)) == len(set(high)) == 1:
+            part.clamp_(low[0], high[0])
+        else:
+            for c, (least, most) in enumerate(zip(low, high, strict=True)):
+                part[:, c].clamp_(least, most)
         out[where] = part if rows is None else part.to(x.dtype)
     return out
 
