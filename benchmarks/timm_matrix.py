@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from timm_nfaug import train as launcher
 from timm_nfaug.pillow import guard_posterize
 
 PER_CLASS = 30
+RANKS_SECONDS, RANKS_TRIES = 120, 4
 NFA = ["--aug", "nfa-s0.5-k8-p1"]
 PLACES = {"batch": [], "dataset": ["--nfa-place", "dataset"]}
 
@@ -156,19 +158,28 @@ def rank() -> None:
 
 
 def run_ranks(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
-    """One training of two processes under torchrun: the losses of the first."""
+    """One training of two processes under torchrun: the losses of the first.
+
+    Workers forked beside the threads of torch.distributed hang now and then, with NFA and without; then it is tried again.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write("from benchmarks.timm_matrix import rank; rank()")
         script.flush()
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script.name, train_py,
-                *flags,
-            ],
-            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    text = done.stdout + done.stderr
-    if done.returncode:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script.name, train_py]
+        for _ in range(RANKS_TRIES):
+            process = subprocess.Popen(
+                [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            try:
+                text, _ = process.communicate(timeout=RANKS_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        else:
+            return {"error": f"no end in {RANKS_SECONDS} seconds, {RANKS_TRIES} times"}
+    if process.returncode:
         ends = [line for line in text.splitlines() if re.search(r"^error: |Error: |error: ", line)]
         return {"refused" if any(line.startswith("error: ") for line in ends) else "error": (ends or [text[-300:]])[-1]}
     return {"losses": json.loads(re.search(r"^LOSSES (.*)$", text, re.M)[1])}
