@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -168,14 +167,14 @@ def run_ranks(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script.name, train_py]
         for _ in range(RANKS_TRIES):
             process = subprocess.Popen(
-                [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             try:
                 text, _ = process.communicate(timeout=RANKS_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.terminate()  # torchrun then ends the processes that it has started
                 process.communicate()
         else:
             return {"error": f"no end in {RANKS_SECONDS} seconds, {RANKS_TRIES} times"}
