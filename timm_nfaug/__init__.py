@@ -1,7 +1,8 @@
 """timm_nfaug: learned augmentation for timm by class-conditional normalizing flows."""
 
 from .augment import NFAugment, nf_augment_transform
-from .dataset import NFAugmentedDataset
+from .cache import NFACache
+from .dataset import CachedNFADataset, NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
 from .perturb import perturb
@@ -10,7 +11,9 @@ from .timm_hook import add_args, wrap_loader
 __version__ = "0.1.0"
 
 __all__ = [
+    "CachedNFADataset",
     "ConditionalFlow",
+    "NFACache",
     "NFAugment",
     "NFAugmentedDataset",
     "add_args",

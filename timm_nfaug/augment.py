@@ -176,12 +176,7 @@ class NFAugment(v2.Transform):
         return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
 
     def _transform_pil(self, image: PIL.Image.Image, params: dict[str, Any]) -> PIL.Image.Image:
-        c = self.flow.config.input_size[0]
-        array = np.asarray(image).reshape(image.height, image.width, c).transpose(2, 0, 1)
-        levels = torch.from_numpy(np.array(array, order="C")).unsqueeze(0)  # plane by plane, as what is added to it
-        out = self._transform_batch(levels, params)[0].numpy()
-        planes = [PIL.Image.frombuffer("L", image.size, plane, "raw", "L", 0, 1) for plane in out]
-        return PIL.Image.merge(image.mode, planes)  # several times quicker than interleaving them in numpy
+        return pixels.image_of(self._transform_batch(pixels.levels_of(image).unsqueeze(0), params)[0])
 
     @torch.no_grad()
     def _transform_batch(self, x: Tensor, params: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""NFAugmentedDataset: a data set and augmented copies of it, the same for any number of workers."""
+"""Data sets whose images are augmented before their transform, the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,107 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from . import lift, pixels
 from .augment import NFAugment
+from .cache import NFACache
 from .hub import write_atomically
-from .perturb import keyed_generator
+from .perturb import check_strength, draw_noise, keyed_generator
 
 
-class NFAugmentedDataset(Dataset):
+class _Wrapped(Dataset):
+    """A map-style data set of (image, label) pairs whose transform has moved out, to run after what a subclass does."""
+
+    def __init__(self, base: Dataset, seed: int):
+        if not hasattr(base, "__len__"):
+            raise TypeError(f"{type(self).__name__} needs a map-style data set with a length, got {type(base).__name__}")
+        self.base = copying.copy(base)  # its transform is taken over without changing the caller's
+        self.transform = getattr(base, "transform", None)
+        if self.transform is not None:
+            self.base.transform = None
+            if hasattr(self.base, "transforms"):  # torchvision's VisionDataset applies this pair
+                self.base.transforms = None
+                self.base.transforms = _target_only(getattr(base, "target_transform", None))
+        self.seed = seed
+        # shared memory: workers that live on through epochs see a new epoch without being started again
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def classes(self):
+        return self.base.classes
+
+    @property
+    def class_to_idx(self):
+        return self.base.class_to_idx
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of the next pass; without it every epoch repeats the first."""
+        self._epoch.fill_(epoch)
+        if hasattr(self.base, "set_epoch"):
+            self.base.set_epoch(epoch)
+
+    # what timm's loaders and evaluation scripts ask of a data set
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """File name of the original that sample `index` was made from."""
+        return self.base.filename(index % len(self.base), basename, absolute)
+
+    def filenames(self, basename: bool = False, absolute: bool = False) -> list[str]:
+        return self.base.filenames(basename, absolute) * (len(self) // len(self.base))
+
+
+class CachedNFADataset(_Wrapped):
+    """A data set whose images are moved along the modes of their class by what a cache knows of them: no flow in training.
+
+    Augmentation comes before the transform, on the images that the cache was made from. The random numbers of a sample
+    follow from (seed, epoch, index) alone; call `set_epoch`. It works under timm's `create_loader`, which sets `transform`.
+
+    Args:
+        base: the data set of the cache; its `transform`, if it has one, moves to the wrapper.
+        cache: see `NFACache.build`.
+        strength, p: as of `NFAugment`.
+        modes: number of modes moved along; those of the cache unless given.
+    """
+
+    def __init__(
+        self,
+        base: Dataset,
+        cache: NFACache,
+        strength: float = 1.0,
+        p: float = 0.5,
+        modes: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(base, seed)
+        if len(base) != len(cache):
+            raise ValueError(f"the cache holds {len(cache)} images, the data set has {len(base)}; build a cache of this one")
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+            raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
+        self.modes = cache.modes if modes is None else modes
+        if not 1 <= self.modes <= cache.modes:
+            raise ValueError(f"modes must be from 1 to the {cache.modes} of the cache, got {modes!r}")
+        self.cache, self.strength, self.p = cache, check_strength(strength), p
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
+        index %= len(self)
+        image, *rest = self.base[index]
+        g = keyed_generator(self.seed, int(self._epoch), index)
+        if self.strength and torch.rand((), generator=g) < self.p:
+            change = self.cache.change(index, image, draw_noise(1, self.modes, g)[0], self.strength).clamp_(-2, 2)
+            levels = pixels.levels_of(image).unsqueeze(0)
+            c = levels.shape[1]
+            levels = lift.add(levels, change.unsqueeze(0) * 128, [0] * c, [255] * c)[0]
+            image = pixels.image_of(levels) if isinstance(image, Image.Image) else levels
+        if self.transform is not None:
+            image = self.transform(image)
+        return (image, *rest)
+
+
+class NFAugmentedDataset(_Wrapped):
     """``(1 + copies) * len(base)`` samples: the originals first, then `copies` times all of them through `augment`.
 
     Augmentation comes before the transform, on what `base` loads (PIL images, usually). The random numbers of a sample
@@ -41,20 +136,10 @@ class NFAugmentedDataset(Dataset):
         cache: str | os.PathLike | None = None,
         seed: int = 0,
     ):
-        if not hasattr(base, "__len__"):
-            raise TypeError(f"NFAugmentedDataset needs a map-style data set with a length, got {type(base).__name__}")
+        super().__init__(base, seed)
         if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
             raise ValueError(f"copies must be an integer of at least 0, got {copies!r}")
-        self.base = copying.copy(base)  # its transform is taken over without changing the caller's
-        self.transform = getattr(base, "transform", None)
-        if self.transform is not None:
-            self.base.transform = None
-            if hasattr(self.base, "transforms"):  # torchvision's VisionDataset applies this pair
-                self.base.transforms = None
-                self.base.transforms = _target_only(getattr(base, "target_transform", None))
-        self.augment, self.copies, self.seed = augment, copies, seed
-        # shared memory: workers that live on through epochs see a new epoch without being started again
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.augment, self.copies = augment, copies
         self.cache = None
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
@@ -62,20 +147,6 @@ class NFAugmentedDataset(Dataset):
 
     def __len__(self) -> int:
         return (1 + self.copies) * len(self.base)
-
-    @property
-    def classes(self):
-        return self.base.classes
-
-    @property
-    def class_to_idx(self):
-        return self.base.class_to_idx
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the random numbers of the next pass; without it every epoch repeats the first."""
-        self._epoch.fill_(epoch)
-        if hasattr(self.base, "set_epoch"):
-            self.base.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
@@ -106,15 +177,6 @@ class NFAugmentedDataset(Dataset):
         inputs = (image,) if label is None else (image, label)
         out = self.augment(*inputs, generator=g)
         return out if label is None else out[0]
-
-    # what timm's loaders and evaluation scripts ask of a data set
-
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        """File name of the original that sample `index` was made from."""
-        return self.base.filename(index % len(self.base), basename, absolute)
-
-    def filenames(self, basename: bool = False, absolute: bool = False) -> list[str]:
-        return self.base.filenames(basename, absolute) * (1 + self.copies)
 
 
 class _target_only:

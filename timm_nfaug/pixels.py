@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -24,6 +26,26 @@ def levels_to_model(levels: Tensor) -> Tensor:
     if levels.dtype != torch.uint8:
         raise TypeError(f"levels_to_model expects a uint8 tensor, got {levels.dtype}; use unit_to_model for floats")
     return levels.to(torch.float32).add_(0.5).mul_(2 / 256).sub_(1)
+
+
+def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
+    """A PIL image of mode RGB or L, or a uint8 tensor (C, H, W), as uint8 levels (C, H, W), a new tensor if of PIL."""
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
+        return image
+    if not isinstance(image, PIL.Image.Image) or image.mode not in ("L", "RGB"):
+        what = getattr(image, "mode", type(image).__name__)
+        what = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else what
+        raise TypeError(f"expected a PIL image of mode RGB or L, or a uint8 tensor (C, H, W), got {what}")
+    array = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+    return torch.from_numpy(np.array(array, order="C"))  # plane by plane, as what is added to it
+
+
+def image_of(levels: Tensor) -> PIL.Image.Image:
+    """uint8 levels (C, H, W) as a PIL image, of mode L or RGB."""
+    c, h, w = levels.shape
+    planes = [PIL.Image.frombuffer("L", (w, h), plane, "raw", "L", 0, 1) for plane in levels.contiguous().numpy()]
+    # several times quicker than interleaving them in numpy
+    return PIL.Image.merge({1: "L", 3: "RGB"}[c], planes)
 
 
 def model_to_levels(x: Tensor) -> Tensor:

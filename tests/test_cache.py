@@ -1,0 +1,188 @@
+"""The cache of a deep flow's work: what it holds is right, a stale or damaged one is refused, a build goes on after a kill."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_loader
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2 import functional as TF
+
+import timm_nfaug as nfa
+from timm_nfaug import cache as caching
+from timm_nfaug import lift, pixels
+from timm_nfaug.cache import NFACache, quantized, tangents
+from timm_nfaug.perturb import keyed_generator
+
+MODES = 4
+
+
+@pytest.fixture
+def augment(small_flow):
+    return nfa.NFAugment(small_flow, modes=MODES, p=1.0)
+
+
+@pytest.fixture
+def base(image_folder):
+    return ImageFolder(str(image_folder / "train"))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(caching, "SHARD", 16)
+
+
+def test_tangents_are_the_derivatives_of_the_inverse(small_flow, toy_images):
+    flow, x = small_flow.double(), pixels.levels_to_model(toy_images[0][:6]).double()
+    y = toy_images[1][:6]
+    z, _ = flow(x)
+    found = tangents(flow, z, y, MODES, step=1e-4)
+    for k in range(MODES):
+        direction = flow.prior.mode_std[y, k].unsqueeze(1) * flow.prior.modes[y, k]
+        _, exact = torch.func.jvp(flow.inverse, (z,), (direction,))
+        torch.testing.assert_close(found[:, k], exact, rtol=1e-5, atol=1e-7)
+    assert found.abs().amax() > 0.05
+
+
+def test_quantized_errs_by_half_a_step_at_most():
+    t = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 10.0]).view(1, 2, 1, 1, 1)
+    small, scale = quantized(t)
+    back = small * scale.view(3, 2, 1, 1, 1)
+    assert small.dtype == torch.int8 and ((back - t).abs() <= 0.5001 * scale.view(3, 2, 1, 1, 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["codes", "tangents"])
+def test_changes_are_those_of_the_flow(augment, base, tmp_path, kind):
+    """Codes exactly; tangents to first order, and the better the smaller the move."""
+    cache = NFACache.build(augment, base, tmp_path / "cache", kind, step=0.3)
+    assert len(cache) == 60 and cache.modes == MODES
+    errors = {}
+    for strength in (0.1, 1.0):
+        augment.strength = strength
+        wanted, found = [], []
+        for i in range(0, 60, 7):
+            image, label = base[i]
+            noise = torch.randn(MODES, generator=torch.Generator().manual_seed(i))
+            x = pixels.levels_to_model(pixels.levels_of(image)).unsqueeze(0)
+            wanted.append(augment._change(lambda x=x: x, torch.tensor([label]), noise.unsqueeze(0))[0])
+            found.append(cache.change(i, image, noise, strength))
+        wanted, found = torch.stack(wanted), torch.stack(found)
+        errors[strength] = ((found - wanted).norm() / wanted.norm()).item()
+    if kind == "codes":
+        assert max(errors.values()) < 1e-4
+    else:
+        assert errors[0.1] < 0.05 and errors[0.1] < errors[1.0] < 0.5
+
+
+def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
+    cache = NFACache.build(augment, base, tmp_path / "cache")
+    base.transform = TF.pil_to_tensor
+    data = nfa.CachedNFADataset(base, cache, strength=0.5, p=0.5, seed=3)
+    assert base.transform is not None and data.classes == ["a", "b", "c"] and len(data) == 60
+
+    def images(data, **kwargs):
+        return torch.cat([x for x, _ in DataLoader(data, 20, **kwargs)])
+
+    stock, first = images(base), images(data)
+    changed = (stock != first).flatten(1).any(1)
+    assert 0.2 < changed.float().mean() < 0.8 and torch.equal(images(data, num_workers=2), first)
+    assert torch.equal(images(data, num_workers=1, multiprocessing_context="spawn"), first)
+    data.set_epoch(1)
+    second = images(data)
+    assert not torch.equal(changed, (stock != second).flatten(1).any(1)) and not torch.equal(first[changed], second[changed])
+    for off in (nfa.CachedNFADataset(base, cache, p=0.0), nfa.CachedNFADataset(base, cache, strength=0.0)):
+        state = torch.get_rng_state()
+        assert torch.equal(images(off, generator=torch.Generator()), stock) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_under_timms_loader_and_at_another_size(augment, image_folder, tmp_path):
+    """Images of twice the flow's size: the cache is of the flow's size, the change goes through the lift."""
+    large = ImageFolder(str(image_folder / "train"))
+    large.loader = lambda path: Image.open(path).convert("RGB").resize((64, 64))
+    cache = NFACache.build(augment, large, tmp_path / "cache")
+    data = nfa.CachedNFADataset(large, cache, strength=0.5, p=1.0)
+    image, _ = data[5]
+    original, _ = large[5]
+    change = (TF.pil_to_tensor(image).float() - TF.pil_to_tensor(original).float()) / 128
+    g = keyed_generator(0, 0, 5)
+    torch.rand((), generator=g)
+    noise = torch.randn(1, MODES, generator=g).clamp(-3, 3)[0]
+    wanted = lift.enlarged(cache.change(5, original, noise, 0.5).unsqueeze(0), (64, 64))[0]
+    assert image.size == (64, 64) and (change - wanted).abs().median() < 1.5 / 128
+    common = dict(num_workers=0, persistent_workers=False, device=torch.device("cpu"))
+    loader = create_loader(data, (3, 64, 64), 20, is_training=True, **common)
+    assert sum(len(x) for x, _ in loader) == 60
+
+
+class Counted:
+    """A data set that counts its reads, and fails at one index."""
+
+    def __init__(self, base, fails_at=None):
+        self.base, self.fails_at, self.reads = base, fails_at, []
+
+    def __len__(self):
+        return len(self.base)
+
+    def __getitem__(self, i):
+        if i == self.fails_at:
+            raise KeyboardInterrupt
+        self.reads.append(i)
+        return self.base[i]
+
+
+def test_a_build_cut_short_goes_on(augment, base, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        NFACache.build(augment, Counted(base, fails_at=40), tmp_path / "cache", "codes")
+    with pytest.raises(ValueError, match="not complete; call NFACache.build again"):
+        NFACache(tmp_path / "cache", augment.flow)
+    rest = Counted(base)
+    NFACache.build(augment, rest, tmp_path / "cache", "codes")
+    assert rest.reads == list(range(32, 60))
+    whole = NFACache.build(augment, base, tmp_path / "whole", "codes")
+    for name in whole.index["files"]:
+        assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    damaged = tmp_path / "cache" / "codes-000001.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x77")
+    with pytest.raises(ValueError, match="codes-000001.npy is missing or damaged"):
+        NFACache(tmp_path / "cache", augment.flow)
+    again = Counted(base)
+    NFACache.build(augment, again, tmp_path / "cache", "codes")
+    assert again.reads == list(range(16, 32))
+
+
+def test_what_is_stale_is_refused(augment, base, tmp_path):
+    cache = NFACache.build(augment, base, tmp_path / "cache")
+    image, noise = base[1][0], torch.ones(MODES)
+    cache.change(1, image, noise, 1.0)
+    other = image.copy()
+    other.putpixel((0, 0), (1, 2, 3))
+    with pytest.raises(ValueError, match="image 1 is not the one that the cache"):
+        cache.change(1, other, noise, 1.0)
+    with pytest.raises(ValueError, match="holds a cache that differs in modes"):
+        NFACache.build(nfa.NFAugment(augment.flow, modes=2), base, tmp_path / "cache")
+    NFACache(tmp_path / "cache", augment.flow)
+    with torch.no_grad():
+        augment.flow.prior.mode_std.mul_(1.5)
+    with pytest.raises(ValueError, match="made with another flow"):
+        NFACache(tmp_path / "cache", augment.flow)
+    with pytest.raises(ValueError, match="differs in flow"):
+        NFACache.build(augment, base, tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="holds no index.json; NFACache.build makes"):
+        NFACache(tmp_path)
+    with pytest.raises(ValueError, match="the cache holds 60 images, the data set has 24"):
+        nfa.CachedNFADataset(ImageFolder(base.root.replace("train", "val")), cache)
+    with pytest.raises(ValueError, match="modes must be from 1 to the 4"):
+        nfa.CachedNFADataset(base, cache, modes=5)
+
+
+def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
+    with pytest.raises(ValueError, match="linear flow costs next to nothing"):
+        NFACache.build(nfa.NFAugment.to_fit(nfa.create_flow("linear")), base, tmp_path)
+    with pytest.raises(ValueError, match="take kind='codes'"):
+        NFACache.build(nfa.NFAugment(augment.flow, modes=4, kind="isotropic"), base, tmp_path)
+    codes = NFACache.build(augment, base, tmp_path / "codes", "codes")
+    with pytest.raises(ValueError, match="pass the flow it was made with"):
+        NFACache(codes.path)
+    with pytest.raises(TypeError, match="PIL image of mode RGB or L, or a uint8 tensor"):
+        NFACache.build(augment, [(np.zeros((32, 32, 3), np.uint8), 0)], tmp_path / "numpy")
