@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
-from timm_nfaug import pixels
+from timm_nfaug import lift, pixels
 from timm_nfaug.augment import NFAugment
+from timm_nfaug.cache import quantized, tangents
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.perturb import displacement, draw_noise
 from timm_nfaug.pillow import guard_posterize
@@ -187,7 +188,7 @@ class Settings:
 # Arms on a flow that is given by name, and the arm whose flow they use unless one of their own is given.
 NEEDS_FLOW = {
     "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
-    "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "mode-rotation": "glem",
+    "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "mode-rotation": "glem", "tangent": "glem",
     "ce": "ce", "ml": "ml", "random": "random",
 }  # fmt: skip
 LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation")  # the same steps on the linear flow
@@ -205,6 +206,8 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
     if name == "adversarial" and s.place != "after":
         raise ValueError("arm adversarial needs the image that the classifier sees: --place after")
+    if name == "tangent" and s.place != "before":
+        raise ValueError("arm tangent knows the training images as they are stored: --place before")
     if name in NEEDS_FLOW and flow is None:
         raise ValueError(f"arm {name} needs a flow: --flow {NEEDS_FLOW[name]}=NAME")
     if (name == "ce") != bool(flow is not None and flow.config.code_rows) and name in NEEDS_FLOW:
@@ -239,6 +242,8 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         return with_step(nfa_step(NFAugment(augment.flow, s.strength, s.modes, s.p, kind="isotropic")), s)
     if name == "adversarial":
         return Adversarial(augment.flow, s.strength, s.modes, s.p)
+    if name == "tangent":
+        return with_step(tangent_step(augment.flow, data, s), s)
     if name == "samples":
         return with_step(sample_step(augment.flow, s), s)
     if name in ("pixel-pca", "patch-pca"):
@@ -313,6 +318,27 @@ def mode_partner(flow: ConditionalFlow, s: Settings) -> Partner:
         return displacement(flow, y, draw_noise(len(y), modes, g).to(y.device), "pca", modes)
 
     return partner
+
+
+@torch.no_grad()
+def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
+    """Images moved by their own tangents, kept as `NFACache` keeps them, before the crop: the exact flow is not asked again."""
+    kept = []
+    for levels, y in batches(data, 64):
+        kept.append(quantized(tangents(flow, flow(pixels.levels_to_model(levels))[0], y, s.modes, s.strength)))
+    pictures, scales = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    rows = {image.numpy().tobytes(): i for i, image in enumerate(data.levels.cpu())}
+
+    def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        chosen = (torch.rand(len(levels), generator=g) < s.p).to(levels.device)
+        noise = draw_noise(int(chosen.sum()), s.modes, g).to(levels.device)  # as NFAugment draws
+        if not len(noise):
+            return levels
+        own = torch.tensor([rows[image.numpy().tobytes()] for image in levels[chosen].cpu()], device=levels.device)
+        change = torch.einsum("bk,bkchw->bchw", s.strength * noise * scales[own], pictures[own].float())
+        return lift.add(levels, 128 * change, [0] * 3, [255] * 3, torch.nonzero(chosen).flatten())
+
+    return step
 
 
 def sample_step(flow: ConditionalFlow, s: Settings) -> LevelsStep:

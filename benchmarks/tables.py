@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import comparison, records
 from benchmarks import flow_memory as memory
 from benchmarks import linearity as linearities
+from benchmarks import tangents as tangent_errors
 from benchmarks import throughput as throughputs
 from benchmarks import timm_matrix as matrix
 from benchmarks import timm_train as trainings
@@ -120,6 +121,13 @@ def timm_matrix() -> str:
         f"{markdown_table(matrix.table(r['results']))}\n\nOf the versions {few} a part of the cases was run; {wrong} of them "
         f"failed. Not run, as they do not touch images or labels of the training: {rest}.\n\n{source('timm_matrix')}"
     )
+
+
+def tangents() -> str:
+    r = result("tangents")
+    found = r["results"]["best_median"]["strength 1, 32 modes"]
+    head = f"{r['data']}, `{r['settings']['flow']}`. {r['claim'].capitalize()}: {found:.2f}."
+    return f"{head}\n\n{markdown_table(tangent_errors.table(r['results']['rows']))}\n\n{source('tangents')}"
 
 
 def throughput() -> str:
@@ -288,7 +296,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation,
-        proposition, timm_train, timm_matrix, throughput, linearity, demo_digits, demo_cifar,
+        proposition, timm_train, timm_matrix, throughput, tangents, linearity, demo_digits, demo_cifar,
     )
 }
 

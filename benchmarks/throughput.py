@@ -22,6 +22,7 @@ import math
 import random
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from torchvision.transforms import v2
 from benchmarks.arms import RANDAUGMENT
 from benchmarks.classifier import make_classifier
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
-from timm_nfaug import NFAugment, create_flow, lift, pixels
+from timm_nfaug import CachedNFADataset, NFACache, NFAugment, create_flow, lift, pixels
 from timm_nfaug.hub import write_atomically
 from timm_nfaug.perturb import displacement, draw_noise
 from timm_nfaug.pillow import guard_posterize
@@ -161,10 +162,21 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
         found[f"NFA {name} (uint8 batch)"] = (lambda a=moved: a(levels, labels), batch)
         if not moved.flow.is_linear:
             found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, levels, labels), batch)
+    for name, augment in flows.items():
+        if not augment.flow.is_linear:
+            found[f"NFA {name}, cached tangents (PIL)"] = (cached(augment, image), 1)
     normalised = copy.deepcopy(linear).to(device)
     normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
     return {name: (_synchronised(call, device), count) for name, (call, count) in found.items()}
+
+
+def cached(augment: NFAugment, image: Image.Image) -> Call:
+    """One image of a data set whose tangents are on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = CachedNFADataset([(image, 3)], NFACache.build(augment, [(image, 3)], folder), p=1.0)
+        dataset[0]  # which opens the files, and keeps them open
+    return lambda: dataset[0]
 
 
 def decoding(augment: NFAugment, levels: Tensor, labels: Tensor) -> Call:

@@ -46,7 +46,7 @@ def generator(seed=0):
 # -- arms --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce"}))
+@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce", "tangent"}))
 def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
@@ -143,6 +143,18 @@ def test_place_before_the_crop(data, small_flow):
         make_arm("adversarial", data, small_flow, Settings(modes=4, place="before", p=1.0))
     with pytest.raises(ValueError, match="place must be after or before"):
         Settings(place="afterwards")
+
+
+def test_tangents_move_the_images_that_the_flow_moves_and_as_it_does(data, small_flow):
+    s = Settings(modes=4, strength=0.3, p=0.5, place="before")
+    arms = (make_arm(name, data, small_flow, s) for name in ("glem", "tangent"))
+    exact, first = (arm.before(data.levels, data.labels, generator()) for arm in arms)
+    change, error = (exact.float() - data.levels.float()).flatten(1), (first.float() - exact.float()).flatten(1)
+    moved = change.any(1)
+    assert 10 < moved.sum() < 50 and torch.equal((first != data.levels).flatten(1).any(1), moved)
+    assert error.norm() < 0.2 * change.norm()
+    with pytest.raises(ValueError, match="tangent knows the training images as they are stored: --place before"):
+        make_arm("tangent", data, small_flow, Settings(modes=4))
 
 
 def test_adversarial_step_raises_the_loss_more_than_a_random_one(data, small_flow):

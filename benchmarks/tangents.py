@@ -1,0 +1,99 @@
+"""How far tangents are from the exact flow: error of the change they make, and what they take on disk.
+
+Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (int8). The error is the L2
+norm of the difference over that of the exact change, both clamped to the range of images; a flow's own class posterior says
+how often both give the same class. Tangents are central differences with a step of `--steps` times the strength.
+
+    python -m benchmarks.tangents --flow conv_p4_small.cifar10_jpeg --data-dir DIR --data-name "CIFAR-10 (JPEG)"
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.common import command_line, environment, markdown_table, write_result
+from timm_nfaug import ConditionalFlow, pixels
+from timm_nfaug.cache import quantized, tangents
+from timm_nfaug.perturb import displacement, draw_noise
+from train_flow.data import Images, load_data
+
+IMAGENET = 1_281_167  # training images
+LIMIT = 0.15
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tangents", description=__doc__.split("\n")[0])
+    parser.add_argument("--flow", required=True, help="bundled, directory or Hub id")
+    parser.add_argument("--data-dir", required=True, help="ImageFolder tree with train/ and val/")
+    parser.add_argument("--data-name", required=True)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--modes", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 1.0, 1.5], help="of the differences, over the strength")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", metavar="NAME", default="tangents")
+    args = parser.parse_args(argv)
+    flow = ConditionalFlow.from_pretrained(args.flow).eval()
+    _, data = load_data("folder", args.data_dir, image_size=flow.config.input_size[1])
+    if data is None:
+        parser.exit(2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n")
+    some = data.subset(torch.arange(args.images) * len(data) // args.images)
+    rows = [row for strength in args.strengths for step in args.steps for row in errors(flow, some, strength, step, args)]
+    best = {f"strength {s:g}, {k} modes": min(r["median"] for r in rows if (r["strength"], r["modes"]) == (s, k))
+            for s in args.strengths for k in args.modes}  # fmt: skip
+    write_result(args.record, {
+        "benchmark": "tangents",
+        "claim": f"the median error of tangents is at most {LIMIT:g} at strength 1 with 32 modes, the defaults",
+        "command": command_line("benchmarks.tangents", argv),
+        "data": f"{args.data_name}, {len(some)} of {len(data)} validation images",
+        "seeds": [args.seed],
+        "environment": environment(),
+        "settings": {"flow": args.flow},
+        "results": {"rows": rows, "best_median": best},
+    })  # fmt: skip
+    print(markdown_table(table(rows)))
+    return 0
+
+
+@torch.no_grad()
+def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each number of modes."""
+    x, y, most = pixels.levels_to_model(data.levels), data.labels, max(args.modes)
+    z, _ = flow(x)
+    kept = [quantized(tangents(flow, z[i : i + 64], y[i : i + 64], most, step * strength)) for i in range(0, len(x), 64)]
+    pictures = torch.cat([q.float() * s.view(*s.shape, 1, 1, 1) for q, s in kept])
+    found = []
+    for modes in args.modes:
+        noise = draw_noise(len(x), modes, torch.Generator().manual_seed(args.seed))
+        exact = flow.inverse(z + strength * displacement(flow, y, noise, "pca", modes)).clamp(-1, 1)
+        first = (x + strength * torch.einsum("bk,bkchw->bchw", noise, pictures[:, :modes])).clamp(-1, 1)
+        error = ((first - exact).flatten(1).norm(dim=1) / (exact - x).flatten(1).norm(dim=1)).double()
+        same = flow.class_logits(exact).argmax(1) == flow.class_logits(first).argmax(1)
+        found.append({
+            "strength": strength, "modes": modes, "step": step, "median": error.median().item(),
+            "p99": error.quantile(0.99).item(), "mean_levels": 128 * (first - exact).abs().mean().item(),
+            "same_class": same.double().mean().item(), "bytes_an_image": modes * (x[0].numel() + 4),
+        })  # fmt: skip
+        print(found[-1], flush=True)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Cells; of the steps the one of the least median."""
+    head = ["strength", "modes", "step", "error, median", "99%", "mean error (levels)", "same class", "kB an image"]
+    cells = [[*head, "GB for ImageNet"]]
+    for strength, modes in dict.fromkeys((r["strength"], r["modes"]) for r in rows):
+        r = min((r for r in rows if (r["strength"], r["modes"]) == (strength, modes)), key=lambda r: r["median"])
+        cells.append([
+            f"{strength:g}", str(modes), f"{r['step']:g}", f"{r['median']:.2f}", f"{r['p99']:.2f}", f"{r['mean_levels']:.1f}",
+            f"{100 * r['same_class']:.0f}%", f"{r['bytes_an_image'] / 1e3:.0f}", f"{r['bytes_an_image'] * IMAGENET / 1e9:.0f}",
+        ])  # fmt: skip
+    return cells
+
+
+if __name__ == "__main__":
+    sys.exit(main())
