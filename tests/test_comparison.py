@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
-from benchmarks import cifar_resnet18, records
+from benchmarks import cifar_resnet18, records, tables
 from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
@@ -410,6 +410,30 @@ def test_picture_of_flow_quality_pairs_each_flow_with_linear_of_its_settings():
     assert [t.get_text() for t in axis.texts] == ["x", "x_short"] and axis.xaxis_inverted()
     with pytest.raises(SystemExit, match="nothing to draw"):
         draw_quality(runs[:9])
+
+
+def test_the_summary_shows_the_setting_that_the_held_out_images_chose(monkeypatch):
+    """Whatever the test images say; of deep flows the best that has seen no labels."""
+
+    def run(arm, seed, top1, split="test", flow=None, bits=None, trained_on=None, **settings):
+        settings = {"epochs": 9, "model": "m", "batch_size": 2} | settings | ({"flow_trained_on": trained_on} if flow else {})
+        made = {"dirty": False, "date": "2026-01-01", "versions": {"torch": "2"}, "training_images": 5}
+        more = {"flow": flow, "flow_metrics": {"bits_per_dim": bits} if bits else {}, "metrics": {"top1": top1}}
+        return a_run(arm=arm, seed=seed, split=split, settings=settings) | made | more
+
+    runs = []
+    for seed in (0, 1):
+        runs += [run("baseline", seed, 40.0), run("sa", seed, 42.0), run("sa+linear", seed, 45.0 + seed, strength=0.5)]
+        for strength, on_test, on_held in ((1.0, 60.0, 50.0), (0.5, 50.0, 55.0)):
+            runs += [run("linear", seed, on_test, strength=strength), run("linear", seed, on_held, "held", strength=strength)]
+        for top1, bits, seen in ((44.0, 3.1, "images"), (43.0, 3.0, "images"), (70.0, 2.9, "images, with labels")):
+            runs.append(run("glem", seed, top1, flow=f"f{bits}", bits=bits, trained_on=seen, strength=1.0))
+    monkeypatch.setattr(tables, "_runs", lambda split: [r for r in runs if r["split"] == split])
+    line = tables.cifar_summary().splitlines()[2]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "d: 5 images, 9 epochs, 2 seeds", "40.0", "42.0 (+2.00 ± 0.00)", "50.0 (+10.00 ± 0.00)<br>s0.5",
+        "45.5 (+3.50 ± 6.35 over sa)<br>s0.5", "43.0 (+3.00 ± 0.00)<br>s1",
+    ]  # fmt: skip
 
 
 def test_statistics_are_those_of_scipy():
