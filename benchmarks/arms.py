@@ -323,15 +323,18 @@ def mode_partner(flow: ConditionalFlow, s: Settings) -> Partner:
 @torch.no_grad()
 def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
     """Images moved by their own tangents, kept as `NFACache` keeps them, before the crop: the exact flow is not asked again."""
-    kept = []
+    modes, start = min(s.modes, flow.prior.num_modes), 0  # a class of few images has fewer
+    pictures = data.levels.new_empty(len(data), modes, *data.levels.shape[1:], dtype=torch.int8)
+    scales = torch.empty(len(data), modes, device=data.levels.device)
     for levels, y in batches(data, 64):
-        kept.append(quantized(tangents(flow, flow(pixels.levels_to_model(levels))[0], y, s.modes, s.strength)))
-    pictures, scales = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        own = slice(start, start + len(y))
+        pictures[own], scales[own] = quantized(tangents(flow, flow(pixels.levels_to_model(levels))[0], y, modes, s.strength))
+        start += len(y)
     rows = {image.numpy().tobytes(): i for i, image in enumerate(data.levels.cpu())}
 
     def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
         chosen = (torch.rand(len(levels), generator=g) < s.p).to(levels.device)
-        noise = draw_noise(int(chosen.sum()), s.modes, g).to(levels.device)  # as NFAugment draws
+        noise = draw_noise(int(chosen.sum()), modes, g).to(levels.device)  # as NFAugment draws
         if not len(noise):
             return levels
         own = torch.tensor([rows[image.numpy().tobytes()] for image in levels[chosen].cpu()], device=levels.device)

@@ -66,13 +66,8 @@ def flows() -> Iterator[Claim]:
 
 def memory() -> Iterator[Claim]:
     """On two threads, a process each point."""
-    mb = {}
-    for depth in (6, 12):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.flow_memory", "--point", str(depth), "1", "--repeats", "1", "--batch-size", "64"],
-            capture_output=True, text=True, cwd=ROOT, check=True, env={**os.environ, **flow_memory.RETURN_MEMORY},
-        )  # fmt: skip
-        mb[depth] = json.loads(done.stdout.splitlines()[-1])["mb"]
+    flags = ["--repeats", "1", "--batch-size", "256"]
+    mb = {depth: flow_memory.run_point(depth, 1, flags, flow_memory.RETURN_MEMORY)["mb"] for depth in (6, 12)}
     yield "reversible training step, memory at depth 12 over depth 6", mb[12] / mb[6], "at most", flow_memory.LIMIT
 
 

@@ -125,8 +125,8 @@ def timm_matrix() -> str:
 
 def tangents() -> str:
     r = result("tangents")
-    found = r["results"]["best_median"]["strength 1, 32 modes"]
-    head = f"{r['data']}, `{r['settings']['flow']}`. {r['claim'].capitalize()}: {found:.2f}."
+    found = r["results"]["median_at_step_1"]["strength 1, 32 modes"]
+    head = f"{r['data']}, `{r['settings']['flow']}`. Claim: {r['claim']}. Found: {found:.2f}. Of the steps the best is shown."
     return f"{head}\n\n{markdown_table(tangent_errors.table(r['results']['rows']))}\n\n{source('tangents')}"
 
 

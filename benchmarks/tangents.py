@@ -43,8 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n")
     some = data.subset(torch.arange(args.images) * len(data) // args.images)
     rows = [row for strength in args.strengths for step in args.steps for row in errors(flow, some, strength, step, args)]
-    best = {f"strength {s:g}, {k} modes": min(r["median"] for r in rows if (r["strength"], r["modes"]) == (s, k))
-            for s in args.strengths for k in args.modes}  # fmt: skip
+    # judged at the step of the size of the moves, NFACache's default at strength 1, not at the best of the steps
+    median = {f"strength {r['strength']:g}, {r['modes']} modes": r["median"] for r in rows if r["step"] == 1}
+    default = median.get("strength 1, 32 modes")
+    met = None if default is None else default <= LIMIT
     write_result(args.record, {
         "benchmark": "tangents",
         "claim": f"the median error of tangents is at most {LIMIT:g} at strength 1 with 32 modes, the defaults",
@@ -53,10 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         "seeds": [args.seed],
         "environment": environment(),
         "settings": {"flow": args.flow},
-        "results": {"rows": rows, "best_median": best},
+        "results": {"rows": rows, "median_at_step_1": median, "claim_met": met},
     })  # fmt: skip
     print(markdown_table(table(rows)))
-    return 0
+    return int(met is False)
 
 
 @torch.no_grad()

@@ -164,7 +164,7 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
             found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, levels, labels), batch)
     for name, augment in flows.items():
         if not augment.flow.is_linear:
-            found[f"NFA {name}, cached tangents (PIL)"] = (cached(augment, image), 1)
+            found[f"NFA {name}, cached tangents in memory (PIL)"] = (cached(augment, image), 1)
     normalised = copy.deepcopy(linear).to(device)
     normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
@@ -172,7 +172,7 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
 
 
 def cached(augment: NFAugment, image: Image.Image) -> Call:
-    """One image of a data set whose tangents are on disk."""
+    """One image of a data set with a cache of tangents, of which this row is in memory already."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = CachedNFADataset([(image, 3)], NFACache.build(augment, [(image, 3)], folder), p=1.0)
         dataset[0]  # which opens the files, and keeps them open

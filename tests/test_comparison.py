@@ -153,6 +153,9 @@ def test_tangents_move_the_images_that_the_flow_moves_and_as_it_does(data, small
     moved = change.any(1)
     assert 10 < moved.sum() < 50 and torch.equal((first != data.levels).flatten(1).any(1), moved)
     assert error.norm() < 0.2 * change.norm()
+    few = data.subset(torch.arange(0, 60, 12))  # fewer images of a class than modes are asked for
+    few = Images(few.levels.repeat(2, 1, 1, 1), few.labels.repeat(2), few.class_names)
+    assert make_arm("tangent", few, small_flow, s).before(few.levels, few.labels, generator()).shape == few.levels.shape
     with pytest.raises(ValueError, match="tangent knows the training images as they are stored: --place before"):
         make_arm("tangent", data, small_flow, Settings(modes=4))
 

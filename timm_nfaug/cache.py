@@ -8,10 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import json
+import operator
 import os
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,20 @@ from torch import Tensor
 
 from . import lift, pixels
 from .augment import NFAugment
+from .dataset_transform import without_transform
+from .flows.coupling import AffineCoupling
 from .flows.model import ConditionalFlow
 from .hub import write_atomically
 from .perturb import displacement
 
-KINDS = ("tangents", "codes")
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None
+
+PARTS = {"tangents": ("crc", "tangents", "scales"), "codes": ("crc", "codes", "classes")}
 INDEX = "index.json"
-SHARD = 1024  # images
+SHARD = 1024  # images between two notes of what is done
 
 
 @torch.no_grad()
@@ -60,7 +71,7 @@ class NFACache:
     Args:
         path: its directory.
         flow: the flow it was made with; `codes` needs it, and where it is given another one is refused.
-        verify: compare every file with its checksum. Without, only its size is looked at.
+        verify: compare the files with their checksums. Without, only their sizes are looked at.
     """
 
     def __init__(self, path: str | os.PathLike, flow: ConditionalFlow | None = None, verify: bool = True):
@@ -72,12 +83,20 @@ class NFACache:
             raise ValueError(f"the cache in {self.path} was made with another flow; build one with this flow")
         if self.kind == "codes" and flow is None:
             raise ValueError("a cache of codes decodes them: pass the flow it was made with")
-        self.flow = flow.to("cpu") if flow is not None else None
-        for name, (size, checksum) in self.index["files"].items():
-            file = self.path / name
-            if not file.is_file() or file.stat().st_size != size or (verify and _checksum(file) != checksum):
-                raise ValueError(f"{file} is missing or damaged; call NFACache.build again, which makes it anew")
+        # of its own: the caller's may move to another device, or change
+        self.flow = copy.deepcopy(flow).cpu().eval() if self.kind == "codes" else None
         self._open: dict[str, np.ndarray] = {}
+        for part in PARTS[self.kind]:
+            shape = [len(self), *self.index["shapes"][part]]
+            if not _file(self.path, part).is_file() or list(self._rows(part).shape) != shape:
+                raise ValueError(f"{_file(self.path, part)} is missing or damaged; call NFACache.build again, which mends it")
+        for number, checksum in self.index["shards"].items() if verify else ():
+            if self._checksum(int(number)) != checksum:
+                rows = _shard_rows(int(number), self.index)
+                raise ValueError(
+                    f"rows {rows.start} to {rows.stop - 1} of the cache in {self.path} are damaged; call NFACache.build again, "
+                    "which mends them"
+                )
 
     @property
     def kind(self) -> str:
@@ -100,141 +119,217 @@ class NFACache:
         step: float = 1.0,
         batch_size: int = 64,
     ) -> NFACache:
-        """Makes the cache of a data set, or goes on where a build was cut short.
+        """Makes the cache of a data set, goes on where a build was cut short, or mends what is damaged or has changed.
+
+        One process builds while others that call this wait for it.
 
         Args:
             augment: whose flow, modes, kind and labels count; strength and p are chosen when the cache is used.
-            base: a map-style data set of (PIL image or uint8 tensor (C, H, W), label) pairs, without random transforms.
+            base: a map-style data set of (PIL image or uint8 tensor (C, H, W), label) pairs; its transform is left out.
             step: of the `tangents`.
         """
         flow, path = augment.flow, Path(path)
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if kind not in PARTS:
+            raise ValueError(f"kind must be one of {', '.join(PARTS)}, got {kind!r}")
         if flow.is_linear or flow.config.code_rows:
             raise ValueError("a cache is for deep flows with class Gaussians; the linear flow costs next to nothing without")
-        if kind == "tangents" and augment.kind == "isotropic":
-            raise ValueError("isotropic moves have as many directions as the code has coordinates; take kind='codes'")
+        if augment.kind == "isotropic":
+            raise ValueError("a cache is for moves along modes, kind pca or axes; isotropic ones have no end of directions")
+        base = without_transform(base)
         key = {
             "format": 1, "kind": kind, "flow": digest(flow), "modes": augment.modes, "mode_kind": augment.kind,
             "labels": augment.labels, "step": step, "count": len(base), "size": list(flow.config.input_size), "shard": SHARD,
+            "shapes": {part: list(shape) for part, (shape, _) in _layout(kind, augment).items()},
         }  # fmt: skip
-        index = {**key, "complete": False, "files": {}}
-        if (path / INDEX).exists():
-            index = _read_index(path)
-            other = [k for k, v in key.items() if index.get(k) != v]
-            if other:
-                raise ValueError(f"{path} holds a cache that differs in {', '.join(other)}; name another directory or delete it")
-        for start in range(0, len(base), SHARD):
-            number = f"{start // SHARD:06d}.npy"
-            names = [f"{part}-{number}" for part in _parts(kind)]
-            if all(_whole(path / n, index["files"].get(n)) for n in names):
-                continue
-            index["complete"] = False
-            rows = range(start, min(start + SHARD, len(base)))
-            for name, array in zip(names, _shard(augment, base, rows, kind, step, batch_size), strict=True):
-                with_array = path / name
-                write_atomically(with_array, lambda p, a=array: _save(p, a))
-                index["files"][name] = [with_array.stat().st_size, _checksum(with_array)]
-            _write_index(path, index)
-        index["complete"] = True
-        _write_index(path, index)
+        path.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            index = {**key, "complete": False, "shards": {}}
+            if (path / INDEX).exists():
+                index = _read_index(path)
+                other = [k for k, v in key.items() if index.get(k) != v]
+                if other:
+                    raise ValueError(
+                        f"{path} holds a cache that differs in {', '.join(other)}; name another directory or delete it"
+                    )
+            arrays = _arrays(path, kind, augment, len(base))
+            shards = -(-len(base) // SHARD)
+            for number in range(shards):
+                rows = _shard_rows(number, key)
+                known = index["shards"].get(str(number))
+                if known == _digest_of(arrays, rows) and _unchanged(arrays["crc"], base, rows, augment.labels):
+                    continue
+                index["complete"] = False
+                index["shards"].pop(str(number), None)
+                _write_index(path, index)
+                _fill(arrays, augment, base, rows, kind, step, batch_size)
+                for array in arrays.values():
+                    array.flush()
+                index["shards"][str(number)] = _digest_of(arrays, rows)
+                _write_index(path, index)
+            if not index["complete"]:
+                index["complete"] = True
+                _write_index(path, index)
         return cls(path, flow, verify=False)
 
-    def change(self, i: int, image: Any, noise: Tensor, strength: float) -> Tensor:
+    def change(self, i: int, image: Any, label: Any, noise: Tensor, strength: float) -> Tensor:
         """(C, h, w) in the flow's range: what NFA adds to image i, brought to the flow's size, for noise (modes,).
 
         Fewer numbers than modes move along the first ones only.
 
         Raises:
-            ValueError: `image` is not the one that row i was made from.
+            ValueError: image or label are not those that row i was made from.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} is out of range for a cache of {len(self)} images")
-        if zlib.crc32(_bytes(image)) != int(self._rows("crc", i)):
-            raise ValueError(f"image {i} is not the one that the cache in {self.path} was made from; build it anew")
+        if _crc(image, label, self.index["labels"]) != int(self._rows("crc")[i]):
+            raise ValueError(
+                f"image {i} or its label is not what the cache in {self.path} was made from; delete crc.npy there and call "
+                "NFACache.build again, or build into another directory"
+            )
         n = len(noise)
         if self.kind == "tangents":
-            pictures = torch.from_numpy(self._rows("tangents", i)[:n].astype(np.float32)).flatten(1)
-            weights = noise * strength * torch.from_numpy(np.array(self._rows("scales", i)[:n]))
+            pictures = torch.from_numpy(self._rows("tangents")[i, :n].astype(np.float32)).flatten(1)
+            weights = noise * strength * torch.from_numpy(np.array(self._rows("scales")[i, :n]))
             return (weights @ pictures).view(self.index["size"])
-        z = torch.from_numpy(np.array(self._rows("codes", i))).unsqueeze(0)
-        y = torch.tensor([int(self._rows("classes", i))])
-        move = displacement(self.flow, y, noise.unsqueeze(0), self.index["mode_kind"], n)
+        k = int(self._rows("classes")[i])
+        if k < 0:  # the flow's code of it is not finite
+            return torch.zeros(self.index["size"])
+        z = torch.from_numpy(np.array(self._rows("codes")[i])).unsqueeze(0)
+        move = displacement(self.flow, torch.tensor([k]), noise.unsqueeze(0), self.index["mode_kind"], n)
         with torch.no_grad():
-            return (self.flow.inverse(z + strength * move) - self.flow.inverse(z))[0]
+            change = (self.flow.inverse(z + strength * move) - _small(image, self.index["size"]))[0]
+        return change if bool(change.isfinite().all()) else torch.zeros_like(change)
 
-    def _rows(self, part: str, i: int) -> np.ndarray:
-        shard, row = divmod(i, self.index["shard"])
-        name = f"{part}-{shard:06d}.npy"
-        if name not in self._open:
-            self._open[name] = np.load(self.path / name, mmap_mode="r")
-        return self._open[name][row]
+    def _rows(self, part: str) -> np.ndarray:
+        if part not in self._open:
+            try:
+                self._open[part] = np.load(_file(self.path, part), mmap_mode="r")
+            except ValueError as e:
+                file = _file(self.path, part)
+                raise ValueError(f"{file} is damaged ({e}); delete it and call NFACache.build again") from e
+        return self._open[part]
+
+    def _checksum(self, number: int) -> str:
+        return _digest_of({part: self._rows(part) for part in PARTS[self.kind]}, _shard_rows(number, self.index))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}  # each process maps the files itself
 
 
 def digest(flow: ConditionalFlow) -> str:
-    """Of the weights, the class Gaussians and their modes."""
-    h = hashlib.sha256(flow.config.architecture.encode())
+    """Of what a flow computes: architecture, settings, weights, class Gaussians, modes, and the dtype of its networks."""
+    c = flow.config
+    kinds = [str(m.net_dtype) for m in flow.modules() if isinstance(m, AffineCoupling)]
+    h = hashlib.sha256(f"{c.architecture} {c.input_size} {sorted(c.network.items())} {sorted(c.prior.items())} {kinds}".encode())
     for name, tensor in sorted(flow.state_dict().items()):
         h.update(f"{name} {tuple(tensor.shape)}".encode())
         h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
 
-def _parts(kind: str) -> tuple[str, ...]:
-    return ("crc", "tangents", "scales") if kind == "tangents" else ("crc", "codes", "classes")
+# -- the files ---------------------------------------------------------------------------------------------------------
+# One array a part for the whole data set, filled shard by shard; the index, written after every shard, says which are good.
+
+
+def _layout(kind: str, augment: NFAugment) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Part to the shape of a row and its dtype."""
+    size, modes = augment.flow.config.input_size, augment.modes
+    rows = {"crc": ((), np.uint32), "codes": ((augment.flow.dim,), np.float32), "classes": ((), np.int32),
+            "tangents": ((modes, *size), np.int8), "scales": ((modes,), np.float32)}  # fmt: skip
+    return {part: rows[part] for part in PARTS[kind]}
+
+
+def _file(path: Path, part: str) -> Path:
+    return path / f"{part}.npy"
+
+
+def _arrays(path: Path, kind: str, augment: NFAugment, count: int) -> dict[str, np.memmap]:
+    """The arrays, made where they are not there or not of their size."""
+    found = {}
+    for part, (shape, dtype) in _layout(kind, augment).items():
+        file = _file(path, part)
+        try:
+            array = np.load(file, mmap_mode="r+")
+        except (FileNotFoundError, ValueError):
+            array = None
+        if array is None or array.shape != (count, *shape) or array.dtype != dtype:
+            array = np.lib.format.open_memmap(file, "w+", dtype, (count, *shape))
+        found[part] = array
+    return found
+
+
+def _shard_rows(number: int, index: dict[str, Any]) -> range:
+    return range(number * index["shard"], min((number + 1) * index["shard"], index["count"]))
+
+
+def _digest_of(arrays: dict[str, np.ndarray], rows: range) -> str:
+    h = hashlib.sha256()
+    for array in arrays.values():
+        h.update(np.ascontiguousarray(array[rows.start : rows.stop]))
+    return h.hexdigest()
+
+
+def _unchanged(crc: np.ndarray, base, rows: range, labels: str) -> bool:
+    """Looks at a few of the images of a shard; each is looked at again when it is used."""
+    few = rows[:: max(1, len(rows) // 8)]
+    return all(_crc(*base[i][:2], labels) == int(crc[i]) for i in few)
 
 
 @torch.no_grad()
-def _shard(augment: NFAugment, base, rows: range, kind: str, step: float, batch_size: int) -> tuple[np.ndarray, ...]:
-    """The arrays of `_parts` for these rows."""
+def _fill(arrays: dict[str, np.ndarray], augment: NFAugment, base, rows: range, kind: str, step: float, batch_size: int) -> None:
     flow = augment.flow
-    crc, parts = [], []
     for start in range(rows.start, rows.stop, batch_size):
-        pairs = [base[i] for i in range(start, min(start + batch_size, rows.stop))]
-        levels = [pixels.levels_of(image).unsqueeze(0) for image, *_ in pairs]
-        crc += [zlib.crc32(_bytes(image)) for image, *_ in pairs]
-        size = flow.config.input_size[1:]
-        x = torch.cat([lift.down(pixels.levels_to_model(v), size) for v in levels]).to(flow.device)
+        where = slice(start, min(start + batch_size, rows.stop))
+        pairs = [base[i][:2] for i in range(where.start, where.stop)]
+        for image, _ in pairs:
+            pixels.levels_of(image)  # refuses what is no image
+            augment._check_kind(image)
+        arrays["crc"][where] = [_crc(image, label, augment.labels) for image, label in pairs]
+        x = torch.cat([_small(image, flow.config.input_size) for image, _ in pairs]).to(flow.device)
         z, _ = flow(x)
         if augment.labels == "none":
             y = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         elif augment.labels == "posterior":
             y = flow.code_logits(z).argmax(1)
         else:
-            y = torch.tensor([int(label) for _, label, *_ in pairs], device=z.device)
+            y = torch.tensor([_class(label) for _, label in pairs], device=z.device)
         if kind == "codes":
-            parts.append((z.float(), flow.gaussian_labels(y).to(torch.int32)))
+            good = z.isfinite().all(1)
+            made = {"codes": torch.where(good.unsqueeze(1), z, 0.0), "classes": torch.where(good, flow.gaussian_labels(y), -1)}
         else:
-            parts.append(quantized(tangents(flow, z, y, augment.modes, step, augment.kind)))
-    arrays = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
-    for array in arrays:
-        if not np.isfinite(array).all():
-            raise ValueError(f"the flow gave values that are not finite for one of the images {rows.start} to {rows.stop - 1}")
-    return np.array(crc, dtype=np.uint32), *arrays
+            t = tangents(flow, z, y, augment.modes, step, augment.kind)
+            # an image that the flow cannot move stays as it is
+            t = torch.where(t.isfinite().flatten(1).all(1).view(-1, 1, 1, 1, 1), t, 0.0)
+            made = dict(zip(("tangents", "scales"), quantized(t), strict=True))
+        for part, values in made.items():
+            arrays[part][where] = values.cpu().numpy()
 
 
-def _bytes(image: Any) -> bytes:
-    return image.tobytes() if isinstance(image, PIL.Image.Image) else image.contiguous().numpy().tobytes()
+def _small(image: Any, size: Sequence[int]) -> Tensor:
+    """(1, C, h, w) in [-1, 1]: an image at the flow's size."""
+    return lift.down(pixels.levels_to_model(pixels.levels_of(image).unsqueeze(0)), tuple(size[1:]))
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as f:  # np.save would add a suffix to a name
-        np.save(f, array)
+def _class(label: Any) -> int:
+    try:
+        return operator.index(label if not isinstance(label, Tensor) else label.item())
+    except (TypeError, RuntimeError, ValueError):
+        raise TypeError(f"a cache takes one integer label an image, got {label!r}; mixed or soft labels have no class") from None
 
 
-def _checksum(path: Path) -> str:
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while part := f.read(1 << 22):
-            h.update(part)
-    return h.hexdigest()
+def _crc(image: Any, label: Any, labels: str) -> int:
+    """Of the pixels and, where it counts, the label."""
+    own = image.tobytes() if isinstance(image, PIL.Image.Image) else image.contiguous().numpy().tobytes()
+    return zlib.crc32(own, _class(label) & 0xFFFFFFFF if labels == "given" else 0)
 
 
-def _whole(path: Path, known: list | None) -> bool:
-    return known is not None and path.is_file() and [path.stat().st_size, _checksum(path)] == known
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Lets one process at a time build; a killed one leaves no lock behind."""
+    with open(path / ".lock", "w") as f:
+        if fcntl is not None:
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def _read_index(path: Path) -> dict[str, Any]:

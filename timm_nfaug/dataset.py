@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 import hashlib
 import os
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch.utils.data import Dataset
 
 from . import lift, pixels
 from .augment import NFAugment
-from .cache import NFACache
+from .cache import NFACache, digest
+from .dataset_transform import without_transform
 from .hub import write_atomically
 from .perturb import check_strength, draw_noise, keyed_generator
 
@@ -25,13 +25,8 @@ class _Wrapped(Dataset):
     def __init__(self, base: Dataset, seed: int):
         if not hasattr(base, "__len__"):
             raise TypeError(f"{type(self).__name__} needs a map-style data set with a length, got {type(base).__name__}")
-        self.base = copying.copy(base)  # its transform is taken over without changing the caller's
         self.transform = getattr(base, "transform", None)
-        if self.transform is not None:
-            self.base.transform = None
-            if hasattr(self.base, "transforms"):  # torchvision's VisionDataset applies this pair
-                self.base.transforms = None
-                self.base.transforms = _target_only(getattr(base, "target_transform", None))
+        self.base = without_transform(base)
         self.seed = seed
         # shared memory: workers that live on through epochs see a new epoch without being started again
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -102,7 +97,8 @@ class CachedNFADataset(_Wrapped):
         image, *rest = self.base[index]
         g = keyed_generator(self.seed, int(self._epoch), index)
         if self.strength and torch.rand((), generator=g) < self.p:
-            change = self.cache.change(index, image, draw_noise(1, self.modes, g)[0], self.strength).clamp_(-2, 2)
+            noise = draw_noise(1, self.modes, g)[0]
+            change = self.cache.change(index, image, rest[0], noise, self.strength).clamp_(-2, 2)
             levels = pixels.levels_of(image).unsqueeze(0)
             c = levels.shape[1]
             levels = lift.add(levels, change.unsqueeze(0) * 128, [0] * c, [255] * c)[0]
@@ -179,20 +175,6 @@ class NFAugmentedDataset(_Wrapped):
         return out if label is None else out[0]
 
 
-class _target_only:
-    """Stands for torchvision's (transform, target_transform) pair once the first has moved out."""
-
-    def __init__(self, target_transform):
-        self.target_transform = target_transform
-
-    def __call__(self, image, target):
-        return image, target if self.target_transform is None else self.target_transform(target)
-
-
 def _fingerprint(augment: NFAugment, seed: int) -> str:
     """Names the flow's weights, the settings and the seed, so that a cache is never read for another."""
-    h = hashlib.sha256(f"{augment!r} {augment.flow.config.to_dict()} {seed}".encode())
-    for name, tensor in sorted(augment.flow.state_dict().items()):
-        h.update(name.encode())
-        h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:16]
+    return hashlib.sha256(f"{augment!r} {seed} {digest(augment.flow)}".encode()).hexdigest()[:16]

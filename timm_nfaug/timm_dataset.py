@@ -12,8 +12,9 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
 from .augment import NFAugment
+from .dataset_transform import set_transform
 from .perturb import keyed_generator
-from .timm_fit import NFAError, set_transform
+from .timm_fit import NFAError
 
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}  # of timm and torchvision
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from timm.data import AugMixDataset, create_transform
 from torch.utils.data import DataLoader, IterableDataset, Subset
-from torchvision.datasets.vision import StandardTransform
 
 from .augment import NFAugment
+from .dataset_transform import set_transform
 
 _logger = logging.getLogger(__name__)
 
@@ -83,13 +83,6 @@ def fit_to_dataset(
             "NFA: %d of %d classes have fewer than %d images and so fewer than %d modes; the fewest: %d",
             few, classes, augment.modes + 1, augment.modes, int(found.min()),
         )  # fmt: skip
-
-
-def set_transform(dataset, transform) -> None:
-    """Sets the transform of the images; in some of torchvision's data sets it is held a second time, in a pair."""
-    dataset.transform = transform
-    if getattr(dataset, "transforms", None) is not None:
-        dataset.transforms = StandardTransform(transform, getattr(dataset, "target_transform", None))
 
 
 def _labels(dataset) -> list[int] | None:

@@ -68,7 +68,7 @@ class TrainConfig:
     ema_decay: float = 0.998  # reached as (1 + step) / (10 + step) grows
     swa_from: float = 0.8  # fraction of the steps
     net_dtype: str = "float32"  # float32 or bfloat16, of the networks inside the couplings
-    reversible: bool = False  # activations are computed again in backward: memory does not grow with the depth
+    reversible: bool = False  # activations are computed again in backward: memory grows by weights and gradients alone
 
     # run
     seed: int = 0

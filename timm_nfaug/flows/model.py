@@ -96,8 +96,9 @@ class ConditionalFlow(HubMixin, nn.Module):
     def set_reversible(self, reversible: bool = True) -> ConditionalFlow:
         """Trains without stored activations: backward computes them again from the output of the flow.
 
-        Memory does not grow with the depth; a step takes about a third longer. Gradients are those of an exact inverse, so
-        with the networks in bfloat16 they carry its rounding. Only first derivatives exist then.
+        Memory does not grow with the depth but for weights and gradients; each coupling's network is evaluated once more.
+        Gradients are those of an exact inverse, so with the networks in bfloat16 they carry its rounding. Only first
+        derivatives exist then.
         """
         for module in self.modules():
             if isinstance(module, Chain):
