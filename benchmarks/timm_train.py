@@ -87,7 +87,7 @@ def row(train_py: Path, data: Path, case: dict[str, Any], flags: list[str]) -> d
             [sys.executable, "-c", "from benchmarks.timm_train import drive; drive()", str(train_py), "--data-dir", str(data),
              "--model", case["model"], "--img-size", str(case["size"]), "--num-classes", str(case["classes"]), "--epochs", "4",
              "-b", str(case["batch"]), "--workers", "1", "--device", "cpu", "--amp", "--amp-dtype", "bfloat16", "--lr", "0.01",
-             "--log-interval", "1000", "--seed", "0", "--output", out, *flags],
+             "--log-interval", "1000", "--seed", "0", "--color-jitter", "0", "--output", out, *flags],  # timm drops it with --aa
             capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     line = next((s for s in done.stdout.splitlines() if s.startswith("RATES ")), None)
