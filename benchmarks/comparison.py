@@ -155,12 +155,14 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
             means, halves = ([found[names[i]][j] for i in rows] for j in (0, 1))
             axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
         axis.set_ylim(-0.7, len(names) - 0.3)
-        short = [n.partition(", ")[0] for n in names]  # without the flow, where that tells them apart
-        axis.set_yticks(range(len(names)), short if len(set(short)) == len(names) else names, fontsize=8)
+        short = [n.partition(", ")[0] for n in names]
+        # with the flow, without its architecture, where only that tells arms apart
+        named = [s if short.count(s) == 1 else f"{s}, {n.rpartition(', ')[2].partition('.')[2]}" for s, n in zip(short, names)]
+        axis.set_yticks(range(len(names)), named, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set_title(head, fontsize=9, loc="left")
+        axis.set_title(head, fontsize=8, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
-    axes[-1].set_xlabel("top-1 minus that of the baseline, points; 95% intervals of the paired difference")
+    axes[-1].set_xlabel("top-1 minus the baseline's, points; 95% intervals, paired", fontsize=9)
     return figure
 
 
@@ -187,8 +189,9 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
         axis.errorbar(bits, means, yerr=halves, fmt="o", color=f"C{i}", capsize=3, label=head)
         for _, b, m, _, run in own:
             short = run["flow"].removeprefix("conv_p4_small.cifar10_jpeg").strip("_") or "bundled"
-            axis.annotate(short, (b, m), (4, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(short, (b, m), (-4, 4), textcoords="offset points", fontsize=7, ha="right")
     axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    axis.margins(x=0.15)  # for the names
     axis.invert_xaxis()
     axis.set_xlabel("bits/dim of the flow on the validation images (better to the right)")
     axis.set_ylabel("top-1 minus that of linear, points")
