@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
 from benchmarks import flow_memory, flow_speed, throughput
-from benchmarks.common import ROOT, timed
+from benchmarks.common import ROOT, pin_threads, timed
 from timm_nfaug.pillow import guard_posterize
 
 Claim = tuple[str, float, str, float]  # what, figure, "at most" or "at least", limit
@@ -90,28 +88,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)  # in a process with its threads pinned
     args = parser.parse_args(argv)
     if args.group:
+        pin_threads(GROUPS[args.group][0])
         torch.set_num_threads(GROUPS[args.group][0])
         print("CLAIMS " + json.dumps(list(GROUPS[args.group][1]())))
         return 0
-    short: list[Any] = []
+    short = 0
     for name in args.only:
-        threads, _, package = GROUPS[name]
+        package = GROUPS[name][2]
         if package and not importlib.util.find_spec(package):
             print(f"{name}: not measured, {package} is not installed; pip install '.[bench]'")
             continue
-        pinned = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.claims", "--group", name],
-            capture_output=True, text=True, cwd=ROOT, env={**os.environ, **pinned},
-        )  # fmt: skip
+        command = [sys.executable, "-m", "benchmarks.claims", "--group", name]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
         line = next(s for s in done.stdout.splitlines() if s.startswith("CLAIMS "))
         for what, figure, sense, limit in json.loads(line.removeprefix("CLAIMS ")):
-            verdict = "holds" if holds(figure, sense, limit) else "FALLS SHORT"
-            short += [what] * (verdict != "holds")
-            print(f"{what}: {figure:.2f}, {sense} {limit:g}: {verdict}", flush=True)
-    return 1 if short else 0
+            met = holds(figure, sense, limit)
+            short += not met
+            print(f"{what}: {figure:.2f}, {sense} {limit:g}: {'holds' if met else 'FALLS SHORT'}", flush=True)
+    return int(short > 0)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import ROOT, command_line, environment, markdown_table, write_result
-from benchmarks.timm_train import subset
+from benchmarks.timm_train import load, subset
 from timm_nfaug import train as launcher
-from timm_nfaug.pillow import guard_posterize
 
 PER_CLASS = 30
 RANKS_SECONDS, RANKS_TRIES = 120, 4
@@ -97,16 +96,15 @@ CASES = [
         "its batches are patches",
     ),
 ]
-# of the loaders and the data that cases use without naming them, and what is about images or labels but runs elsewhere
-ALSO = ("--data-dir", "--no-prefetcher", "--aug", "--nfa-flow", "--nfa-fit", "--nfa-place", "--seed", "--lr", "--device",
-        "--output", "--log-interval", "--checkpoint-hist")  # fmt: skip
+# flags that every case has without naming them
+ALSO = ("--data-dir", "--no-prefetcher", "--seed", "--lr", "--device", "--output", "--log-interval", "--checkpoint-hist")
 
 
 def flag_names(text: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]*", text))
 
 
-def run_here(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
+def run_here(train_py: Path, flags: list[str]) -> dict[str, Any]:
     """One training in this process: its losses and what it said, or how it ended."""
     said = io.StringIO()
     losses: list[float] = []
@@ -116,7 +114,7 @@ def run_here(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            load(train_py, nfa, losses).main()
+            with_losses(train_py, flags, losses).main()
     except SystemExit as e:
         return {"refused": f"{said.getvalue().strip().splitlines()[-1] if isinstance(e.code, int) else e.code}"}
     except Exception as e:  # the case's outcome
@@ -129,13 +127,9 @@ def run_here(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
     return {"losses": losses}
 
 
-def load(train_py: Path, nfa: bool, losses: list[float]) -> ModuleType:
-    """The script, with the launcher or without, whose epochs add their losses to `losses`."""
-    module = launcher.load_script(train_py)
-    if nfa:
-        launcher.install(module)
-    else:
-        guard_posterize()
+def with_losses(train_py: Path, flags: list[str], losses: list[float]) -> ModuleType:
+    """The script, whose epochs add their losses to `losses`."""
+    module = load(train_py, flags)
     train_one_epoch = module.train_one_epoch
 
     def kept(*args, **kwargs):
@@ -152,7 +146,7 @@ def rank() -> None:
     init = torch.nn.parallel.DistributedDataParallel.__init__
     torch.nn.parallel.DistributedDataParallel.__init__ = lambda self, *a, device_ids=None, **k: init(self, *a, **k)
     sys.argv, losses = sys.argv[1:], []
-    module = load(Path(sys.argv[0]), "--aug" in sys.argv, losses)
+    module = with_losses(Path(sys.argv[0]), sys.argv, losses)
     # its workers would be forked beside the threads of torch.distributed, where they hang now and then, NFA or not
     module.validate = lambda *args, **kwargs: OrderedDict(loss=0.0, top1=0.0, top5=0.0)
     module.main()
@@ -160,7 +154,7 @@ def rank() -> None:
         print(f"LOSSES {json.dumps(losses)}", flush=True)
 
 
-def run_ranks(train_py: Path, flags: list[str], nfa: bool) -> dict[str, Any]:
+def run_ranks(train_py: Path, flags: list[str]) -> dict[str, Any]:
     """One training of two processes under torchrun: the losses of the first.
 
     Where workers hang that were forked beside the threads of torch.distributed, it is tried again.
@@ -212,7 +206,7 @@ def run_case(case: Case, train_py: Path, known: set[str], data: str, prefetcher:
                 flags += ["--aug", "nfa-p0.000000001"]
             elif how != "stock":
                 flags += NFA + PLACES[how]
-            found[how] = (run_ranks if case.distributed else run_here)(train_py, flags, how != "stock")
+            found[how] = (run_ranks if case.distributed else run_here)(train_py, flags)
     return found
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmarks.common import ROOT, command_line, environment, markdown_table, write_result
@@ -52,14 +53,20 @@ def subset(data_dir: Path, out: Path, per_class: int, classes: int | None = None
     return count
 
 
+def load(train_py: Path, flags: list[str]) -> ModuleType:
+    """A train.py as a module, with the launcher where the flags ask for NFA; RandAugment is guarded in either."""
+    module = launcher.load_script(train_py)
+    guard_posterize()
+    if "--aug" in flags:
+        launcher.install(module)
+    return module
+
+
 def drive() -> None:
     """In the process of a row: ``train.py FLAGS``, whose four epochs become two of the loader alone and two of training."""
     path, *flags = sys.argv[1:]
     sys.argv = [path, *flags]
-    module = launcher.load_script(Path(path))
-    guard_posterize()
-    if any(f.startswith("--aug") for f in flags):
-        launcher.install(module)
+    module = load(Path(path), flags)
     train_one_epoch = module.train_one_epoch
     rates: dict[str, float] = {}
 

@@ -21,7 +21,7 @@ from .flows.config import check_keys
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .flows.registry import create_flow
-from .perturb import check_kind, check_strength, displacement, draw_noise, noise_size
+from .perturb import check_kind, check_probability, check_strength, displacement, draw_noise, noise_size
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 LABELS = ("given", "posterior", "none")
@@ -66,8 +66,7 @@ class NFAugment(v2.Transform):
         super().__init__()
         if not isinstance(flow, ConditionalFlow):
             raise TypeError(f"flow must be a ConditionalFlow, got {type(flow).__name__}; see NFAugment.from_pretrained")
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
-            raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
+        p = check_probability(p)
         if labels not in LABELS:
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
         if (mean is None) != (std is None):
@@ -79,7 +78,7 @@ class NFAugment(v2.Transform):
             )
         check_kind(flow, kind, modes)
         self.flow = flow
-        self.strength, self.modes, self.p, self.kind = check_strength(strength), modes, float(p), kind
+        self.strength, self.modes, self.p, self.kind = check_strength(strength), modes, p, kind
         self.labels, self.mean, self.std, self.seed = labels, mean, std, seed
         self.register_buffer("_fallbacks", torch.zeros((), dtype=torch.int64), persistent=False)
         self._own: tuple[Any, torch.Generator | None] = (None, None)

@@ -156,11 +156,12 @@ class NFACache:
             for number in range(shards):
                 rows = _shard_rows(number, key)
                 known = index["shards"].get(str(number))
-                if known == _digest_of(arrays, rows) and _unchanged(arrays["crc"], base, rows, augment.labels):
-                    continue
-                index["complete"] = False
-                index["shards"].pop(str(number), None)
-                _write_index(path, index)
+                if known is not None:
+                    if known == _digest_of(arrays, rows) and _unchanged(arrays["crc"], base, rows, augment.labels):
+                        continue
+                    del index["shards"][str(number)]
+                    index["complete"] = False
+                    _write_index(path, index)
                 _fill(arrays, augment, base, rows, kind, step, batch_size)
                 for array in arrays.values():
                     array.flush()

@@ -16,7 +16,7 @@ from .augment import NFAugment
 from .cache import NFACache, digest
 from .dataset_transform import without_transform
 from .hub import write_atomically
-from .perturb import check_strength, draw_noise, keyed_generator
+from .perturb import check_probability, check_strength, draw_noise, keyed_generator
 
 
 class _Wrapped(Dataset):
@@ -80,12 +80,10 @@ class CachedNFADataset(_Wrapped):
         super().__init__(base, seed)
         if len(base) != len(cache):
             raise ValueError(f"the cache holds {len(cache)} images, the data set has {len(base)}; build a cache of this one")
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
-            raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
         self.modes = cache.modes if modes is None else modes
         if not 1 <= self.modes <= cache.modes:
             raise ValueError(f"modes must be from 1 to the {cache.modes} of the cache, got {modes!r}")
-        self.cache, self.strength, self.p = cache, check_strength(strength), p
+        self.cache, self.strength, self.p = cache, check_strength(strength), check_probability(p)
 
     def __len__(self) -> int:
         return len(self.base)

@@ -107,6 +107,12 @@ def perturb(
     return z + strength * displacement(flow, y, noise, kind, modes)
 
 
+def check_probability(p: float) -> float:
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+        raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
+    return float(p)
+
+
 def check_strength(strength: float) -> float:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be a finite number of at least 0, got {strength!r}")
