@@ -189,6 +189,24 @@ def test_joint_trains_the_gaussians_in_every_step_until_they_freeze(toy_trainer)
     assert moved == [True, True, False, False] and trainer.gaussian_updates == 2
 
 
+def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
+    """Between two fits the network is trained under the modes of the last, and each fit raises the likelihood of the codes."""
+    prior = {"num_modes": 4, "low_rank": True, "a": None}
+    trainer = toy_trainer(objective="joint", prior=prior, steps=6, modes_every=3, gaussian_until=0.5, gaussian_images=30)
+    x, y = pixels.levels_to_model(trainer.train_data.levels), trainer.train_data.labels
+    before = trainer.flow.bits_per_dim(x, y).mean()
+    trainer._fit_gaussians()
+    assert trainer.flow.bits_per_dim(x, y).mean() < before - 0.1
+    seen, fit = [], trainer._fit_gaussians
+    trainer._fit_gaussians = lambda: (fit(), seen.append((trainer.step, trainer.flow.prior.modes.clone())))
+    trainer.run()
+    assert [step for step, _ in seen] == [0]  # 3 is past gaussian_until
+    assert torch.equal(trainer.flow.prior.modes, seen[0][1]) and seen[0][1].norm(dim=2).gt(0.99).all()
+    trainer.finish()  # the modes and what they leave of the variances, of all images under the averaged flow
+    own = trainer.best().prior
+    assert not torch.equal(own.modes, seen[0][1]) and own.low_rank
+
+
 def test_the_kld_term_drives_gaussians_apart(small_flow, toy_images):
     """One gradient step of it on its own: the mean pairwise KL grows, and equal Gaussians give no direction."""
     prior, y = small_flow.prior, toy_images[1]

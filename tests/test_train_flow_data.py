@@ -74,6 +74,10 @@ def test_settings_that_do_not_go_together_are_refused():
         TrainConfig(image_size=32, labels=False)
     with pytest.raises(ValueError, match="labels: false goes with .* discriminative 0.1"):
         TrainConfig(image_size=32, labels=False, objective="joint", discriminative=0.1)
+    with pytest.raises(ValueError, match="modes_every goes with objective joint and prior.low_rank=true, got glem"):
+        TrainConfig(image_size=32, modes_every=100)
+    with pytest.raises(ValueError, match="modes_every goes with .* got joint and prior {'num_modes': 4}"):
+        TrainConfig(image_size=32, modes_every=100, objective="joint", prior={"num_modes": 4})
 
 
 def test_wrong_files_are_refused(tmp_path):

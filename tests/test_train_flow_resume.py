@@ -26,6 +26,7 @@ WEIGHTS = "flow/model.safetensors"
 VARIANTS = {
     "glem": {"objective": "glem", "net_dtype": "bfloat16", "discriminative": 0.01, "half": True},
     "joint": {"objective": "joint", "discriminative": 0.05, "temperature": 5.0, "shift": 3, "gaussian_until": 0.8},
+    "modes": {"objective": "joint", "prior": {"num_modes": 4, "low_rank": True, "a": None}, "modes_every": 3},
     "ce": {"objective": "ce", "bits": 5, "average": "swa", "optimizer": "adamax", "schedule": "halving", "halve_from": 2},
 }
 

@@ -43,7 +43,9 @@ class TrainConfig:
     temperature: float = 1.0  # that class_logits are divided by in that cross-entropy
     shift: int = 0  # pixels; half of each batch is shifted by up to so many and counts in that cross-entropy only
 
-    # the Gaussians' alternation (glem, ml); of it joint has gaussian_until and gaussian_lr
+    modes_every: int = 0  # with joint and prior.low_rank: steps between two closed-form fits of means, modes and variances
+
+    # the Gaussians' alternation (glem, ml); of it joint has gaussian_until and gaussian_lr, and modes_every gaussian_images
     gaussian_fraction: float = 0.1  # stratified share of the training set for D_G; 0: the training set itself
     gaussian_every: int = 0  # flow steps between two updates of the Gaussians; 0: once an epoch, as in the paper
     gaussian_images: int = 0  # images of D_G in one update; 0: all
@@ -101,6 +103,10 @@ class TrainConfig:
             raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.data == "folder" and not self.image_size:
             raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
+        if self.modes_every and (self.objective != "joint" or not self.prior.get("low_rank")):
+            raise ValueError(
+                f"modes_every goes with objective joint and prior.low_rank=true, got {self.objective} and prior {self.prior}"
+            )
         if self.objective == "ce" and self.code_rows == 0:
             self.code_rows = 8
         if self.objective == "ce" and self.discriminative:

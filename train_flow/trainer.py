@@ -361,6 +361,15 @@ class Trainer:
         self._gaussian_adam_step()
         prior.mu.grad = prior.s.grad = None
 
+    @torch.no_grad()
+    def _fit_gaussians(self) -> None:
+        """Means, modes and variances in closed form from codes of D_G: the large directions need not be learned away."""
+        c, pool = self.config, self.gaussian_pool
+        order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))
+        some = self.train_data.subset(pool[order[: c.gaussian_images or len(pool)]].to(self.train_data.levels.device))
+        pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(some, 512))
+        self.flow.prior.set_moments(self.flow.moments(pairs, num_modes=self.flow.prior.num_modes))
+
     def _gaussian_adam_step(self) -> None:
         for group in self.gaussian_adam.param_groups:
             group["lr"] = piecewise(self.config.gaussian_lr, self._alternation_time(), geometric=True)
@@ -396,6 +405,8 @@ class Trainer:
         while self.step < self.steps:
             if self.alternates and self.step and self.step < self.freeze_step and self.step % self.gaussian_every == 0:
                 self._gaussian_step()
+            if c.modes_every and self.step < self.freeze_step and self.step % c.modes_every == 0:
+                self._fit_gaussians()
             window.append(self._flow_step())
             self.step += 1
             self._average()
@@ -447,7 +458,7 @@ class Trainer:
             data = data.subset(pick.to(data.levels.device))
         pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(data, 512))
         moments = flow.moments(pairs, num_modes=flow.prior.num_modes)
-        if c.objective == "moments":
+        if c.objective == "moments" or c.modes_every:
             flow.prior.set_moments(moments)
         elif flow.prior.num_modes:
             _, _, modes, std = moments.finish()
