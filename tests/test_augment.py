@@ -53,6 +53,37 @@ def test_the_same_image_as_pil_uint8_and_float_is_augmented_alike(augment, toy_i
         assert (out - outs[0]).abs().max() <= 0.51  # one rounding to a level
 
 
+@pytest.mark.parametrize("labels", ["given", "none"])
+def test_one_pil_image_under_the_linear_flow_is_moved_as_a_tensor(toy_images, labels):
+    """One PIL image takes a way of its own there; the general one is the twin."""
+    levels, y = toy_images
+    augment = nfa.NFAugment.from_data([(levels, y)], 3, modes=4, p=0.7, labels=labels)
+    draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    changed = 0
+    for i in range(30):
+        big = F.interpolate(levels[i : i + 1].float(), size=(40, 50)).to(torch.uint8)[0]
+        for image in (levels[i], big):
+            given = () if i % 3 == 0 else (int(y[i]),)
+            a, b = (augment(x, *given, generator=g) for x, g in zip((pil(image), image), draws))
+            if given:
+                (a, label), (b, _) = a, b
+                assert label is given[0]
+            a = torch.from_numpy(np.array(a)).permute(2, 0, 1).int()
+            assert (a - b.int()).abs().max() <= 1 and (a == b).double().mean() > 0.999  # a level where the rounding is a tie
+            changed += not torch.equal(b, image)
+    assert 25 < changed < 55
+    augment.p = 1.0
+    if labels == "given":
+        with pytest.raises(ValueError, match=r"labels must be in 0\.\.2 for a flow"):
+            augment(pil(levels[0]), 3)
+    with pytest.raises(ValueError, match="mode RGB, got L"):
+        augment(pil(levels[0]).convert("L"), 0)
+    augment.flow.prior.modes[:, 0, 0] = float("nan")  # a damaged flow: the image comes back, and is counted
+    before = augment.fallbacks
+    assert augment(pil(levels[0]), 0)[0].tobytes() == pil(levels[0]).tobytes()
+    assert augment.fallbacks == before + 1
+
+
 def test_normalised_floats(small_flow, toy_images):
     levels, y = toy_images
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
@@ -208,6 +239,20 @@ def test_lift_adds_as_torch_interpolates(size, dtype):
         if dtype == torch.uint8:
             assert (out == slow).double().mean() > 0.999
     assert torch.equal(x, before) and torch.equal(change, kept), "the caller's tensors were changed"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 32), (20, 24), (130, 97), (250, 300)])  # the last is more than is worked on at a time
+def test_lift_adds_to_a_pil_image_as_to_a_batch(size, channels):
+    g = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (channels, *size), generator=g, dtype=torch.uint8)
+    change = torch.randn(channels, 32, 32, generator=g) * 60
+    kept, image = change.clone(), pil(levels) if channels == 3 else Image.fromarray(levels[0].numpy())
+    out = lift.add_to_image(image, change.numpy())
+    assert out.mode == image.mode and torch.equal(change, kept)
+    wanted = lift.add(levels.unsqueeze(0), change.unsqueeze(0), [0] * channels, [255] * channels)[0]
+    got = torch.from_numpy(np.array(out)).view(*size, channels).permute(2, 0, 1)
+    assert (got.int() - wanted.int()).abs().max() <= 1 and (got == wanted).double().mean() > 0.999
 
 
 def test_linear_flow_adds_its_eigen_images(toy_images):

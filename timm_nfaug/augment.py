@@ -134,6 +134,8 @@ class NFAugment(v2.Transform):
         """
         if not inputs:
             raise TypeError("NFAugment takes at least one image")
+        if isinstance(inputs[0], PIL.Image.Image) and (len(inputs) == 1 or (len(inputs) == 2 and type(inputs[1]) is int)):
+            return self._forward_pil(*inputs, generator=generator)
         flat, spec = pytree.tree_flatten(inputs if len(inputs) > 1 else inputs[0])
         where = _image_positions(flat)
         if not where:
@@ -145,6 +147,13 @@ class NFAugment(v2.Transform):
             for i in where:
                 flat[i] = self.transform(flat[i], params)
         return pytree.tree_unflatten(flat, spec)
+
+    def _forward_pil(self, image: PIL.Image.Image, *label: int, generator: torch.Generator | None) -> Any:
+        """`forward` of what a data set gives, one image with its label or without: in a loader's worker each call counts."""
+        if self.strength and self.p:
+            labels = torch.tensor(label) if label else None
+            image = self.transform(image, self.make_params([image], labels, generator))
+        return (image, *label) if label else image
 
     def make_params(
         self, flat_inputs: list[Any], labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -160,7 +169,7 @@ class NFAugment(v2.Transform):
         chosen = torch.ones(count, dtype=torch.bool)
         if self.p < 1:
             chosen = (torch.rand(count, generator=g, device=g.device) < self.p).cpu()
-        noise = draw_noise(int(chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
+        noise = draw_noise(int(chosen if count == 1 else chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
         return {"chosen": chosen, "noise": noise, "labels": labels if self.labels == "given" else None}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -175,7 +184,26 @@ class NFAugment(v2.Transform):
         return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
 
     def _transform_pil(self, image: PIL.Image.Image, params: dict[str, Any]) -> PIL.Image.Image:
-        return pixels.image_of(self._transform_batch(pixels.levels_of(image).unsqueeze(0), params)[0])
+        labels, noise = params["labels"], params["noise"]
+        change = self._change_of_one(labels, noise)
+        if change is None:
+            images = lambda: pixels.levels_to_model(pixels.levels_of(image).unsqueeze(0))
+            change = self._change(images, labels, noise)[0].mul_(128).cpu().numpy()
+        return lift.add_to_image(image, change)
+
+    def _change_of_one(self, labels: Tensor | None, noise: Tensor) -> np.ndarray | None:
+        """`_change` of one image, (c, h, w) in levels, in as few calls as it can be had; None where it takes more than these."""
+        flow = self.flow
+        prior = flow.prior
+        plain = flow.is_linear and self.kind == "pca" and not torch.is_autocast_enabled("cpu")
+        if not plain or prior.modes.device.type != "cpu" or (labels is None and prior.num_classes > 1):
+            return None
+        k = 0 if labels is None else int(flow.gaussian_labels(labels))
+        weights = noise[0].numpy() * prior.mode_std[k, : self.modes].numpy() * (128 * self.strength)
+        change = (torch.from_numpy(weights) @ prior.modes[k, : self.modes]).numpy()
+        if not math.isfinite(change.sum()):
+            return None
+        return change.clip(-256, 256, out=change).reshape(flow.config.input_size)
 
     @torch.no_grad()
     def _transform_batch(self, x: Tensor, params: dict[str, Any]) -> Tensor:
@@ -214,19 +242,19 @@ class NFAugment(v2.Transform):
         Args:
             images: gives the images (B, c, H, W) in [-1, 1]; not asked where the change does not depend on them.
         """
-        flow = self.flow
+        flow, device, linear = self.flow, self.flow.device, self.flow.is_linear
         size = flow.config.input_size
-        noise = noise.to(flow.device, flow.dtype)
-        y = None if y is None else y.to(flow.device)
-        with torch.autocast(flow.device.type, enabled=False):
+        noise = noise.to(device, flow.dtype)
+        y = None if y is None else y.to(device)
+        with torch.autocast(device.type, enabled=False):
             small = None
             if y is None and flow.num_classes == 1:
-                y = torch.zeros(len(noise), dtype=torch.int64, device=flow.device)
-            if y is None or not flow.is_linear:
-                small = lift.down(images().to(flow.device), size[1:])
-            if y is None and (flow.is_linear or flow.config.code_rows):
+                y = torch.zeros(len(noise), dtype=torch.int64, device=device)
+            if y is None or not linear:
+                small = lift.down(images().to(device), size[1:])
+            if y is None and (linear or flow.config.code_rows):
                 y = flow.class_logits(small).argmax(1)
-            if flow.is_linear:  # the code is the image: its move is the change, and no pass is needed
+            if linear:  # the code is the image: its move is the change, and no pass is needed
                 change = displacement(flow, y, noise, self.kind, self.modes).mul_(self.strength).view(-1, *size)
             else:
                 z, _ = flow(small, y)

@@ -189,8 +189,8 @@ class NFACache:
             )
         n = len(noise)
         if self.kind == "tangents":
-            pictures = torch.from_numpy(self._rows("tangents")[i, :n].astype(np.float32)).flatten(1)
-            weights = noise * strength * torch.from_numpy(np.array(self._rows("scales")[i, :n]))
+            pictures = torch.from_numpy(self._rows("tangents")[i, :n].astype(np.float32).reshape(n, -1))
+            weights = torch.from_numpy(noise.numpy() * strength * self._rows("scales")[i, :n])
             return (weights @ pictures).view(self.index["size"])
         k = int(self._rows("classes")[i])
         if k < 0:  # the flow's code of it is not finite
@@ -204,7 +204,7 @@ class NFACache:
     def _rows(self, part: str) -> np.ndarray:
         if part not in self._open:
             try:
-                self._open[part] = np.load(_file(self.path, part), mmap_mode="r")
+                self._open[part] = np.asarray(np.load(_file(self.path, part), mmap_mode="r"))  # slices cost less of an array
             except ValueError as e:
                 file = _file(self.path, part)
                 raise ValueError(f"{file} is damaged ({e}); delete it and call NFACache.build again") from e

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from . import lift, pixels
+from . import lift
 from .augment import NFAugment
 from .cache import NFACache, digest
 from .dataset_transform import without_transform
@@ -96,11 +96,12 @@ class CachedNFADataset(_Wrapped):
         g = keyed_generator(self.seed, int(self._epoch), index)
         if self.strength and torch.rand((), generator=g) < self.p:
             noise = draw_noise(1, self.modes, g)[0]
-            change = self.cache.change(index, image, rest[0], noise, self.strength).clamp_(-2, 2)
-            levels = pixels.levels_of(image).unsqueeze(0)
-            c = levels.shape[1]
-            levels = lift.add(levels, change.unsqueeze(0) * 128, [0] * c, [255] * c)[0]
-            image = pixels.image_of(levels) if isinstance(image, Image.Image) else levels
+            change = self.cache.change(index, image, rest[0], noise, self.strength).clamp_(-2, 2).mul_(128)
+            if isinstance(image, Image.Image):
+                image = lift.add_to_image(image, change.numpy())
+            else:
+                c = len(image)
+                image = lift.add(image.unsqueeze(0), change.unsqueeze(0), [0] * c, [255] * c)[0]
         if self.transform is not None:
             image = self.transform(image)
         return (image, *rest)

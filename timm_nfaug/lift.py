@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +49,34 @@ def add(x: Tensor, change: Tensor, low: Sequence[float], high: Sequence[float], 
                 part[:, c].clamp_(least, most)
         out[where] = part if rows is None else part.to(x.dtype)
     return out
+
+
+def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
+    """`add` to one PIL image of mode L or RGB of a change (C, h, w) in levels, float32, in the layout of the image.
+
+    Nothing is copied into planes and back, and numpy's calls cost less than torch's: in a loader's worker they are the price.
+    """
+    levels = np.asarray(image).reshape(image.height, -1)
+    c, h, w = change.shape
+    if (h, w) == (image.height, image.width):
+        out = _added(levels, change.reshape(c, -1).T.reshape(h, -1))
+    else:
+        small, device = torch.from_numpy(change), torch.device("cpu")
+        rows, columns = _bilinear(h, image.height, device), _bilinear(w, image.width, device)
+        # torch's products, not numpy's: those would start threads of their own in every worker
+        lines = (small.reshape(c * h, w) @ columns.T).view(c, h, -1).permute(1, 2, 0).reshape(h, -1)
+        out = np.empty_like(levels)
+        step = max(1, CHUNK // levels.shape[1])
+        for i in range(0, len(levels), step):
+            out[i : i + step] = _added(levels[i : i + step], (rows[i : i + step] @ lines).numpy())
+    return PIL.Image.fromarray(out.reshape(image.height, image.width, c) if c > 1 else out)
+
+
+def _added(levels: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """uint8 levels and a change in levels, within +-32,000, to uint8 levels."""
+    part = np.rint(change).astype(np.int16)
+    part += levels
+    return part.clip(0, 255, out=part).astype(np.uint8)
 
 
 def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:

@@ -40,14 +40,6 @@ def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))  # plane by plane, as what is added to it
 
 
-def image_of(levels: Tensor) -> PIL.Image.Image:
-    """uint8 levels (C, H, W) as a PIL image, of mode L or RGB."""
-    c, h, w = levels.shape
-    planes = [PIL.Image.frombuffer("L", (w, h), plane, "raw", "L", 0, 1) for plane in levels.contiguous().numpy()]
-    # several times quicker than interleaving them in numpy
-    return PIL.Image.merge({1: "L", 3: "RGB"}[c], planes)
-
-
 def model_to_levels(x: Tensor) -> Tensor:
     """The nearest uint8 level of each value in [-1, 1]; values outside are clamped."""
     return x.add(1).mul_(128).sub_(0.5).round_().clamp_(0, 255).to(torch.uint8)
