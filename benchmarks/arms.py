@@ -172,7 +172,7 @@ class Adversarial(Arm):
 class Settings:
     """Of the arms that use a flow, by default NFAugment's, and of RandAugment with RandomErasing, by default timm's usual."""
 
-    strength: float = 1.0  # of `rotation`: the largest angle, radians
+    strength: float = 0.5  # of `rotation`: the largest angle, radians
     modes: int = 32
     p: float = 0.5
     place: str = "after"  # or "before" the crop and flip, on images as the flow knows them

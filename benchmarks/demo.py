@@ -144,7 +144,7 @@ def run(
     return table, found
 
 
-def fitted_linear(train: Images, strength: float = 1.0, p: float = 0.5) -> NFAugment:
+def fitted_linear(train: Images, strength: float = 0.5, p: float = 0.5) -> NFAugment:
     """Eigen-images of these classes, without any training."""
     modes = min(32, len(train) // len(train.class_names) - 1)
     images, classes = [(train.levels, train.labels)], len(train.class_names)
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=100, help="training images a class of --data-dir")
     parser.add_argument("--epochs", type=int, help="default: 20 for the digits, 30 for --data-dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--p", type=float, default=0.5)
     parser.add_argument("--record", metavar="NAME", help="also write benchmarks/results/NAME.json")
     parser.add_argument("--data-name", default="scikit-learn digits", help="how --record calls the data")

@@ -43,7 +43,7 @@ SHARD = 1024  # images between two notes of what is done
 
 
 @torch.no_grad()
-def tangents(flow: ConditionalFlow, z: Tensor, y: Tensor, modes: int = 32, step: float = 1.0, kind: str = "pca") -> Tensor:
+def tangents(flow: ConditionalFlow, z: Tensor, y: Tensor, modes: int = 32, step: float = 0.5, kind: str = "pca") -> Tensor:
     """(B, modes, C, H, W): the change of images of codes z (B, D) and labels y (B,) by a move of one standard deviation.
 
     Args:
@@ -116,7 +116,7 @@ class NFACache:
         base,
         path: str | os.PathLike,
         kind: str = "tangents",
-        step: float = 1.0,
+        step: float = 0.5,
         batch_size: int = 64,
     ) -> NFACache:
         """Makes the cache of a data set, goes on where a build was cut short, or mends what is damaged or has changed.
@@ -126,7 +126,7 @@ class NFACache:
         Args:
             augment: whose flow, modes, kind and labels count; strength and p are chosen when the cache is used.
             base: a map-style data set of (PIL image or uint8 tensor (C, H, W), label) pairs; its transform is left out.
-            step: of the `tangents`.
+            step: of the `tangents`; about the strength that they are used at.
         """
         flow, path = augment.flow, Path(path)
         if kind not in PARTS:

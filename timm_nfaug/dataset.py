@@ -72,7 +72,7 @@ class CachedNFADataset(_Wrapped):
         self,
         base: Dataset,
         cache: NFACache,
-        strength: float = 1.0,
+        strength: float = 0.5,
         p: float = 0.5,
         modes: int | None = None,
         seed: int = 0,

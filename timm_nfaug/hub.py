@@ -199,7 +199,7 @@ A class-conditional normalizing flow of `timm_nfaug`, for augmentation with timm
 ```python
 import timm_nfaug as nfa
 
-aug = nfa.NFAugment.from_pretrained("{name}", strength=1.0, p=0.5)
+aug = nfa.NFAugment.from_pretrained("{name}", strength=0.5, p=0.5)
 image = aug(image, label)                       # PIL, uint8 or float tensor, one or a batch
 flow = nfa.ConditionalFlow.from_pretrained("{name}")
 z, log_det = flow(x)                            # x (B, {c}, {h}, {w}) in [-1, 1]

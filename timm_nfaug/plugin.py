@@ -1,6 +1,6 @@
 """NFA in an unmodified train.py that is started as it always is, by timm's own flag for modules to import:
 
-    TIMM_NFAUG="--aug nfa-s1-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
+    TIMM_NFAUG="--aug nfa-s0.5-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
 
 train.py imports the module once it has parsed its flags and before it builds its loaders; importing it elsewhere is an
 error. The flags of NFA come from the environment, as train.py's parser does not know them, so `args.yaml` holds only that
@@ -24,7 +24,7 @@ VARIABLE = "TIMM_NFAUG"
 def flags() -> argparse.Namespace:
     """The flags in the environment, parsed."""
     text = os.environ.get(VARIABLE, "")
-    usage = f'{VARIABLE}="--aug nfa-s1-k32-p0.5 [--nfa-flow NAME] ..."'
+    usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'
     parser = argparse.ArgumentParser(prog=VARIABLE, usage=usage, add_help=False)
     add_args(parser)
     values = parser.parse_args(shlex.split(text))

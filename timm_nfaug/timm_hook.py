@@ -39,7 +39,7 @@ def add_args(parser) -> None:
     group.add_argument(
         "--aug", type=_checked, default=None, metavar="NFA",
         help="learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, m kind (pca, "
-        "axes, isotropic), l labels (given, posterior, none); nfa alone is nfa-s1-k32-p0.5 (default: none)",
+        "axes, isotropic), l labels (given, posterior, none); nfa alone is nfa-s0.5-k32-p0.5 (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--nfa-flow", default=LINEAR, metavar="NAME",

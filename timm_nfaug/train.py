@@ -18,7 +18,7 @@ from .pillow import guard_posterize
 from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
-    "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s1-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
+    "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
     "[--nfa-place batch|dataset] [train.py's flags]"
 )
 
