@@ -1,0 +1,139 @@
+"""How far augmentations take images, and how often past the border of their class.
+
+    python -m benchmarks.cifar_resnet18 --data DIR --data-name "CIFAR-10 (JPEG)" --arms baseline --epochs 8 --save WEIGHTS
+    python -m benchmarks.label_drift --data-dir DIR --data-name "CIFAR-10 (JPEG)" --classifier WEIGHTS/FILE.safetensors
+
+Validation images, every one augmented, are shown to a classifier that was trained on all training images with crop and flip
+alone. "Kept": of those it has right as they are, how many it still has right. It errs on strange pictures as well as on changed
+classes, so what is lost bounds the drift of labels from above. "Move": mean change of a pixel, in levels. "Spread": distance of
+the features of two augmented versions of one image over that of two images of a class: the variety that a training sees.
+NFA's modes are fitted to the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.utils import random_seed
+from torch import Tensor, nn
+
+from benchmarks.arms import NEEDS_FLOW, Settings, make_arm
+from benchmarks.classifier import MODELS, crop_and_flip, make_classifier, normalize
+from benchmarks.common import command_line, environment, markdown_table, write_result
+from timm_nfaug import ConditionalFlow
+from train_flow.data import Images, load_data
+from train_flow.trainer import generator
+
+BATCH, CROP, ROUNDS = 250, 4, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.label_drift", description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", required=True, help="ImageFolder tree with train/ and val/")
+    parser.add_argument("--data-name", required=True)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--classifier", required=True, help="a file of cifar_resnet18 --save")
+    parser.add_argument("--model", choices=MODELS, default="resnet10_quarter", help="of that file")
+    parser.add_argument("--flow", help="of glem: bundled, directory or Hub id")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 1.5])
+    parser.add_argument("--modes", type=int, default=32)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    train, val = load_data("folder", args.data_dir, args.image_size)
+    if val is None:
+        parser.exit(2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n")
+    count = min(args.images, len(val))
+    some = val.subset(torch.arange(count) * len(val) // count)
+    model = make_classifier(args.model, len(val.class_names))
+    model.load_state_dict(load_file(args.classifier))
+    model.eval()
+    nfa = ["linear", *(["glem"] if args.flow else [])]
+    wanted = [("crop and flip", "baseline", 0.0), ("sa", "sa", 0.0), ("trivial", "trivial", 0.0)]
+    wanted += [(f"{name} s{s:g}-k{args.modes}", name, s) for name in nfa for s in args.strengths]
+    rows = []
+    for label, name, strength in wanted:
+        # a flow of its own for each, as its class Gaussians are fitted anew
+        flow = ConditionalFlow.from_pretrained(args.flow).eval() if name in NEEDS_FLOW else None
+        settings = Settings(strength=strength or 0.5, modes=args.modes, p=1.0)
+        rows.append({"augmentation": label} | measure(make_arm(name, train, flow, settings), label, model, some, args.seed))
+        print(rows[-1], flush=True)
+    write_result("label_drift", {
+        "benchmark": "label_drift",
+        "command": command_line("benchmarks.label_drift", argv),
+        "data": f"{args.data_name}, {count} of {len(val)} validation images",
+        "seeds": [args.seed],
+        "environment": environment(),
+        "settings": {"model": args.model, "flow": args.flow, "modes": args.modes, "crop": CROP},
+        "results": {"clean_top1": 100 * right(model, normalize(some.levels), some.labels).float().mean().item(), "rows": rows},
+    })  # fmt: skip
+    print(markdown_table(table(rows)))
+    return 0
+
+
+@torch.no_grad()
+def measure(arm, label: str, model: nn.Module, data: Images, seed: int) -> dict[str, Any]:
+    """kept and spread as shares, move in levels, means over images."""
+    kept = total = move = 0.0
+    versions: list[list[Tensor]] = [[] for _ in range(ROUNDS)]
+    for start in range(0, len(data), BATCH):
+        levels, y = data.levels[start : start + BATCH], data.labels[start : start + BATCH]
+        clean = normalize(levels)
+        was = right(model, clean, y)
+        for version in range(ROUNDS):
+            g = generator(seed, version, start)
+            random_seed(int(torch.randint(0, 2**31, (), generator=g)))  # timm's and torchvision's draw from the global ones
+            moved = crop_and_flip(levels, CROP, g) if label == "crop and flip" else arm.images(levels, y, g)
+            x, _ = arm.tensors(normalize(moved), y)
+            f = features(model, x)
+            versions[version].append(f)
+            kept += (was & (model.get_classifier()(f).argmax(1) == y)).sum().item()
+            total += was.sum().item()
+            move += 64 * (x - clean).abs().flatten(1).mean(1).sum().item()  # a normalised image is twice that in [-1, 1]
+    a, b = (torch.cat(v) for v in versions)
+    if not total:
+        raise ValueError("the classifier has none of the images right; give weights that were trained on these classes")
+    between = (a - partners(a, data.labels, seed)).norm(dim=1).mean()
+    return {
+        "kept": kept / total, "move_levels": move / (ROUNDS * len(data)),
+        "spread": ((a - b).norm(dim=1).mean() / between).item(),
+    }  # fmt: skip
+
+
+def features(model: nn.Module, x: Tensor) -> Tensor:
+    """Normalised images (B, 3, H, W) to penultimate features (B, F)."""
+    return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+@torch.no_grad()
+def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool."""
+    return torch.cat([model(part).argmax(1) for part in x.split(BATCH)]) == y
+
+
+def partners(rows: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """For each row one of another image of the same class: the next in a shuffled round of the class."""
+    out = torch.empty_like(rows)
+    for k in labels.unique().tolist():
+        own = torch.nonzero(labels == k).flatten()
+        own = own[torch.randperm(len(own), generator=generator(seed, 9, k))]
+        out[own] = rows[own.roll(1)]
+    return out
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Cells, the header first."""
+    cells = [["augmentation", "move (levels)", "kept", "spread"]]
+    for r in rows:
+        cells.append([r["augmentation"], f"{r['move_levels']:.1f}", f"{100 * r['kept']:.1f}%", f"{r['spread']:.2f}"])
+    return cells
+
+
+if __name__ == "__main__":
+    sys.exit(main())
