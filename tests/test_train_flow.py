@@ -205,6 +205,8 @@ def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
     trainer.finish()  # the modes and what they leave of the variances, of all images under the averaged flow
     own = trainer.best().prior
     assert not torch.equal(own.modes, seen[0][1]) and own.low_rank
+    card = (trainer.out / "flow" / "README.md").read_text()
+    assert "fitted anew every 3 steps" in " ".join(card.split())
 
 
 def test_the_kld_term_drives_gaussians_apart(small_flow, toy_images):

@@ -484,12 +484,13 @@ class Trainer:
         if c.objective == "moments":
             return f"Class Gaussians and modes in closed form, one pass over the data; no gradient step.{self.origin}"
         seen = self.step * c.batch_size
+        fits = f" Means, modes and variances were fitted anew every {c.modes_every} steps." if c.modes_every else ""
         return (
             f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}, temperature {c.temperature:g}, "
             f"{f'half of each batch shifted by up to {c.shift} pixels' if c.shift else 'no shifts'}), {self.step} steps of batch "
             f"{c.batch_size} ({seen:,} images{'' if c.labels else ', labels not looked at'}), {c.optimizer} with learning rate "
             f"{c.lr:g} ({c.schedule}), average {c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels "
-            f"and modes are stored in {'float16' if c.half else 'float32'}.{self.origin}"
+            f"and modes are stored in {'float16' if c.half else 'float32'}.{fits}{self.origin}"
         )
 
 
