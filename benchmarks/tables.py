@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import comparison, records
 from benchmarks import flow_memory as memory
+from benchmarks import flow_speed as speed
 from benchmarks import linearity as linearities
 from benchmarks import tangents as tangent_errors
 from benchmarks import throughput as throughputs
@@ -68,17 +69,7 @@ def moves() -> str:
 
 
 def flow_speed() -> str:
-    r = result("flow_speed")
-    base = next(name for name in r["results"]["flows"] if name.startswith("normflows"))
-    rows = [["flow", "forward, images/s", "inverse, images/s", f"times {base}", "share of the conv peak", "round trip"]]
-    for name, row in r["results"]["flows"].items():
-        f, i = row["forward"], row["inverse"]
-        over = [d["speedup_over"][base]["median"] for d in (f, i)]
-        rows.append([
-            name, f"{f['images_per_s']:.0f}", f"{i['images_per_s']:.0f}", f"{over[0]:.2f} / {over[1]:.2f}",
-            f"{f['share_of_peak']:.2f} / {i['share_of_peak']:.2f}", f"{row['round_trip_max']:.0e}",
-        ])  # fmt: skip
-    return f"{markdown_table(rows)}\n\n{source('flow_speed')}"
+    return f"{markdown_table(speed.table(result('flow_speed')['results']))}\n\n{source('flow_speed')}"
 
 
 def flow_memory() -> str:
@@ -125,7 +116,7 @@ def timm_matrix() -> str:
 
 def tangents() -> str:
     r = result("tangents")
-    found = r["results"]["median_at_step_1"]["strength 1, 32 modes"]
+    found = r["results"]["median_at_step_1"][tangent_errors.DEFAULT]
     head = f"{r['data']}, `{r['settings']['flow']}`. Claim: {r['claim']}. Found: {found:.2f}. Of the steps the best is shown."
     return f"{head}\n\n{markdown_table(tangent_errors.table(r['results']['rows']))}\n\n{source('tangents')}"
 
