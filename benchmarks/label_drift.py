@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": f"{args.data_name}, {count} of {len(val)} validation images",
         "seeds": [args.seed],
         "environment": environment(),
-        "settings": {"model": args.model, "flow": args.flow, "modes": args.modes, "crop": CROP},
+        "settings": {"model": args.model, "flow": args.flow and args.flow.rstrip("/").removesuffix("/flow").rpartition("/")[2], "modes": args.modes, "crop": CROP},
         "results": {"clean_top1": 100 * right(model, normalize(some.levels), some.labels).float().mean().item(), "rows": rows},
     })  # fmt: skip
     print(markdown_table(table(rows)))

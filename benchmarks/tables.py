@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import comparison, records
 from benchmarks import flow_memory as memory
 from benchmarks import flow_speed as speed
+from benchmarks import label_drift as drift
 from benchmarks import linearity as linearities
 from benchmarks import tangents as tangent_errors
 from benchmarks import throughput as throughputs
@@ -179,7 +180,7 @@ def cifar_summary() -> str:
                     continue
                 other = "sa" if arm == "sa+linear" and "sa" in top1 else "baseline"
                 over = " over sa" if other == "sa" else ""
-                setting = next((w for w in chosen[arm].partition(", ")[0].split(" ")[1:]), "")
+                setting = " ".join(chosen[arm].partition(", ")[0].split(" ")[1:])
                 gain = "" if arm == "baseline" else f" ({comparison.gain(top1[arm], top1[other])}{over})"
                 cells.append(f"{fmean(top1[arm].values()):.1f}{gain}" + (f"<br>{setting}" if setting else ""))
             runs = arms["baseline"][epochs]
@@ -190,7 +191,8 @@ def cifar_summary() -> str:
 
 def _chosen(arm: str, arms: dict, searched: dict, epochs: int) -> str | None:
     """Which of the settings of an arm that are on record at this length."""
-    names = [n for n, by in arms.items() if n.partition(", ")[0].split(" ")[0] == arm and epochs in by and "the crop" not in n]
+    names = [n for n, by in arms.items() if n.partition(", ")[0].split(" ")[0] == arm and epochs in by]
+    names = [n for n in names if "the crop" not in n] or names  # as the launcher places it, where that is on record
     runs = {n: next(iter(arms[n][epochs].values())) for n in names}
     names = [n for n in names if "with labels" not in runs[n]["settings"].get("flow_trained_on", "")]
 
@@ -277,6 +279,15 @@ def generation() -> str:
     )
 
 
+def label_drift() -> str:
+    r = result("label_drift")
+    head = (
+        f"{r['data']}; the classifier ({r['settings']['model']}, all training images, crop and flip) has "
+        f"{r['results']['clean_top1']:.1f}% of them right as they are."
+    )
+    return f"{head}\n\n{markdown_table(drift.table(r['results']['rows']))}\n\n{source('label_drift')}"
+
+
 def proposition() -> str:
     r = result("proposition")
     kinds = ("mixed", "model", "data")
@@ -299,7 +310,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation,
-        proposition, timm_train, timm_matrix, throughput, tangents, linearity, demo_digits, demo_cifar,
+        proposition, timm_train, timm_matrix, throughput, tangents, linearity, label_drift, demo_digits, demo_cifar,
     )
 }
 
