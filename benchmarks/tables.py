@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks import comparison, records
 from benchmarks import flow_memory as memory
 from benchmarks import flow_speed as speed
-from benchmarks import label_drift as drift
 from benchmarks import linearity as linearities
 from benchmarks import tangents as tangent_errors
 from benchmarks import throughput as throughputs
@@ -279,15 +278,6 @@ def generation() -> str:
     )
 
 
-def label_drift() -> str:
-    r = result("label_drift")
-    head = (
-        f"{r['data']}; the classifier ({r['settings']['model']}, all training images, crop and flip) has "
-        f"{r['results']['clean_top1']:.1f}% of them right as they are."
-    )
-    return f"{head}\n\n{markdown_table(drift.table(r['results']['rows']))}\n\n{source('label_drift')}"
-
-
 def proposition() -> str:
     r = result("proposition")
     kinds = ("mixed", "model", "data")
@@ -310,7 +300,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation,
-        proposition, timm_train, timm_matrix, throughput, tangents, linearity, label_drift, demo_digits, demo_cifar,
+        proposition, timm_train, timm_matrix, throughput, tangents, linearity, demo_digits, demo_cifar,
     )
 }
 
