@@ -70,11 +70,16 @@ def main(argv: list[str] | None = None) -> int:
         "data": f"{args.data_name}, {count} of {len(val)} validation images",
         "seeds": [args.seed],
         "environment": environment(),
-        "settings": {"model": args.model, "flow": args.flow and args.flow.rstrip("/").removesuffix("/flow").rpartition("/")[2], "modes": args.modes, "crop": CROP},
+        "settings": {"model": args.model, "flow": name_of(args.flow), "modes": args.modes, "crop": CROP},
         "results": {"clean_top1": 100 * right(model, normalize(some.levels), some.labels).float().mean().item(), "rows": rows},
     })  # fmt: skip
     print(markdown_table(table(rows)))
     return 0
+
+
+def name_of(flow: str | None) -> str | None:
+    """Without the directories that lead to it."""
+    return flow and flow.rstrip("/").removesuffix("/flow").rpartition("/")[2]
 
 
 @torch.no_grad()

@@ -46,3 +46,7 @@ def test_command(image_folder, tmp_path, model, monkeypatch, capsys):
     rows = validate_file(tmp_path / "label_drift.json")["results"]["rows"]
     assert [row["augmentation"] for row in rows] == ["crop and flip", "sa", "trivial", "linear s0.5-k4"]
     assert all(row["move_levels"] > 0 for row in rows) and "| linear s0.5-k4 |" in capsys.readouterr().out
+
+
+def test_a_record_names_the_flow_without_its_directories():
+    assert [label_drift.name_of(f) for f in (None, "linear", "/a/b/flow", "/a/b/")] == [None, "linear", "b", "b"]
