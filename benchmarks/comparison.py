@@ -215,7 +215,7 @@ def main() -> None:
         except SystemExit as e:
             print(f"{name}: {e}")
             continue
-        write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=110))
+        write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=85))
         print(Path(out).relative_to(ROOT))
 
 
