@@ -133,6 +133,11 @@ def crop_and_flip(levels: Tensor, crop: int, g: torch.Generator) -> Tensor:
     return torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
 
 
+def penultimate(model: nn.Module, x: Tensor) -> Tensor:
+    """Normalised images (B, 3, H, W) to penultimate features (B, F)."""
+    return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
 @torch.no_grad()
 def logits_of(model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 500) -> Tensor:
     """(N, K) float32."""

@@ -78,6 +78,11 @@ def command_line(module: str, argv: list[str] | None = None) -> str:
     return shlex.join(["python", "-m", module, *safe])
 
 
+def flow_title(name: str) -> str:
+    """How a record calls a flow: without the directories before it, nor train_flow's own OUT/flow."""
+    return name.rstrip("/").removesuffix("/flow").rpartition("/")[2]
+
+
 def write_result(name: str, payload: dict[str, Any]) -> Path:
     """Validates a result and writes it to benchmarks/results/NAME.json."""
     validate(payload)

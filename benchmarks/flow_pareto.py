@@ -18,20 +18,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
-from benchmarks.linearity import shares
-from timm_nfaug import ConditionalFlow, NFAugment, create_flow, pixels
+from benchmarks.linearity import fitted, shares
+from timm_nfaug import ConditionalFlow, create_flow, pixels
 from timm_nfaug.flows.architectures import ARCHITECTURES
 from timm_nfaug.hub import write_atomically
 from train_flow.config import load_config
 from train_flow.data import Images, load_data
-from train_flow.evaluate import batches
 from train_flow.trainer import Trainer
 
 NAMED = {  # (depth, hidden) of the architectures that have a name
@@ -66,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     train, val = load_data(c.data, args.data_dir, c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable)
     if val is None:
         raise SystemExit(f"{args.data_dir} has no validation images; expected train/ and val/ inside")
-    size = tuple(val.levels.shape[1:])
-    linear = create_flow("linear", input_size=size)
-    flows, rows = {"linear": linear}, [{"name": "linear", "depth": 0, "hidden": 0, "bits_per_dim": None, "training_seconds": 0.0}]
+    linear = create_flow("linear", input_size=tuple(val.levels.shape[1:]))
+    flows = {"linear": linear.to(args.device)}
+    rows = [{"name": "linear", "depth": 0, "hidden": 0, "bits_per_dim": None, "training_seconds": 0.0}]
     for depth in args.depths:
         for hidden in args.hidden:
             network = {"depth": depth, "hidden": hidden}
@@ -81,16 +79,17 @@ def main(argv: list[str] | None = None) -> int:
             report = trainer.finish()
             name = NAMED.get((depth, hidden), f"{depth} x {hidden}")
             flows[name] = ConditionalFlow.from_pretrained(trainer.out / "flow").to(args.device).eval()
-            seconds = {"training_seconds": trainer.seconds}
-            rows.append({"name": name, **network, "bits_per_dim": report["bits_per_dim"], **seconds})
+            measured = {"bits_per_dim": report["bits_per_dim"], "training_seconds": trainer.seconds}
+            rows.append({"name": name, **network, **measured})
             print(f"{name}: {report['bits_per_dim']:.3f} bits/dim, {trainer.seconds:.0f} s", flush=True)
     speeds, busy = images_per_second(flows, val, args)
-    eigen = fitted(linear, val, args.modes).prior.modes
+    eigen = fitted(linear.cpu(), val, args.modes).prior.modes
+    looked_at = argparse.Namespace(seed=0, images=args.per_class, draws=4, modes=args.modes)
     for row in rows:
-        row["parameters"] = sum(p.numel() for p in flows[row["name"]].network.parameters())
+        flow = flows[row["name"]].cpu()  # where the images are
+        row["parameters"] = sum(p.numel() for p in flow.network.parameters())
         row["images_per_s"] = speeds[row["name"]]
-        found = SimpleNamespace(seed=0, images=args.per_class, draws=4, modes=args.modes)
-        row |= shares(fitted(flows[row["name"]], val, args.modes), val, eigen, args.strength, found)
+        row |= shares(fitted(flow, val, args.modes), val, eigen, args.strength, looked_at)
     for row in rows:
         row["on_front"] = on_front(row, rows)
     named = [row for row in rows if row["name"] in CLAIMED]
@@ -109,11 +108,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.plot:  # last: a changed picture would make the commit on record another one
         write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
     return 0
-
-
-def fitted(flow: ConditionalFlow, data: Images, modes: int) -> ConditionalFlow:
-    """The flow with class Gaussians and modes of `data`."""
-    return NFAugment.to_fit(flow.eval(), modes).fit(batches(data, 512), len(data.class_names)).flow
 
 
 @torch.no_grad()
@@ -142,7 +136,7 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     head = ["depth x width", "bits/dim", "images/s", "parameters", "training, s", "same for all images", "on the front"]
     cells = [head]
     for r in sorted(rows, key=lambda r: -r["images_per_s"]):
-        size = "" if r["name"] == "linear" or " x " in r["name"] else f" ({r['depth']} x {r['hidden']})"
+        size = f" ({r['depth']} x {r['hidden']})" if r["name"] in NAMED.values() else ""
         cells.append([
             r["name"] + size, "" if r["bits_per_dim"] is None else f"{r['bits_per_dim']:.3f}", f"{r['images_per_s']:,.0f}",
             f"{r['parameters'] / 1e6:.2f} M", f"{r['training_seconds']:.0f}", f"{100 * r['same_for_all']:.0f}%",

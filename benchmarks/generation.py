@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmarks.arms import Arm
-from benchmarks.classifier import MODELS, Recipe, make_classifier, normalize, train
+from benchmarks.classifier import MODELS, Recipe, make_classifier, normalize, penultimate, train
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
 from benchmarks.flow_report import check_classes
 from timm_nfaug import ConditionalFlow, pixels
@@ -104,7 +104,7 @@ def features_of(model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
     device = next(model.parameters()).device
     for part in levels.split(BATCH):
         x = normalize(five_bits(part.to(device)))
-        f = model.forward_head(model.forward_features(x), pre_logits=True)
+        f = penultimate(model, x)
         features.append(f.cpu())
         predicted.append(model.get_classifier()(f).argmax(1).cpu())
     return torch.cat(features), torch.cat(predicted)

@@ -21,14 +21,15 @@ from safetensors.torch import load_file
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from benchmarks.arms import NEEDS_FLOW, Settings, make_arm
-from benchmarks.classifier import MODELS, crop_and_flip, make_classifier, normalize
-from benchmarks.common import command_line, environment, markdown_table, write_result
+from benchmarks.arms import Arm, Settings, make_arm
+from benchmarks.classifier import MODELS, Recipe, crop_and_flip, logits_of, make_classifier, normalize, penultimate
+from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow
 from train_flow.data import Images, load_data
 from train_flow.trainer import generator
 
-BATCH, CROP, ROUNDS = 250, 4, 2
+BATCH, ROUNDS = 250, 2
+CROPPED = Arm(levels=lambda levels, y, g: crop_and_flip(levels, Recipe.crop, g))  # what every arm of a training sees as well
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,49 +55,43 @@ def main(argv: list[str] | None = None) -> int:
     model = make_classifier(args.model, len(val.class_names))
     model.load_state_dict(load_file(args.classifier))
     model.eval()
-    nfa = ["linear", *(["glem"] if args.flow else [])]
-    wanted = [("crop and flip", "baseline", 0.0), ("sa", "sa", 0.0), ("trivial", "trivial", 0.0)]
-    wanted += [(f"{name} s{s:g}-k{args.modes}", name, s) for name in nfa for s in args.strengths]
+    flow = ConditionalFlow.from_pretrained(args.flow).eval() if args.flow else None
+    wanted = {"crop and flip": CROPPED} | {name: make_arm(name, train, None, Settings()) for name in ("sa", "trivial")}
+    for name in ["linear", *(["glem"] if flow else [])]:
+        for s in args.strengths:
+            wanted[f"{name} s{s:g}-k{args.modes}"] = make_arm(name, train, flow, Settings(strength=s, modes=args.modes, p=1.0))
     rows = []
-    for label, name, strength in wanted:
-        # a flow of its own for each, as its class Gaussians are fitted anew
-        flow = ConditionalFlow.from_pretrained(args.flow).eval() if name in NEEDS_FLOW else None
-        settings = Settings(strength=strength or 0.5, modes=args.modes, p=1.0)
-        rows.append({"augmentation": label} | measure(make_arm(name, train, flow, settings), label, model, some, args.seed))
+    for label, arm in wanted.items():
+        rows.append({"augmentation": label} | measure(arm, model, some, args.seed))
         print(rows[-1], flush=True)
+    clean = logits_of(model, some.levels, bf16=False).argmax(1) == some.labels
     write_result("label_drift", {
         "benchmark": "label_drift",
         "command": command_line("benchmarks.label_drift", argv),
         "data": f"{args.data_name}, {count} of {len(val)} validation images",
         "seeds": [args.seed],
         "environment": environment(),
-        "settings": {"model": args.model, "flow": name_of(args.flow), "modes": args.modes, "crop": CROP},
-        "results": {"clean_top1": 100 * right(model, normalize(some.levels), some.labels).float().mean().item(), "rows": rows},
+        "settings": {"model": args.model, "flow": args.flow and flow_title(args.flow), "modes": args.modes, "crop": Recipe.crop},
+        "results": {"clean_top1": 100 * clean.float().mean().item(), "rows": rows},
     })  # fmt: skip
     print(markdown_table(table(rows)))
     return 0
 
 
-def name_of(flow: str | None) -> str | None:
-    """Without the directories that lead to it."""
-    return flow and flow.rstrip("/").removesuffix("/flow").rpartition("/")[2]
-
-
 @torch.no_grad()
-def measure(arm, label: str, model: nn.Module, data: Images, seed: int) -> dict[str, Any]:
+def measure(arm: Arm, model: nn.Module, data: Images, seed: int) -> dict[str, Any]:
     """kept and spread as shares, move in levels, means over images."""
     kept = total = move = 0.0
     versions: list[list[Tensor]] = [[] for _ in range(ROUNDS)]
     for start in range(0, len(data), BATCH):
         levels, y = data.levels[start : start + BATCH], data.labels[start : start + BATCH]
         clean = normalize(levels)
-        was = right(model, clean, y)
+        was = logits_of(model, levels, bf16=False).argmax(1) == y
         for version in range(ROUNDS):
             g = generator(seed, version, start)
             random_seed(int(torch.randint(0, 2**31, (), generator=g)))  # timm's and torchvision's draw from the global ones
-            moved = crop_and_flip(levels, CROP, g) if label == "crop and flip" else arm.images(levels, y, g)
-            x, _ = arm.tensors(normalize(moved), y)
-            f = features(model, x)
+            x, _ = arm.tensors(normalize(arm.images(levels, y, g)), y)
+            f = penultimate(model, x)
             versions[version].append(f)
             kept += (was & (model.get_classifier()(f).argmax(1) == y)).sum().item()
             total += was.sum().item()
@@ -109,17 +104,6 @@ def measure(arm, label: str, model: nn.Module, data: Images, seed: int) -> dict[
         "kept": kept / total, "move_levels": move / (ROUNDS * len(data)),
         "spread": ((a - b).norm(dim=1).mean() / between).item(),
     }  # fmt: skip
-
-
-def features(model: nn.Module, x: Tensor) -> Tensor:
-    """Normalised images (B, 3, H, W) to penultimate features (B, F)."""
-    return model.forward_head(model.forward_features(x), pre_logits=True)
-
-
-@torch.no_grad()
-def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool."""
-    return torch.cat([model(part).argmax(1) for part in x.split(BATCH)]) == y
 
 
 def partners(rows: Tensor, labels: Tensor, seed: int) -> Tensor:

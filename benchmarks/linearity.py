@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import command_line, environment, markdown_table, write_result
+from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow, NFAugment, create_flow, pixels
 from timm_nfaug.perturb import displacement, draw_noise
 from train_flow.data import Images, load_data
@@ -47,14 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     _, data = load_data("folder", args.data_dir, image_size=32)
     if data is None:
         parser.exit(2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n")
-    eigen = NFAugment.to_fit(create_flow("linear"), args.modes).fit(batches(data, 512), len(data.class_names)).flow.prior.modes
+    eigen = fitted(create_flow("linear"), data, args.modes).prior.modes
     rows = []
     for name in args.flow:
         flow = create_flow("linear") if name == "linear" else ConditionalFlow.from_pretrained(name)
-        title = name.rstrip("/").removesuffix("/flow").rpartition("/")[2]
-        flow = NFAugment.to_fit(flow.eval(), args.modes).fit(batches(data, 512), len(data.class_names)).flow
+        flow = fitted(flow, data, args.modes)
         for strength in args.strengths:
-            rows.append({"flow": title, "strength": strength} | shares(flow, data, eigen, strength, args))
+            rows.append({"flow": flow_title(name), "strength": strength} | shares(flow, data, eigen, strength, args))
             print(rows[-1], flush=True)
     write_result(args.record, {
         "benchmark": "linearity",
@@ -67,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     })  # fmt: skip
     print(f"\n{table(rows)}")
     return 0
+
+
+def fitted(flow: ConditionalFlow, data: Images, modes: int) -> ConditionalFlow:
+    """The flow with class Gaussians and modes of `data`."""
+    return NFAugment.to_fit(flow.eval(), modes).fit(batches(data, 512), len(data.class_names)).flow
 
 
 @torch.no_grad()

@@ -19,15 +19,15 @@ def model():
 
 def test_no_change_keeps_all_and_a_stronger_one_moves_further(model, toy_images):
     data = Images(*toy_images, ["a", "b", "c"])
-    assert label_drift.measure(Arm(), "none", model, data, 0) == {"kept": 1.0, "move_levels": 0.0, "spread": 0.0}
+    assert label_drift.measure(Arm(), model, data, 0) == {"kept": 1.0, "move_levels": 0.0, "spread": 0.0}
     found = [
-        label_drift.measure(make_arm("linear", data, None, Settings(strength=s, modes=4, p=1.0)), "linear", model, data, 0)
+        label_drift.measure(make_arm("linear", data, None, Settings(strength=s, modes=4, p=1.0)), model, data, 0)
         for s in (0.25, 1.0)
     ]
     assert 0 < found[0]["move_levels"] * 2 < found[1]["move_levels"] < 128
     assert 0 < found[0]["spread"] < found[1]["spread"] and all(0 <= f["kept"] <= 1 for f in found)
-    crops = label_drift.measure(Arm(), "crop and flip", model, data, 0)
-    assert crops["move_levels"] > 1 and crops == label_drift.measure(Arm(), "crop and flip", model, data, 0)
+    crops = label_drift.measure(label_drift.CROPPED, model, data, 0)
+    assert crops["move_levels"] > 1 and crops == label_drift.measure(label_drift.CROPPED, model, data, 0)
 
 
 def test_a_partner_is_another_image_of_the_class():
@@ -49,4 +49,4 @@ def test_command(image_folder, tmp_path, model, monkeypatch, capsys):
 
 
 def test_a_record_names_the_flow_without_its_directories():
-    assert [label_drift.name_of(f) for f in (None, "linear", "/a/b/flow", "/a/b/")] == [None, "linear", "b", "b"]
+    assert [common.flow_title(f) for f in ("linear", "/a/b/flow", "/a/b/")] == ["linear", "b", "b"]

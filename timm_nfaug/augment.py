@@ -170,7 +170,7 @@ class NFAugment(v2.Transform):
         chosen = torch.ones(count, dtype=torch.bool)
         if self.p < 1:
             chosen = (torch.rand(count, generator=g, device=g.device) < self.p).cpu()
-        noise = draw_noise(int(chosen if count == 1 else chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
+        noise = draw_noise(int(chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
         return {"chosen": chosen, "noise": noise, "labels": labels if self.labels == "given" else None}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -195,14 +195,12 @@ class NFAugment(v2.Transform):
     def _change_of_one(self, labels: Tensor | None, noise: Tensor) -> np.ndarray | None:
         """`_change` of one image, (c, h, w) in levels, in as few calls as it can be had; None where it takes more than these."""
         flow = self.flow
-        prior = flow.prior
-        plain = flow.is_linear and self.kind == "pca" and not torch.is_autocast_enabled("cpu")
-        known = labels is not None or prior.num_classes == 1
-        if not (plain and known and prior.modes.device.type == "cpu" and prior.modes.dtype == torch.float32):
+        known = labels is not None or flow.num_classes == 1
+        if not (flow.is_linear and known and flow.device.type == "cpu") or torch.is_autocast_enabled("cpu"):
             return None
-        k = 0 if labels is None else int(flow.gaussian_labels(labels))
-        weights = noise[0].numpy() * prior.mode_std[k, : self.modes].numpy() * (128 * self.strength)
-        change = (torch.from_numpy(weights) @ prior.modes[k, : self.modes]).numpy()
+        y = torch.zeros(1, dtype=torch.int64) if labels is None else labels
+        move = displacement(flow, y, noise.to(flow.device, flow.dtype), self.kind, self.modes)
+        change = move[0].float().numpy() * (128 * self.strength)
         if not math.isfinite(change.sum()):
             return None
         return change.clip(-256, 256, out=change).reshape(flow.config.input_size)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import timm_nfaug
 from timm_nfaug import pixels
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.flows.modes import ClassMoments
 from timm_nfaug.hub import write_atomically
 
 from .config import TrainConfig
@@ -331,16 +332,19 @@ class Trainer:
             self._gaussian_adam_step()
         return tuple(values)
 
+    def _gaussian_indices(self) -> Tensor:
+        """Indices of the images of D_G that an update at this step is made from."""
+        c, pool = self.config, self.gaussian_pool
+        order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))
+        return pool[order[: c.gaussian_images or len(pool)]]
+
     def _gaussian_step(self) -> None:
         """One Adam update of all Gaussians on the codes of D_G."""
         c, prior = self.config, self.flow.prior
         t = self._alternation_time()
-        pool = self.gaussian_pool
-        n = min(c.gaussian_images or len(pool), len(pool))
-        order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))[:n]
         codes, labels = [], []
         with torch.no_grad():
-            for i, part in enumerate(pool[order].split(512)):
+            for i, part in enumerate(self._gaussian_indices().split(512)):
                 x, y = self._images(part, self.step * 4096 + i, GAUSSIANS)
                 codes.append(self.flow(x)[0])
                 labels.append(y)
@@ -364,11 +368,8 @@ class Trainer:
     @torch.no_grad()
     def _fit_gaussians(self) -> None:
         """Means, modes and variances in closed form from codes of D_G: the large directions need not be learned away."""
-        c, pool = self.config, self.gaussian_pool
-        order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))
-        some = self.train_data.subset(pool[order[: c.gaussian_images or len(pool)]].to(self.train_data.levels.device))
-        pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(some, 512))
-        self.flow.prior.set_moments(self.flow.moments(pairs, num_modes=self.flow.prior.num_modes))
+        some = self.train_data.subset(self._gaussian_indices().to(self.train_data.levels.device))
+        self.flow.prior.set_moments(_moments(self.flow, some))
 
     def _gaussian_adam_step(self) -> None:
         for group in self.gaussian_adam.param_groups:
@@ -456,8 +457,7 @@ class Trainer:
         if c.mode_images and c.mode_images < len(data):
             _, pick = stratified_split(data.labels.cpu(), c.mode_images / len(data), c.seed)
             data = data.subset(pick.to(data.levels.device))
-        pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(data, 512))
-        moments = flow.moments(pairs, num_modes=flow.prior.num_modes)
+        moments = _moments(flow, data)
         if c.objective == "moments" or c.modes_every:
             flow.prior.set_moments(moments)
         elif flow.prior.num_modes:
@@ -492,6 +492,12 @@ class Trainer:
             f"{c.lr:g} ({c.schedule}), average {c.average}, {self.seconds:.0f} s on {self.world} x {self.device.type}. Kernels "
             f"and modes are stored in {'float16' if c.half else 'float32'}.{fits}{self.origin}"
         )
+
+
+def _moments(flow: ConditionalFlow, data: Images) -> ClassMoments:
+    """Of the codes of `data`, with as many modes as the flow stores."""
+    pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(data, 512))
+    return flow.moments(pairs, num_modes=flow.prior.num_modes)
 
 
 def _drop_log_after(path: Path, step: int) -> None:
