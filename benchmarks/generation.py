@@ -277,6 +277,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mean-scales", type=float, nargs="+", default=[1.0, 1.3])
     parser.add_argument("--features-model", choices=MODELS, default="resnet18", help="resnet18 is the paper's")
     parser.add_argument("--features-epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="all in float32: faster on a CPU without AVX-512")
     parser.add_argument("--limit-seconds", type=float, default=600, help="of sampling for a row of ce, which may have no end")
     parser.add_argument("--runs", type=Path, default=Path("runs/generation"), help="where trainings and rows live, resumably")
     parser.add_argument("--record", metavar="NAME", default="generation", help="the result's name")
@@ -299,9 +300,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def flows_of(args: argparse.Namespace, images: Images, val: Images) -> Iterator[tuple[dict[str, Any], Path]]:
     """What is on record of a flow and its directory, one flow after the other; those not given are trained."""
     steps = [f"steps={args.steps}"] if args.steps else []
+    dtype = [] if args.bf16 else ["net_dtype=float32"]
     for seed in args.seeds:
         for arm in args.arms:
-            config = load_config(args.config, [*args.set, *steps, *ARMS[arm], f"seed={seed}"])
+            config = load_config(args.config, [*args.set, *steps, *dtype, *ARMS[arm], f"seed={seed}"])
             out = args.runs / f"{arm}-{seed}"
             trainer = Trainer(config, images, val, out, args.device, resume=True)
             trainer.run()
@@ -321,7 +323,7 @@ def flows_of(args: argparse.Namespace, images: Images, val: Images) -> Iterator[
 def run(args: argparse.Namespace, images: Images, val: Images) -> dict[str, Any]:
     """Everything under `results`."""
     count = args.samples or len(images)
-    recipe = Recipe(args.features_model, args.features_epochs, min(Recipe.batch_size, len(images)))
+    recipe = Recipe(args.features_model, args.features_epochs, min(Recipe.batch_size, len(images)), bf16=args.bf16)
     path = args.runs / f"features-{recipe.model}-{recipe.epochs}.pt"
     on_device = Images(images.levels.to(args.device), images.labels.to(args.device), images.class_names)
     model = feature_extractor(on_device, recipe, path)

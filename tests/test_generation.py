@@ -218,6 +218,7 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
     argv += ["--features-model", "resnet10_half", "--features-epochs", "1", "--temperatures", "1", "0.3", "--steps", "3"]
     for item in ("network={depth: 1, hidden: 8}", "batch_size=16", "mode_images=0", "data_name=toys", "prior={num_modes: 4}"):
         argv += ["--set", item]
+    argv += ["--no-bf16"]
     assert generation.main([*argv, "--arms", "glem", "ce", "linear", "--limit-seconds", "2"]) == 0
     result = json.loads((tmp_path / "generation.json").read_text())
     found = result["results"]
@@ -232,6 +233,8 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
     assert [f["arm"] for f in found["flows"]] == ["glem", "ce", "linear"]
     assert all(f["extrapolated"] and f["bits_per_dim"] > 0 for f in found["flows"])
     assert found["floor"]["images"] == 24 and found["feature_extractor"]["features"] == 256
+    checkpoint = torch.load(tmp_path / "runs" / "glem-0" / "checkpoint.pt", weights_only=True)
+    assert found["feature_extractor"]["bf16"] is False and checkpoint["config"]["net_dtype"] == "float32"
     assert str(tmp_path) not in json.dumps(result) and result["settings"]["samples"] == 24
     assert "| linear | 0 | 0.3 | 1.3 |" in capsys.readouterr().out
 

@@ -129,6 +129,15 @@ def test_the_shipped_digits_config_runs(tmp_path, capsys):
     assert flow.config.input_size == (1, 8, 8) and flow.num_classes == 10
 
 
+@pytest.mark.parametrize(
+    "capability, dtype, warned", [("AVX2", "bfloat16", 1), ("AVX2", "float32", 0), ("AVX512", "bfloat16", 0)]
+)
+def test_bfloat16_that_a_cpu_only_emulates_is_warned_of(capability, dtype, warned, toy_trainer, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    toy_trainer(net_dtype=dtype)
+    assert caplog.text.count("--set net_dtype=float32") == warned
+
+
 def test_fixed_random_gaussians_stay_where_they_are(toy_trainer):
     trainer = toy_trainer(objective="random", steps=6)
     start = trainer.flow.prior.state_dict()["mu"].clone(), trainer.flow.prior.s.clone()
