@@ -165,6 +165,7 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
     for name, augment in flows.items():
         if not augment.flow.is_linear:
             found[f"NFA {name}, cached tangents in memory (PIL)"] = (cached(augment, image), 1)
+            found[f"NFA {name}, cached tangents in memory (uint8 batch)"] = (cached_batch(augment, levels, labels), batch)
     normalised = copy.deepcopy(linear).to(device)
     normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
@@ -177,6 +178,16 @@ def cached(augment: NFAugment, image: Image.Image) -> Call:
         dataset = CachedNFADataset([(image, 3)], NFACache.build(augment, [(image, 3)], folder), p=1.0)
         dataset[0]  # which opens the files, and keeps them open
     return lambda: dataset[0]
+
+
+def cached_batch(augment: NFAugment, levels: Tensor, labels: Tensor) -> Call:
+    """A batch from such a cache."""
+    g, rows = torch.Generator().manual_seed(0), torch.arange(len(levels))
+    pairs = list(zip(levels.cpu(), labels.tolist(), strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = NFACache.build(augment, pairs, folder)
+        cache.augment(levels, labels, rows, augment.strength, 1.0, generator=g)
+    return lambda: cache.augment(levels, labels, rows, augment.strength, 1.0, generator=g)
 
 
 def decoding(augment: NFAugment, levels: Tensor, labels: Tensor) -> Call:

@@ -97,6 +97,51 @@ def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
         assert torch.equal(images(off, generator=torch.Generator()), stock) and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("size", [32, 50])
+@pytest.mark.parametrize("kind", ["codes", "tangents"])
+def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, size):
+    """With the same generator: codes to the level, tangents to first order."""
+    augment.strength, augment.p = 0.1, 0.5
+    pairs = [(image.resize((size, size)), label) for image, label in (base[i] for i in range(20))]
+    cache = NFACache.build(augment, pairs, tmp_path / "cache", kind, step=0.1)
+    rows = torch.tensor([3, 1, 19, 7, 8, 0, 12, 12])
+    x, y = torch.stack([TF.pil_to_tensor(pairs[i][0]) for i in rows]), torch.tensor([pairs[i][1] for i in rows])
+    exact = augment(x, y, generator=torch.Generator().manual_seed(5))[0].int()
+    found = cache.augment(x, y, rows, 0.1, 0.5, generator=torch.Generator().manual_seed(5))
+    moved = (exact != x).flatten(1).any(1)
+    assert found.dtype == torch.uint8 and moved.any() and not moved.all()
+    assert torch.equal((found != x).flatten(1).any(1), moved)
+    assert (found - exact).abs().max() <= (1 if kind == "codes" else 3)
+    state = torch.get_rng_state()
+    for off in ({"strength": 0.0}, {"p": 0.0}):
+        assert torch.equal(cache.augment(x, y, rows, **off), x)
+    assert torch.equal(torch.get_rng_state(), state)
+    fewer = cache.augment(x, y, rows, 0.1, 1.0, modes=2, generator=torch.Generator().manual_seed(5))
+    assert not torch.equal(fewer, cache.augment(x, y, rows, 0.1, 1.0, generator=torch.Generator().manual_seed(5)))
+
+
+def test_a_batch_of_other_images_is_refused(augment, base, tmp_path):
+    cache = NFACache.build(augment, base, tmp_path / "cache")
+    x, y = torch.stack([TF.pil_to_tensor(base[i][0]) for i in range(3)]), torch.tensor([base[i][1] for i in range(3)])
+    cache.augment(x, y, torch.arange(3))
+    with pytest.raises(ValueError, match="image 1 or its label is not what the cache"):
+        cache.augment(x, y, torch.arange(1, 4))
+    with pytest.raises(ValueError, match="image 0 or its label is not what the cache"):
+        cache.augment(x, y + 1, torch.arange(3))
+    with pytest.raises(IndexError, match="rows 0 to 60 are out of range for a cache of 60"):
+        cache.augment(x, y, torch.tensor([0, 60, 1]))
+    with pytest.raises(ValueError, match="expected uint8 images"):
+        cache.augment(x.float(), y, torch.arange(3))
+    with pytest.raises(ValueError, match="and 2 rows"):
+        cache.augment(x, y, torch.arange(2))
+    with pytest.raises(TypeError, match="one integer label an image, got None"):
+        cache.augment(x, None, torch.arange(3))
+    with pytest.raises(ValueError, match="modes must be from 1 to the 4"):
+        cache.augment(x, y, torch.arange(3), modes=5)
+    with pytest.raises(ValueError, match="p must be"):
+        cache.augment(x, y, torch.arange(3), p=2.0)
+
+
 def test_under_timms_loader_and_at_another_size(augment, image_folder, tmp_path):
     """Images of twice the flow's size: the cache is of the flow's size, the change goes through the lift."""
     large = ImageFolder(str(image_folder / "train"))

@@ -15,7 +15,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .dataset_transform import without_transform
 from .flows.coupling import AffineCoupling
 from .flows.model import ConditionalFlow
 from .hub import write_atomically
-from .perturb import displacement
+from .perturb import check_probability, check_strength, displacement, draw_noise
 
 try:
     import fcntl
@@ -172,6 +172,7 @@ class NFACache:
                 _write_index(path, index)
         return cls(path, flow, verify=False)
 
+    @torch.no_grad()
     def change(self, i: int, image: Any, label: Any, noise: Tensor, strength: float) -> Tensor:
         """(C, h, w) in the flow's range: what NFA adds to image i, brought to the flow's size, for noise (modes,).
 
@@ -180,26 +181,105 @@ class NFACache:
         Raises:
             ValueError: image or label are not those that row i was made from.
         """
+        self._check(i, image, label)
+        small = lambda _: _small(image, self.index["size"])
+        return self._changes([i], small, noise.unsqueeze(0), strength)[0]
+
+    @torch.no_grad()
+    def augment(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        rows: Tensor,
+        strength: float = 0.5,
+        p: float = 0.5,
+        modes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Images x (B, C, H, W), uint8, moved as `NFAugment` moves them with the same generator; a new tensor.
+
+        For a training set that lies in memory: several times quicker than image by image.
+
+        Args:
+            y: labels (B,), of a cache whose modes they choose.
+            rows: (B,) which images of the data set x are. The first of them is compared with what its row was made from.
+            strength, p: as of `NFAugment`.
+            modes: number of modes moved along; those of the cache unless given.
+            generator: source of the random numbers, on the CPU; torch's global one unless given.
+
+        Raises:
+            ValueError: the first image or its label are not those that its row was made from.
+            IndexError: a row is not one of the cache.
+        """
+        if x.dtype != torch.uint8 or x.ndim != 4 or len(rows) != len(x):
+            raise ValueError(
+                f"expected uint8 images (B, C, H, W) and B rows, got {x.dtype} {tuple(x.shape)} and {len(rows)} rows"
+            )
+        modes = self.checked_modes(modes)
+        strength, p = check_strength(strength), check_probability(p)
+        if not (strength and p and len(x)):
+            return x.clone()
+        own = rows.tolist()
+        if not 0 <= min(own) <= max(own) < len(self):
+            raise IndexError(f"rows {min(own)} to {max(own)} are out of range for a cache of {len(self)} images")
+        self._check(own[0], x[0].cpu(), None if y is None else y[0])
+        chosen = torch.ones(len(x), dtype=torch.bool)
+        if p < 1:
+            chosen = torch.rand(len(x), generator=generator) < p
+        noise = draw_noise(int(chosen.sum()), modes, generator)
+        which = torch.nonzero(chosen).flatten()
+        if not len(which):
+            return x.clone()
+        small = lambda good: lift.down(pixels.levels_to_model(x[which[good].to(x.device)].cpu()), tuple(self.index["size"][1:]))
+        change = self._changes([own[i] for i in which.tolist()], small, noise, strength).clamp_(-2, 2).mul_(128)
+        c = x.shape[1]
+        return lift.add(x, change.to(x.device), [0] * c, [255] * c, None if len(which) == len(x) else which.to(x.device))
+
+    def checked_modes(self, modes: int | None) -> int:
+        """Number of modes to move along, those of the cache for None; raises ValueError where it has not so many."""
+        modes = self.modes if modes is None else modes
+        if not 1 <= modes <= self.modes:
+            raise ValueError(f"modes must be from 1 to the {self.modes} of the cache, got {modes!r}")
+        return modes
+
+    def _check(self, i: int, image: Any, label: Any) -> None:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} is out of range for a cache of {len(self)} images")
-        if _crc(image, label, self.index["labels"]) != int(self._rows("crc")[i]):
+        known, labels = int(self._rows("crc")[i]), self.index["labels"]
+        same = known == _crc(image, label, labels)
+        if not same and isinstance(image, Tensor):  # of a cache that was made from PIL images
+            same = known == _crc(image.permute(1, 2, 0), label, labels)
+        if not same:
             raise ValueError(
                 f"image {i} or its label is not what the cache in {self.path} was made from; delete crc.npy there and call "
                 "NFACache.build again, or build into another directory"
             )
-        n = len(noise)
+
+    def _changes(self, rows: list[int], small: Callable[[Tensor], Tensor], noise: Tensor, strength: float) -> Tensor:
+        """(b, C, h, w) in the flow's range for noise (b, n); zero where the flow has no finite answer.
+
+        Args:
+            small: some of the b images, by their positions, at the flow's size; asked of `codes` only.
+        """
+        n, size = noise.shape[1], self.index["size"]
         if self.kind == "tangents":
-            pictures = torch.from_numpy(self._rows("tangents")[i, :n].astype(np.float32).reshape(n, -1))
-            weights = torch.from_numpy(noise.numpy() * strength * self._rows("scales")[i, :n])
-            return (weights @ pictures).view(self.index["size"])
-        k = int(self._rows("classes")[i])
-        if k < 0:  # the flow's code of it is not finite
-            return torch.zeros(self.index["size"])
-        z = torch.from_numpy(np.array(self._rows("codes")[i])).unsqueeze(0)
-        move = displacement(self.flow, torch.tensor([k]), noise.unsqueeze(0), self.index["mode_kind"], n)
-        with torch.no_grad():
-            change = (self.flow.inverse(z + strength * move) - _small(image, self.index["size"]))[0]
-        return change if bool(change.isfinite().all()) else torch.zeros_like(change)
+            pictures, scales = self._rows("tangents"), self._rows("scales")
+            changes = torch.empty(len(rows), *size)
+            # image by image, in a buffer that stays in the processor's cache
+            own, flat = torch.empty(n, changes[0].numel()), changes.flatten(1)
+            for row, w, out in zip(rows, noise.numpy() * strength * scales[rows, :n], flat, strict=True):
+                np.copyto(own.numpy(), pictures[row, :n].reshape(n, -1))
+                torch.mv(own.T, torch.from_numpy(w), out=out)
+            return changes
+        classes = torch.from_numpy(self._rows("classes")[rows]).long()
+        good = torch.nonzero(classes >= 0).flatten()  # the flow's codes of the others are not finite
+        changes = torch.zeros(len(rows), *size)
+        if len(good):
+            z = torch.from_numpy(self._rows("codes")[rows])[good]
+            move = displacement(self.flow, classes[good], noise[good], self.index["mode_kind"], n)
+            found = self.flow.inverse(z + strength * move) - small(good)
+            changes[good] = torch.where(found.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), found, 0.0)
+        return changes
 
     def _rows(self, part: str) -> np.ndarray:
         if part not in self._open:

@@ -80,9 +80,7 @@ class CachedNFADataset(_Wrapped):
         super().__init__(base, seed)
         if len(base) != len(cache):
             raise ValueError(f"the cache holds {len(cache)} images, the data set has {len(base)}; build a cache of this one")
-        self.modes = cache.modes if modes is None else modes
-        if not 1 <= self.modes <= cache.modes:
-            raise ValueError(f"modes must be from 1 to the {cache.modes} of the cache, got {modes!r}")
+        self.modes = cache.checked_modes(modes)
         self.cache, self.strength, self.p = cache, check_strength(strength), check_probability(p)
 
     def __len__(self) -> int:
