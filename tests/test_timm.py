@@ -13,7 +13,7 @@ import yaml
 from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, create_transform
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
 from timm_nfaug import timm_fit
@@ -226,6 +226,44 @@ def test_linear_without_classes(launch):
     nfa, args = launch("--aug", "nfa-s0.5-k3-p1-lnone", name="none")
     assert args["aug"].endswith("-lnone") and torch.equal(stock["val"], nfa["val"])
     assert torch.equal(labels(stock), labels(nfa)) and (images(stock) != images(nfa)).flatten(1).any(1).all()
+
+
+def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
+    """Made at the first launch, used by the next; the images are those of `CachedNFADataset`, whatever the workers."""
+    stock, _ = launch(launcher=False, name="stock")
+    flags = [*launch.flow, "--nfa-cache", str(launch.out / "cache")]
+    first, args = launch(*flags, "--epochs", "2", name="first")
+    assert args["nfa_cache"] == flags[-1] and torch.equal(stock["val"], first["val"])
+    made = (launch.out / "cache" / "tangents.npy").stat().st_mtime_ns
+    again = launch(*flags, "-j", "2", name="again")[0]
+    assert again["losses"] == first["losses"][: len(again["losses"])]
+    assert (launch.out / "cache" / "tangents.npy").stat().st_mtime_ns == made
+    n = len(images(stock))
+    assert torch.equal(labels(stock), labels(first)[:n])
+    assert (images(first)[:n] != images(stock)).flatten(1).any(1).all()
+    base = create_dataset("", root=str(image_folder), split="train")
+    cache = nfa.NFACache(launch.out / "cache", nfa.ConditionalFlow.from_pretrained(flow_dir))
+    own = nfa.CachedNFADataset(base, cache, 0.5, 1.0, seed=42)
+    for epoch in (0, 1):
+        own.set_epoch(epoch)
+        wanted = {pil_to_tensor(image).numpy().tobytes() for image, _ in own}
+        mean = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)  # of the script
+        found = ((images(first)[epoch * n : (epoch + 1) * n] * 0.2 + mean) * 255).round().to(torch.uint8)
+        assert all(x.numpy().tobytes() in wanted for x in found)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--nfa-flow", "linear"], "costs next to nothing without: drop --nfa-cache"),
+        (["--aug", "nfa-misotropic"], "a cache is for moves along modes"),
+        (["--use-multi-epochs-loader", "-j", "1"], "--nfa-cache cannot tell the epochs"),
+        (["--train-img-sizes", "32", "48"], "--nfa-cache does not work with --train-img-sizes"),
+        (["--aug-splits", "3", "--jsd-loss"], "--nfa-cache does not work with --aug-splits"),
+    ],
+)
+def test_what_goes_not_with_a_cache(launch, flags, message):
+    assert message in launch(*launch.flow, "--nfa-cache", str(launch.out / "cache"), *flags, ok=False)
 
 
 def test_a_flow_of_other_classes_is_fitted(launch, _small_flow):

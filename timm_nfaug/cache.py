@@ -12,6 +12,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import operator
 import os
 import zlib
@@ -36,6 +37,8 @@ try:
     import fcntl
 except ImportError:  # not POSIX
     fcntl = None
+
+_logger = logging.getLogger(__name__)
 
 PARTS = {"tangents": ("crc", "tangents", "scales"), "codes": ("crc", "codes", "classes")}
 INDEX = "index.json"
@@ -167,6 +170,7 @@ class NFACache:
                     array.flush()
                 index["shards"][str(number)] = _digest_of(arrays, rows)
                 _write_index(path, index)
+                _logger.info("NFA cache %s: %d of %d images", path, rows.stop, len(base))
             if not index["complete"]:
                 index["complete"] = True
                 _write_index(path, index)

@@ -19,6 +19,14 @@ from .timm_fit import NFAError
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}  # of timm and torchvision
 
 
+def check_map_style(dataset, flag: str) -> None:
+    """Refuses a data set whose images cannot be augmented one by one, in the name of the flag that asks for it."""
+    if isinstance(dataset, AugMixDataset):
+        raise NFAError(f"{flag} does not work with --aug-splits; take --nfa-place batch")
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise NFAError(f"{flag} needs a map-style data set, got {type(dataset).__name__}; take --nfa-place batch")
+
+
 class WorkerDataset(Dataset):
     """A data set of (PIL image, label) pairs whose images are augmented after crop, flip and RandAugment.
 
@@ -32,11 +40,7 @@ class WorkerDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset, augment: NFAugment, seed: int = 0, rank: int = 0):
-        if isinstance(dataset, AugMixDataset):
-            raise NFAError("--nfa-place dataset does not work with --aug-splits; take --nfa-place batch")
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            kind = type(dataset).__name__
-            raise NFAError(f"--nfa-place dataset needs a map-style data set, got {kind}; take --nfa-place batch")
+        check_map_style(dataset, "--nfa-place dataset")
         self.dataset, self.augment, self.seed, self.rank = dataset, augment.to("cpu"), seed, rank
         self.after: Compose | None = None
         # shared memory: workers that live on through epochs see a new epoch without being started again

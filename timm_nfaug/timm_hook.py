@@ -22,10 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
+from .cache import NFACache
+from .dataset import CachedNFADataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .perturb import keyed_generator
-from .timm_dataset import WorkerDataset
+from .timm_dataset import WorkerDataset, check_map_style
 from .timm_fit import NFAError, check_classes, fit_to_dataset
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
@@ -56,6 +58,11 @@ def add_args(parser) -> None:
         help="where it runs: on the batch, on the device where that lies, or on each image of the data set, in the loader's "
         "workers on the CPU (default: batch)",
     )  # fmt: skip
+    group.add_argument(
+        "--nfa-cache", default=None, metavar="DIR",
+        help="of a deep flow: work out once, into this directory, how it changes each training image, so that epochs need no "
+        "flow; NFA then comes before crop and flip, in the loader's workers, to first order (default: none)",
+    )  # fmt: skip
 
 
 def _checked(text: str) -> str:
@@ -73,6 +80,8 @@ def augment_from_args(args) -> NFAugment | None:
         return None
     if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
         raise ValueError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")
+    if getattr(args, "nfa_cache", None) and args.nfa_flow == LINEAR:
+        raise ValueError(f"--nfa-cache is for deep flows; --nfa-flow {LINEAR} costs next to nothing without: drop --nfa-cache")
     size = getattr(args, "input_size", None)  # C H W
     channels = getattr(args, "in_chans", None) or (size[0] if size else None)  # as train.py has it
     if args.nfa_flow == LINEAR:
@@ -103,6 +112,7 @@ def loader_factory(
     fit: bool = False,
     num_classes: int | None = None,
     place: str = "batch",
+    cache: str | None = None,
 ) -> Callable:
     """A `create_loader` whose training loaders are augmented; evaluation loaders and `no_aug` are left as they are.
 
@@ -114,6 +124,8 @@ def loader_factory(
         fit: fit the augmentation to the first training data set; every process does so alike.
         num_classes: for `fit` where the data set does not know its classes.
         place: "batch", or "dataset": image by image in the loader's workers.
+        cache: directory of a cache of tangents, made or gone on with here; NFA then runs from it, in the workers, whatever
+            `place` is.
     """
     if not (augment.strength and augment.p):
         return create_loader
@@ -125,11 +137,14 @@ def loader_factory(
         if not given.get("is_training") or given.get("no_aug"):
             return create_loader(dataset, *args, **kwargs)
         own_rank = process_rank() if rank is None else rank
-        if place == "dataset":
+        if place == "dataset" or cache:
+            flag = "--nfa-cache" if cache else "--nfa-place dataset"
             if given.get("use_multi_epochs_loader"):
-                raise NFAError("--nfa-place dataset cannot tell the epochs of --use-multi-epochs-loader; drop one of them")
+                raise NFAError(f"{flag} cannot tell the epochs of --use-multi-epochs-loader; drop one of them")
             if given.get("input_size_choices"):
-                raise NFAError("--nfa-place dataset does not work with --train-img-sizes; take --nfa-place batch")
+                raise NFAError(f"{flag} does not work with --train-img-sizes; take --nfa-place batch")
+            check_map_style(dataset, flag)
+        if place == "dataset" and not cache:
             given["dataset"] = WorkerDataset(dataset, augment, seed, own_rank)
         mixup, erasing = given.get("collate_fn"), None
         if isinstance(mixup, FastCollateMixup):
@@ -145,6 +160,9 @@ def loader_factory(
             fit = False
         else:
             check_classes(dataset, augment)
+        if cache:
+            augment.to(given.get("device", "cpu"))
+            given["dataset"] = cached(dataset, augment, cache, seed)
         if given.get("re_prob"):
             device = given.get("device", torch.device("cuda")) if given.get("use_prefetcher", True) else "cpu"
             erasing = RandomErasing(
@@ -158,10 +176,18 @@ def loader_factory(
         mean = adapt_to_chs(given.get("mean", IMAGENET_DEFAULT_MEAN), channels)  # as the prefetcher does
         std = adapt_to_chs(given.get("std", IMAGENET_DEFAULT_STD), channels)
         loader = create_loader(**_expand(given, signature))
-        on_batches = augment if place == "batch" else None
+        on_batches = augment if place == "batch" and not cache else None
         return NFALoader(loader, on_batches, mean, std, seed, own_rank, mixup, erasing, splits)
 
     return create
+
+
+def cached(dataset, augment: NFAugment, path: str, seed: int) -> CachedNFADataset:
+    """The data set moved from the cache in `path`, which is made first where it is not there; other ranks wait for it."""
+    try:
+        return CachedNFADataset(dataset, NFACache.build(augment, dataset, path), augment.strength, augment.p, seed=seed)
+    except (ValueError, TypeError) as e:
+        raise NFAError(f"--nfa-cache {path}: {e}") from None
 
 
 def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = None):
@@ -184,6 +210,11 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         raise NFAError(
             "--nfa-place dataset is for the launcher, which builds the loader; here it is built already: take --nfa-place batch, "
             "or put NFAugment into the data set's transform or NFAugmentedDataset around it"
+        )
+    if getattr(args, "nfa_cache", None):
+        raise NFAError(
+            "--nfa-cache is for the launcher, which builds the loader; here it is built already: put CachedNFADataset around the "
+            "data set"
         )
     num_classes = num_classes or getattr(args, "num_classes", None)
     mixup, erasing, inner = None, None, loader
@@ -269,7 +300,7 @@ class NFALoader:
     def __iter__(self) -> Iterator[tuple]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         dataset = getattr(self.loader, "dataset", None)
-        if isinstance(dataset, WorkerDataset):
+        if isinstance(dataset, (WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
         for i, (images, target, *rest) in enumerate(self.loader):
             yield (*self._after(images, target, epoch, i), *rest)

@@ -19,7 +19,7 @@ from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_
 
 USAGE = (
     "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
-    "[--nfa-place batch|dataset] [train.py's flags]"
+    "[--nfa-place batch|dataset] [--nfa-cache DIR] [train.py's flags]"
 )
 
 
@@ -82,8 +82,8 @@ def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
         factory = create_loader
         if augment is not None:
             classes, seed = getattr(values, "num_classes", None), getattr(values, "seed", 0)
-            fit, place = needs_fit(values), values.nfa_place
-            factory = loader_factory(create_loader, augment, seed, fit=fit, num_classes=classes, place=place)
+            fit, place, cache = needs_fit(values), values.nfa_place, getattr(values, "nfa_cache", None)
+            factory = loader_factory(create_loader, augment, seed, fit=fit, num_classes=classes, place=place, cache=cache)
 
     def create(dataset, *args, **kwargs):
         try:
