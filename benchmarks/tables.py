@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import comparison, records
 from benchmarks import flow_memory as memory
 from benchmarks import flow_speed as speed
+from benchmarks import label_drift as drift
 from benchmarks import linearity as linearities
 from benchmarks import tangents as tangent_errors
 from benchmarks import throughput as throughputs
@@ -133,6 +134,12 @@ def linearity() -> str:
     return f"{r['data']}, {r['settings']['modes']} modes.\n\n{linearities.table(r['results']['rows'])}\n\n{source('linearity')}"
 
 
+def label_drift() -> str:
+    r = result("label_drift")
+    head = f"{r['data']}; the classifier has {r['results']['clean_top1']:.1f}% of them right. `glem`: `{r['settings']['flow']}`."
+    return f"{head}\n\n{markdown_table(drift.table(r['results']['rows']))}\n\n{source('label_drift')}"
+
+
 def _demo(name: str) -> str:
     r = result(name)
     rows = [["", "test accuracy", "each seed"]]
@@ -183,8 +190,10 @@ def cifar_summary() -> str:
                 gain = "" if arm == "baseline" else f" ({comparison.gain(top1[arm], top1[other])}{over})"
                 cells.append(f"{fmean(top1[arm].values()):.1f}{gain}" + (f"<br>{setting}" if setting else ""))
             runs = arms["baseline"][epochs]
-            count = next(iter(runs.values()))["training_images"]
-            rows.append([f"{data}: {count} images, {epochs} epochs, {len(runs)} seeds", *cells])
+            any_run = next(iter(runs.values()))
+            tuned = ", fine-tuned" if "init" in any_run["settings"] else ""
+            length = f"{any_run['training_images']} images, {epochs} epochs{tuned}"
+            rows.append([f"{data}: {length}, {len(runs)} seeds", *cells])
     return f"{markdown_table(rows)}\n\n{_made(_runs('test'))}"
 
 
@@ -300,7 +309,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation,
-        proposition, timm_train, timm_matrix, throughput, tangents, linearity, demo_digits, demo_cifar,
+        proposition, timm_train, timm_matrix, throughput, tangents, linearity, label_drift, demo_digits, demo_cifar,
     )
 }
 

@@ -107,39 +107,40 @@ def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, si
     rows = torch.tensor([3, 1, 19, 7, 8, 0, 12, 12])
     x, y = torch.stack([TF.pil_to_tensor(pairs[i][0]) for i in rows]), torch.tensor([pairs[i][1] for i in rows])
     exact = augment(x, y, generator=torch.Generator().manual_seed(5))[0].int()
-    found = cache.augment(x, y, rows, 0.1, 0.5, generator=torch.Generator().manual_seed(5))
+    found = cache.augment(x, y, rows, torch.Generator().manual_seed(5), 0.1, 0.5)
     moved = (exact != x).flatten(1).any(1)
     assert found.dtype == torch.uint8 and moved.any() and not moved.all()
     assert torch.equal((found != x).flatten(1).any(1), moved)
     assert (found - exact).abs().max() <= (1 if kind == "codes" else 3)
     state = torch.get_rng_state()
     for off in ({"strength": 0.0}, {"p": 0.0}):
-        assert torch.equal(cache.augment(x, y, rows, **off), x)
+        assert torch.equal(cache.augment(x, y, rows, torch.default_generator, **off), x)
     assert torch.equal(torch.get_rng_state(), state)
-    fewer = cache.augment(x, y, rows, 0.1, 1.0, modes=2, generator=torch.Generator().manual_seed(5))
-    assert not torch.equal(fewer, cache.augment(x, y, rows, 0.1, 1.0, generator=torch.Generator().manual_seed(5)))
+    two, four = (cache.augment(x, y, rows, torch.Generator().manual_seed(5), 0.1, 1.0, modes=k) for k in (2, None))
+    assert not torch.equal(two, four)
 
 
 def test_a_batch_of_other_images_is_refused(augment, base, tmp_path):
     cache = NFACache.build(augment, base, tmp_path / "cache")
     x, y = torch.stack([TF.pil_to_tensor(base[i][0]) for i in range(3)]), torch.tensor([base[i][1] for i in range(3)])
-    cache.augment(x, y, torch.arange(3))
+    g = torch.Generator()
+    cache.augment(x, y, torch.arange(3), g)
     with pytest.raises(ValueError, match="image 1 or its label is not what the cache"):
-        cache.augment(x, y, torch.arange(1, 4))
+        cache.augment(x, y, torch.arange(1, 4), g)
     with pytest.raises(ValueError, match="image 0 or its label is not what the cache"):
-        cache.augment(x, y + 1, torch.arange(3))
+        cache.augment(x, y + 1, torch.arange(3), g)
     with pytest.raises(IndexError, match="rows 0 to 60 are out of range for a cache of 60"):
-        cache.augment(x, y, torch.tensor([0, 60, 1]))
+        cache.augment(x, y, torch.tensor([0, 60, 1]), g)
     with pytest.raises(ValueError, match="expected uint8 images"):
-        cache.augment(x.float(), y, torch.arange(3))
+        cache.augment(x.float(), y, torch.arange(3), g)
     with pytest.raises(ValueError, match="and 2 rows"):
-        cache.augment(x, y, torch.arange(2))
+        cache.augment(x, y, torch.arange(2), g)
     with pytest.raises(TypeError, match="one integer label an image, got None"):
-        cache.augment(x, None, torch.arange(3))
+        cache.augment(x, None, torch.arange(3), g)
     with pytest.raises(ValueError, match="modes must be from 1 to the 4"):
-        cache.augment(x, y, torch.arange(3), modes=5)
+        cache.augment(x, y, torch.arange(3), g, modes=5)
     with pytest.raises(ValueError, match="p must be"):
-        cache.augment(x, y, torch.arange(3), p=2.0)
+        cache.augment(x, y, torch.arange(3), g, p=2.0)
 
 
 def test_under_timms_loader_and_at_another_size(augment, image_folder, tmp_path):

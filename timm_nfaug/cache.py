@@ -195,10 +195,10 @@ class NFACache:
         x: Tensor,
         y: Tensor | None,
         rows: Tensor,
+        generator: torch.Generator,
         strength: float = 0.5,
         p: float = 0.5,
         modes: int | None = None,
-        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Images x (B, C, H, W), uint8, moved as `NFAugment` moves them with the same generator; a new tensor.
 
@@ -207,9 +207,9 @@ class NFACache:
         Args:
             y: labels (B,), of a cache whose modes they choose.
             rows: (B,) which images of the data set x are. The first of them is compared with what its row was made from.
+            generator: source of the random numbers, on the CPU.
             strength, p: as of `NFAugment`.
             modes: number of modes moved along; those of the cache unless given.
-            generator: source of the random numbers, on the CPU; torch's global one unless given.
 
         Raises:
             ValueError: the first image or its label are not those that its row was made from.
