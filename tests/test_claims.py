@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import claims
+from benchmarks import claims, throughput
 
 
 def test_a_group_is_measured_in_a_process_of_its_own(capsys):
@@ -24,5 +24,6 @@ def test_verdicts(figure, sense, limit, verdict):
 def test_the_cheap_claim_is_about_what_the_throughput_benchmark_claims(monkeypatch):
     monkeypatch.setattr(claims, "timed", lambda calls, *_: {name: {"median": call() is not None} for name, call in calls.items()})
     found = list(claims.augmentation())
-    assert [f"{size} px" in what for (what, *_), size in zip(found, (32, 224))] == [True, True]
-    assert all(figure == 1 / images and limit == 0.5 for (_, figure, _, limit), images in zip(found, (128, 32)))
+    names = [f"{name} over {throughput.BASE}, us an image, {size} px" for size in (32, 224) for name in throughput.CLAIMED]
+    assert [what for what, *_ in found] == names
+    assert all(figure == 1 / images and limit == 0.5 for (_, figure, _, limit), images in zip(found, (128, 128, 32, 32)))
