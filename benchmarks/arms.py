@@ -7,6 +7,7 @@ or, in timm's and torchvision's parts, from the global generators, which the tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from timm_nfaug import lift, pixels
 from timm_nfaug.augment import NFAugment
 from timm_nfaug.cache import quantized, tangents
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.flows.modes import ClassMoments
+from timm_nfaug.flows.multiscale import Multiscale
 from timm_nfaug.perturb import displacement, draw_noise
 from timm_nfaug.pillow import guard_posterize
 from train_flow.data import Images
@@ -189,6 +192,7 @@ class Settings:
 NEEDS_FLOW = {
     "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
     "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "mode-rotation": "glem", "tangent": "glem",
+    "deep": "glem",
     "ce": "ce", "ml": "ml", "random": "random",
 }  # fmt: skip
 LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation")  # the same steps on the linear flow
@@ -233,7 +237,13 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     if method == "pooled":
         step = nfa_step(fitted(flow, data.without_labels(), s))
         return with_step(lambda levels, y, g: step(levels, torch.zeros_like(y), g), s)
+    if name == "deep" and not isinstance(flow.network, Multiscale):
+        raise ValueError(f"arm deep needs a multi-scale flow (resnet_ms3), got {flow.config.architecture}")
     augment = fitted(flow, data, s)
+    if name == "deep":
+        moved = mean_move(augment, data)
+        augment.flow.prior.set_modes(*deep_modes(augment.flow, data, augment.modes))
+        augment.strength *= moved / mean_move(augment, data)
     if method == "rotation":
         return with_step(rotation_step(augment.flow, image_partner(augment.flow, data), s), s)
     if method == "mode-rotation":
@@ -318,6 +328,22 @@ def mode_partner(flow: ConditionalFlow, s: Settings) -> Partner:
         return displacement(flow, y, draw_noise(len(y), modes, g).to(y.device), "pca", modes)
 
     return partner
+
+
+@torch.no_grad()
+def deep_modes(flow: ConditionalFlow, data: Images, count: int) -> tuple[Tensor, Tensor]:
+    """Modes (K, count, D) and standard deviations (K, count) of what passes all levels of a multi-scale flow.
+
+    What leaves at the levels before, the finer detail, is in none of them.
+    """
+    moments = ClassMoments(len(data.class_names), flow.dim, count)
+    deepest = math.prod(flow.network.kept_shapes[-1])
+    for levels, y in batches(data, 512):
+        z = flow(pixels.levels_to_model(levels))[0]
+        z[:, :-deepest] = 0
+        moments.update(z, y)
+    _, _, modes, std = moments.finish()
+    return modes, std
 
 
 @torch.no_grad()

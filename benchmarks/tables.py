@@ -125,8 +125,9 @@ def tangents() -> str:
 def throughput() -> str:
     r = result("throughput")
     rows, sizes = r["results"]["rows"], sorted({x["size"] for x in r["results"]["rows"]})
-    claim = ", ".join(f"{v:.2f} at {size} px" for size, v in r["results"]["claim_ratios"].items())
-    return f"{r['claim']}: {claim}.\n\n{throughputs.table(rows, sizes)}\n\n{source('throughput')}"
+    found = r["results"]["claim_ratios"].items()
+    claim = "; ".join(f"{name}, " + ", ".join(f"{v:.2f} at {size} px" for size, v in own.items()) for name, own in found)
+    return f"Claim: {r['claim']}. Found: {claim}.\n\n{throughputs.table(rows, sizes)}\n\n{source('throughput')}"
 
 
 def linearity() -> str:

@@ -9,8 +9,8 @@ most half the time of timm's RandAugment at 32 and at 224 px.
 All run side by side in one process with pinned threads, on the same images, every image augmented (NFA with p 1). One
 image at a time, as a loader's worker has it: "PIL", "uint8 image". Many at a time, where the batch lies: "uint8 batch",
 "float batch" (normalised). Policies of timm exist for PIL images only. With --device cuda the batches lie on the GPU and
-the PIL images stay on the CPU. The training steps (forward, backward, SGD; bfloat16 autocast) say what share of a training
-an augmentation is on the same threads, with no worker to hide it.
+the PIL images stay on the CPU. The training steps (forward, backward, SGD; autocast to bfloat16 unless the CPU only emulates
+that) say what share of a training an augmentation is on the same threads, with no worker to hide it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from timm_nfaug import CachedNFADataset, NFACache, NFAugment, create_flow, lift,
 from timm_nfaug.hub import write_atomically
 from timm_nfaug.perturb import displacement, draw_noise
 from timm_nfaug.pillow import guard_posterize
+from train_flow.trainer import emulates_bfloat16
 
 BASE = "timm RandAugment (PIL)"
 CLAIMED = ("NFA linear (uint8 batch)", "NFA conv_p4_tiny, cached tangents (uint8 batch)")
@@ -222,14 +223,16 @@ def training_steps(size: int, device: str) -> dict[str, tuple[Call, int]]:
     x = x.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
 
+    dtype = torch.float32 if emulates_bfloat16(device) else torch.bfloat16
+
     def step() -> None:
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return {f"training step, {name}": (_synchronised(step, device), batch)}
+    return {f"training step, {name}, {str(dtype).removeprefix('torch.')}": (_synchronised(step, device), batch)}
 
 
 def _synchronised(call: Call, device: str) -> Call:

@@ -13,10 +13,13 @@ from scipy import stats
 from torch.distributions import MultivariateNormal
 
 from benchmarks import cifar_resnet18, records, tables
-from benchmarks.arms import ARMS, ISDA, NEEDS_FLOW, Arm, Settings, fitted, linear_flow, make_arm, mean_move, patch_flow
+from benchmarks.arms import (
+    ARMS, ISDA, NEEDS_FLOW, Arm, Settings, deep_modes, fitted, linear_flow, make_arm, mean_move, patch_flow
+)  # fmt: skip
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
 from benchmarks.comparison import comparisons, draw, draw_quality, label, table
+from timm_nfaug import create_flow, pixels
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from train_flow.data import Images
 
@@ -46,7 +49,7 @@ def generator(seed=0):
 # -- arms --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce", "tangent"}))
+@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce", "tangent", "deep"}))
 def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
@@ -89,6 +92,24 @@ def test_controls_move_pixels_as_far_as_the_flow(data, small_flow):
         assert found == pytest.approx(wanted, rel=0.08), name  # other draws, and clamping at the ends of the range
         plain = mean_move(fitted(make(data), data, s), data)
         assert abs(plain / wanted - 1) > 0.15, "the control needed no scaling, so this proves nothing"
+
+
+def test_deep_modes_leave_what_left_earlier_levels_as_it_is_and_move_pixels_as_far(data, small_flow):
+    torch.manual_seed(0)
+    flow = create_flow("resnet_ms3", num_classes=3, levels=2, steps=2, blocks=1, hidden=8).eval()
+    flow.initialize(pixels.levels_to_model(data.levels))
+    x, deepest = pixels.levels_to_model(data.levels), 2 * 6 * 8 * 8
+    s = Settings(modes=4, strength=0.3, p=1.0)
+    moved = make_arm("deep", data, flow, s).levels(data.levels, data.labels, generator())
+    wanted = mean_move(fitted(flow, data, s), data)
+    assert (moved.float() - data.levels.float()).abs().mean().item() == pytest.approx(wanted, rel=0.1)
+    modes, std = deep_modes(flow, data, 4)
+    z = flow(x)[0][data.labels == 1][:, -deepest:]
+    singular = torch.linalg.svdvals(z - z.mean(0))[:4] / math.sqrt(len(z) - 1)
+    torch.testing.assert_close(std[1], singular, rtol=1e-3, atol=0)
+    assert not modes[:, :, :-deepest].any() and modes[:, :, -deepest:].norm(dim=2).sub(1).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="deep needs a multi-scale flow"):
+        make_arm("deep", data, small_flow, s)
 
 
 def test_modes_come_from_the_runs_own_images(data, small_flow):

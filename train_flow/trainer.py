@@ -87,6 +87,11 @@ class BatchOrder:
         return self._kept[1][i * self.batch_size : (i + 1) * self.batch_size]
 
 
+def emulates_bfloat16(device: torch.device | str) -> bool:
+    """Whether `device` is a CPU that computes bfloat16 in software, many times slower than float32."""
+    return torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 class Trainer:
     """Trains a flow on images; see `TrainConfig` for every setting.
 
@@ -191,9 +196,8 @@ class Trainer:
         counts = torch.bincount(data.labels.cpu(), minlength=len(data.class_names))
         self.flow.log_prior.copy_((counts / counts.sum()).log())
         self.flow.train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
-        cpu = torch.backends.cpu.get_cpu_capability()
-        if c.net_dtype == "bfloat16" and self.device.type == "cpu" and cpu in ("DEFAULT", "AVX2"):
-            _logger.warning("this CPU (%s) emulates bfloat16, many times slower than float32; --set net_dtype=float32", cpu)
+        if c.net_dtype == "bfloat16" and emulates_bfloat16(self.device):
+            _logger.warning("this CPU emulates bfloat16, many times slower than float32; --set net_dtype=float32")
         self.flow.set_reversible(c.reversible)
         self.flow.prior.requires_grad_(self.joint)  # by turns, only the Gaussians' own step asks for their gradient
         self.gaussian_adam = torch.optim.Adam([self.flow.prior.mu, self.flow.prior.s])
