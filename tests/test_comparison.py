@@ -14,8 +14,18 @@ from torch.distributions import MultivariateNormal
 
 from benchmarks import cifar_resnet18, records, tables
 from benchmarks.arms import (
-    ARMS, ISDA, NEEDS_FLOW, Arm, Settings, deep_modes, fitted, linear_flow, make_arm, mean_move, patch_flow
-)  # fmt: skip
+    ARMS,
+    ISDA,
+    NEEDS_FLOW,
+    Arm,
+    Settings,
+    deep_modes,
+    fitted,
+    linear_flow,
+    make_arm,
+    mean_move,
+    patch_flow,
+)
 from benchmarks.cifar_resnet18 import main, subset
 from benchmarks.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
 from benchmarks.comparison import comparisons, draw, draw_quality, label, table

@@ -62,13 +62,14 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
         out = _added(levels, change.reshape(c, -1).T.reshape(h, -1))
     else:
         small, device = torch.from_numpy(change), torch.device("cpu")
-        rows, columns = _bilinear(h, image.height, device), _bilinear(w, image.width, device)
-        # torch's products, not numpy's: those would start threads of their own in every worker
-        lines = (small.reshape(c * h, w) @ columns.T).view(c, h, -1).permute(1, 2, 0).reshape(h, -1)
+        which, weights = _neighbours(h, image.height)
+        # torch's product, not numpy's: that would start threads of its own in every worker
+        lines = (small.reshape(c * h, w) @ _bilinear(w, image.width, device).T).view(c, h, -1).permute(1, 2, 0).reshape(h, -1)
         out = np.empty_like(levels)
         step = max(1, CHUNK // levels.shape[1])
         for i in range(0, len(levels), step):
-            out[i : i + step] = _added(levels[i : i + step], (rows[i : i + step] @ lines).numpy())
+            part = slice(i, i + step)
+            out[part] = _added(levels[part], _weighted_lines(lines, which[part], weights[part]).numpy())
     return PIL.Image.fromarray(out.reshape(image.height, image.width, c) if c > 1 else out)
 
 
@@ -83,9 +84,30 @@ def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, h, w) to (B, C, H, W), a new tensor; bilinear as `F.interpolate` has it, but several times quicker on a CPU."""
     if tuple(change.shape[2:]) == tuple(size):
         return change.clone()
-    rows, columns = (_bilinear(n, m, change.device) for n, m in zip(change.shape[2:], size, strict=True))
+    b, c, h, w = change.shape
+    columns = _bilinear(w, size[1], change.device)
     with torch.autocast(change.device.type, enabled=False):
-        return rows @ (change @ columns.T)
+        lines = change @ columns.T
+        if change.device.type != "cpu":
+            return _bilinear(h, size[0], change.device) @ lines
+        # a line of the result is the sum of two: on a CPU the product above would cost most of an augmentation
+        return _weighted_lines(lines.reshape(b * c * h, -1), *_neighbours(h, size[0], b * c)).view(b, c, *size)
+
+
+def _weighted_lines(lines: Tensor, which: Tensor, weights: Tensor) -> Tensor:
+    """Lines (M, W) that are each a sum of two of (N, W)."""
+    return F.embedding_bag(which, lines, per_sample_weights=weights, mode="sum")
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(n: int, m: int, count: int = 1) -> tuple[Tensor, Tensor]:
+    """Of `count` planes of n lines: the two that each of m lines between them is a mixture of, and weights (count * m, 2)."""
+    position = ((torch.arange(m, dtype=torch.float64) + 0.5) * n / m - 0.5).clamp(0, n - 1)
+    first = position.long().clamp_max(max(n - 2, 0))
+    pair = torch.stack([first, (first + 1).clamp_max(n - 1)], dim=1)
+    share = (position - first).float()
+    planes = torch.arange(0, count * n, n).view(-1, 1, 1)
+    return (planes + pair).view(-1, 2), torch.stack([1 - share, share], dim=1).repeat(count, 1)
 
 
 @functools.lru_cache(maxsize=64)
