@@ -171,6 +171,25 @@ class Adversarial(Arm):
         return levels
 
 
+class Safe(Arm):
+    """Steps that are taken back where they cost the label: where the classifier, as it stands, had an image right before only."""
+
+    def __init__(self, step: LevelsStep):
+        super().__init__()
+        self.step = step
+
+    def start(self, model: nn.Module, steps: int) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        moved = self.step(levels, y, g)
+        self.model.eval()
+        before, after = (self.model(pixels.levels_to_model(v) * 2).argmax(1) == y for v in (levels, moved))
+        self.model.train()
+        return torch.where((before & ~after).view(-1, 1, 1, 1), levels, moved)
+
+
 @dataclass
 class Settings:
     """Of the arms that use a flow, by default NFAugment's, and of RandAugment with RandomErasing, by default timm's usual."""
@@ -192,10 +211,11 @@ class Settings:
 NEEDS_FLOW = {
     "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
     "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "mode-rotation": "glem", "tangent": "glem",
-    "deep": "glem",
+    "deep": "glem", "safe": "glem",
     "ce": "ce", "ml": "ml", "random": "random",
 }  # fmt: skip
-LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation")  # the same steps on the linear flow
+# the same steps on the linear flow
+LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation", "linear-safe")
 ARMS = ("baseline", "sa", *LINEAR, "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
 
 
@@ -208,8 +228,8 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     """
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
-    if name == "adversarial" and s.place != "after":
-        raise ValueError("arm adversarial needs the image that the classifier sees: --place after")
+    if name in ("adversarial", "safe", "linear-safe") and s.place != "after":
+        raise ValueError(f"arm {name} needs the image that the classifier sees: --place after")
     if name == "tangent" and s.place != "before":
         raise ValueError("arm tangent knows the training images as they are stored: --place before")
     if name in NEEDS_FLOW and flow is None:
@@ -248,6 +268,8 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         return with_step(rotation_step(augment.flow, image_partner(augment.flow, data), s), s)
     if method == "mode-rotation":
         return with_step(rotation_step(augment.flow, mode_partner(augment.flow, s), s), s)
+    if method == "safe":
+        return Safe(nfa_step(augment))
     if name == "isotropic":
         return with_step(nfa_step(NFAugment(augment.flow, s.strength, s.modes, s.p, kind="isotropic")), s)
     if name == "adversarial":

@@ -108,7 +108,7 @@ def test_deep_modes_leave_what_left_earlier_levels_as_it_is_and_move_pixels_as_f
     torch.manual_seed(0)
     flow = create_flow("resnet_ms3", num_classes=3, levels=2, steps=2, blocks=1, hidden=8).eval()
     flow.initialize(pixels.levels_to_model(data.levels))
-    x, deepest = pixels.levels_to_model(data.levels), 2 * 6 * 8 * 8
+    x, deepest = pixels.levels_to_model(data.levels), 24 * 8 * 8
     s = Settings(modes=4, strength=0.3, p=1.0)
     moved = make_arm("deep", data, flow, s).levels(data.levels, data.labels, generator())
     wanted = mean_move(fitted(flow, data, s), data)
@@ -189,6 +189,26 @@ def test_tangents_move_the_images_that_the_flow_moves_and_as_it_does(data, small
     assert make_arm("tangent", few, small_flow, s).before(few.levels, few.labels, generator()).shape == few.levels.shape
     with pytest.raises(ValueError, match="tangent knows the training images as they are stored: --place before"):
         make_arm("tangent", data, small_flow, Settings(modes=4))
+
+
+def test_safe_steps_are_taken_back_where_the_classifier_loses_the_label_by_them(data, small_flow):
+    class Darkness(torch.nn.Module):  # class 1 where the image is darker than grey, else 0
+        def forward(self, x):
+            dark = -x.flatten(1).mean(1)
+            return torch.stack([-dark, dark, torch.full_like(dark, -9.0)], 1)
+
+    y = torch.tensor([0] * 20 + [1] * 20 + [2] * 20)
+    levels = (data.levels // 8 + 112).clamp(0, 255)  # about grey, so that small moves cross it
+    shift = torch.randint(-16, 17, (60, 1, 1, 1), generator=generator())
+    levels = (levels.int() + shift).to(torch.uint8)
+    images, s = Images(levels, y, data.class_names), Settings(modes=4, strength=1.0, p=1.0)
+    safe, plain = make_arm("linear-safe", images, None, s), make_arm("linear", images, None, s)
+    safe.start(Darkness(), 1)
+    found, moved = safe.images(levels, y, generator()), plain.images(levels, y, generator())
+    right = lambda x: (x.flatten(1).float().mean(1) < 127.5).long() == y
+    lost = right(levels) & ~right(moved)
+    assert 3 < lost.sum() < 40
+    assert torch.equal(found, torch.where(lost.view(-1, 1, 1, 1), levels, moved)) and safe.model.training
 
 
 def test_adversarial_step_raises_the_loss_more_than_a_random_one(data, small_flow):
