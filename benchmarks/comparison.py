@@ -129,7 +129,8 @@ def title(data: str, fraction: float, epochs: int, run: dict[str, Any]) -> str:
     s = run["settings"]
     start = f", started from {s['init']}, learning rate {s['max_lr']:g}" if "init" in s else ""
     images = f"{100 * fraction:g}% ({run['training_images']} images)"
-    return f"{data}, {images}; {s['model']}, {epochs} epochs of batch {s['batch_size']}{start}"
+    precision = "" if s.get("bf16", True) else ", float32"
+    return f"{data}, {images}; {s['model']}, {epochs} epochs of batch {s['batch_size']}{precision}{start}"
 
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
