@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -54,7 +56,12 @@ def label(run: dict[str, Any]) -> str:
 def cost(runs: Runs) -> float:
     """Mean CPU seconds of a training; on a GPU, where the CPU waits, seconds. Without the training of a flow's network."""
     gpu = any("threads" not in r["device"] for r in runs.values())
-    return sum(r["seconds" if gpu else "cpu_seconds"] for r in runs.values()) / len(runs)
+    return fmean(r["seconds" if gpu else "cpu_seconds"] for r in runs.values())
+
+
+def whole_cost(runs: Runs) -> float:
+    """`cost` with the training of the flow and the fit of its modes."""
+    return cost(runs) + fmean(r["flow_seconds"] for r in runs.values())
 
 
 def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
@@ -62,22 +69,21 @@ def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
 
 
 def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
-    """One comparison: top-1 in percent with 95% intervals over seeds; differences are paired by seed.
+    """One comparison: top-1 in percent with 95% intervals and standard errors over seeds; differences are paired by seed.
 
-    The column of equal time compares with the baseline that trains on for the epochs that take the arm's time, where it is
-    on record.
+    The column of equal time compares with the baseline of another length whose time is nearest to that of the arm, the training
+    of its flow included.
     """
     others = {"baseline": "against baseline", "sa": "against SA"}
     controls = [name for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by]
-    if controls:  # the one with most seeds
-        others[max(controls, key=lambda name: len(arms[name][epochs]))] = "against linear"
+    if controls:  # the one with most seeds, of these the best
+        others[max(controls, key=lambda n: (len(arms[n][epochs]), _mean(arms[n][epochs])))] = "against linear"
     head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
-    slow = {
-        name: min((e for e, b in baselines.items() if 0.95 <= cost(b) / cost(by[epochs]) <= 1.5), default=epochs)
-        for name, by in arms.items()
-        if epochs in by
-    }  # epochs of the baseline that takes as long
+    slow = {}  # arm to the epochs of the baseline that takes as long
+    for name, by in arms.items():
+        if epochs in by and baselines:
+            slow[name] = min(baselines, key=lambda e: abs(math.log(cost(baselines[e]) / whole_cost(by[epochs]))))
     longer = any(e > epochs for e in slow.values())
     robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
     rows = [head + ["against baseline of equal time"] * longer + ["corrupted"] * robust]
@@ -86,7 +92,7 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         runs = by_epochs.get(epochs)
         if not runs:
             continue
-        row = [name, str(len(runs)), interval(*mean_interval(metric(runs).values()))]
+        row = [name, str(len(runs)), interval(*mean_interval(metric(runs).values())) + _standard_error(runs)]
         for other in others:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
@@ -94,8 +100,9 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         row += ["" if math.isnan(unit) else f"{cost(runs) / unit:.2f}"]
         row += [f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
         if longer:
-            e = slow[name]
-            row.append("" if e == epochs else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs")
+            e, its = slow[name], whole_cost(runs)
+            note = f" (its time: {epochs * its / unit:.0f})" if its > 1.5 * cost(baselines[e]) else ""
+            row.append("" if e == epochs else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs{note}")
         if robust:
             scores = [r["metrics"]["corrupted_top1"] for r in runs.values() if "corrupted_top1" in r["metrics"]]
             row.append(f"{mean_interval(scores)[0]:.1f}" if scores else "")
@@ -105,6 +112,14 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
 
 def _runs(by_epochs: dict[int, Runs], epochs: int) -> list[dict[str, Any]]:
     return list(by_epochs.get(epochs, {}).values())
+
+
+def _mean(runs: Runs) -> float:
+    return fmean(metric(runs).values())
+
+
+def _standard_error(runs: Runs) -> str:
+    return f" (SE {statistics.stdev(metric(runs).values()) / len(runs) ** 0.5:.2f})" if len(runs) > 1 else ""
 
 
 def interval(mean: float, half: float) -> str:

@@ -525,6 +525,10 @@ def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
     assert comparisons([*runs, runs[-3]]) == found, "one run, recorded by two processes at once"
     with pytest.raises(ValueError, match="two runs on record are linear s0.5-k8-p1, seed 0"):
         comparisons([*runs, run("linear", 0, 50.0, 10, 1.0, strength=0.5, modes=8, p=1.0, flow_trained_on="else")])
+    dear = [r | {"arm": "dear", "flow_seconds": 450.0} for r in runs[6:]]
+    last = table(next(iter(comparisons([*runs, *dear]).values())), 10).splitlines()[-1]
+    assert "| +1.03 ± " in last and last.rstrip(" |").endswith(", 20 epochs (its time: 60)"), "600 s, against 100 for 10 epochs"
+    assert "| 53.03 ± 2.49 (SE 0.58) |" in last
     quick = [run("quick", s, 52.0 + s, 10, 50.0) for s in range(2)]
     rows = [line.strip("|").split("|") for line in table(next(iter(comparisons([*runs, *quick]).values())), 10).splitlines()]
     quick = {k.strip(): v.strip() for k, v in zip(rows[0], rows[-1], strict=True)}
