@@ -231,7 +231,7 @@ def main() -> None:
         except SystemExit as e:
             print(f"{name}: {e}")
             continue
-        write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=85))
+        write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=66))
         print(Path(out).relative_to(ROOT))
 
 

@@ -56,6 +56,19 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def test_the_recipe_is_the_papers_unless_told_otherwise():
+    """Enescu & Sahbi, supplementary 3.2 and table 4."""
+    for data, epochs, batch_size in (("cifar10", 30, 128), ("cifar100", 50, 198)):
+        args = cifar_resnet18.parse(["--data", data])
+        assert (args.epochs, args.batch_size, args.model, args.fraction) == ([epochs], batch_size, "resnet18", 1.0)
+        assert args.max_lr == 0.1 and args.init == ""
+    recipe = Recipe()
+    assert (recipe.model, recipe.max_lr, recipe.momentum, recipe.weight_decay, recipe.crop) == ("resnet18", 0.1, 0.9, 5e-4, 4)
+    model = make_classifier("resnet18", 10)
+    assert model.conv1.weight.shape == (64, 3, 3, 3) and model.conv1.stride == (1, 1)
+    assert model.forward_features(torch.zeros(2, 3, 32, 32)).shape == (2, 512, 4, 4)
+
+
 # -- arms --------------------------------------------------------------------------------------------------------------
 
 
