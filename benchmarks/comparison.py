@@ -176,7 +176,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         named = [s if short.count(s) == 1 else f"{s}, {n.rpartition(', ')[2].partition('.')[2]}" for s, n in zip(short, names)]
         axis.set_yticks(range(len(names)), named, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set_title(head, fontsize=8, loc="left")
+        axis.set_title(head.replace(", started from ", ",\nstarted from "), fontsize=8, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
     axes[-1].set_xlabel("top-1 minus the baseline's, points; 95% intervals, paired", fontsize=9)
     return figure
@@ -204,7 +204,7 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
         bits, means, halves = ([p[j] for p in own] for j in (1, 2, 3))
         axis.errorbar(bits, means, yerr=halves, fmt="o", color=f"C{i}", capsize=3, label=head)
         for _, b, m, _, run in own:
-            short = run["flow"].removeprefix("conv_p4_small.cifar10_jpeg").strip("_") or "bundled"
+            short = run["flow"].replace(".cifar10_jpeg", "").removeprefix("conv_p4_small").strip("_") or "bundled"
             axis.annotate(short, (b, m), (-4, 4), textcoords="offset points", fontsize=7, ha="right")
     axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     axis.margins(x=0.15)  # for the names
@@ -224,14 +224,14 @@ def _kind(name: str) -> str:
 
 def main() -> None:
     runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
-    for name, make in (("cifar_resnet18", draw), ("flow_quality", draw_quality)):
+    for name, make, dpi in (("cifar_resnet18", draw, 66), ("flow_quality", draw_quality, 85)):
         out = ROOT / "docs" / "figures" / f"{name}.png"
         try:
             figure = make(runs)
         except SystemExit as e:
             print(f"{name}: {e}")
             continue
-        write_atomically(out, lambda p, figure=figure: figure.savefig(p, format="png", dpi=66))
+        write_atomically(out, lambda p, figure=figure, dpi=dpi: figure.savefig(p, format="png", dpi=dpi))
         print(Path(out).relative_to(ROOT))
 
 
