@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import comparison, records
 from benchmarks import flow_memory as memory
+from benchmarks import flow_pareto as paretos
 from benchmarks import flow_speed as speed
 from benchmarks import label_drift as drift
 from benchmarks import linearity as linearities
@@ -136,6 +137,13 @@ def throughput(name: str = "throughput") -> str:
 
 def throughput_2_threads() -> str:
     return throughput("throughput_2_threads")
+
+
+def flow_pareto() -> str:
+    r = result("flow_pareto")
+    s = r["settings"]
+    head = f"{r['data']}; {s['steps']} steps, seed 0, {s['threads']} thread. Claim: {r['claim']}."
+    return f"{head}\n\n{markdown_table(paretos.table(r['results']['rows']))}\n\n{source('flow_pareto')}"
 
 
 def linearity() -> str:
@@ -321,8 +329,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search, generation,
-        proposition, timm_train, timm_matrix, throughput, throughput_2_threads, tangents, linearity, label_drift,
+        flows, moves, flow_speed, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search,
+        generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, tangents, linearity, label_drift,
         demo_digits, demo_cifar,
     )
 }
