@@ -205,8 +205,9 @@ class NFACache:
         For a training set that lies in memory: several times quicker than image by image.
 
         Args:
-            y: labels (B,), of a cache whose modes they choose.
-            rows: (B,) which images of the data set x are. The first of them is compared with what its row was made from.
+            x: images as the data set has them, before any crop or flip.
+            y: labels (B,), of a cache that was made with labels; the first is compared with that of its row.
+            rows: (B,) indices of these images in the data set. The first image is compared with what its row was made from.
             generator: source of the random numbers, on the CPU.
             strength, p: as of `NFAugment`.
             modes: number of modes moved along; those of the cache unless given.

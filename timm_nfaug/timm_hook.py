@@ -186,7 +186,7 @@ def cached(dataset, augment: NFAugment, path: str, seed: int) -> CachedNFADatase
     """The data set moved from the cache in `path`, which is made first where it is not there; other ranks wait for it."""
     try:
         return CachedNFADataset(dataset, NFACache.build(augment, dataset, path), augment.strength, augment.p, seed=seed)
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, OSError) as e:
         raise NFAError(f"--nfa-cache {path}: {e}") from None
 
 
@@ -272,7 +272,7 @@ class NFALoader:
     """A timm training loader whose batches are augmented, then mixed, then erased; otherwise the loader itself.
 
     Args:
-        augment: None where the data set does it (`WorkerDataset`).
+        augment: None where the data set does it (`WorkerDataset`, `CachedNFADataset`).
         loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]), on any device, and hard labels (B,).
         seed, rank: key of the random numbers, with epoch and batch; rank None is that of the process in each pass.
         mixup: applied after NFA, or None. erasing: applied last, or None.
