@@ -260,10 +260,6 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     if name == "deep" and not isinstance(flow.network, Multiscale):
         raise ValueError(f"arm deep needs a multi-scale flow (resnet_ms3), got {flow.config.architecture}")
     augment = fitted(flow, data, s)
-    if name == "deep":
-        moved = mean_move(augment, data)
-        augment.flow.prior.set_modes(*deep_modes(augment.flow, data, augment.modes))
-        augment.strength *= moved / mean_move(augment, data)
     if method == "rotation":
         return with_step(rotation_step(augment.flow, image_partner(augment.flow, data), s), s)
     if method == "mode-rotation":
@@ -278,8 +274,11 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         return with_step(tangent_step(augment.flow, data, s), s)
     if name == "samples":
         return with_step(sample_step(augment.flow, s), s)
-    if name in ("pixel-pca", "patch-pca"):
-        control = fitted(linear_flow(data) if name == "pixel-pca" else patch_flow(data), data, s)
+    if name in ("pixel-pca", "patch-pca", "deep"):
+        other = flow if name == "deep" else linear_flow(data) if name == "pixel-pca" else patch_flow(data)
+        control = fitted(other, data, s)
+        if name == "deep":
+            control.flow.prior.set_modes(*deep_modes(flow, data, control.modes))
         control.strength *= mean_move(augment, data) / mean_move(control, data)
         return with_step(nfa_step(control), s)
     return with_step(nfa_step(augment), s, sa=name.startswith("sa+"))

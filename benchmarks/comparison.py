@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.arms import LINEAR, NEEDS_FLOW
 from benchmarks.common import ROOT, markdown_table
-from benchmarks.records import key, mean_interval, paired, read, suite_file
+from benchmarks.records import key, mean_interval, paired, read, standard_error, suite_file
 from timm_nfaug.hub import write_atomically
 
 Runs = dict[int, dict[str, Any]]  # by seed
@@ -77,13 +76,14 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     others = {"baseline": "against baseline", "sa": "against SA"}
     controls = [name for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by]
     if controls:  # the one with most seeds, of these the best
-        others[max(controls, key=lambda n: (len(arms[n][epochs]), _mean(arms[n][epochs])))] = "against linear"
+        others[max(controls, key=lambda n: (len(arms[n][epochs]), fmean(metric(arms[n][epochs]).values())))] = "against linear"
     head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
-    slow = {}  # arm to the epochs of the baseline that takes as long
-    for name, by in arms.items():
-        if epochs in by and baselines:
-            slow[name] = min(baselines, key=lambda e: abs(math.log(cost(baselines[e]) / whole_cost(by[epochs]))))
+    slow = {
+        name: min(baselines, key=lambda e: abs(math.log(cost(baselines[e]) / whole_cost(by[epochs]))))
+        for name, by in arms.items()
+        if epochs in by and baselines
+    }  # epochs of the baseline whose time is nearest
     longer = any(e > epochs for e in slow.values())
     robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
     rows = [head + ["against baseline of equal time"] * longer + ["corrupted"] * robust]
@@ -92,7 +92,9 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         runs = by_epochs.get(epochs)
         if not runs:
             continue
-        row = [name, str(len(runs)), interval(*mean_interval(metric(runs).values())) + _standard_error(runs)]
+        top1 = metric(runs).values()
+        error = f" (SE {standard_error(top1):.2f})" if len(runs) > 1 else ""
+        row = [name, str(len(runs)), interval(*mean_interval(top1)) + error]
         for other in others:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
@@ -112,14 +114,6 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
 
 def _runs(by_epochs: dict[int, Runs], epochs: int) -> list[dict[str, Any]]:
     return list(by_epochs.get(epochs, {}).values())
-
-
-def _mean(runs: Runs) -> float:
-    return fmean(metric(runs).values())
-
-
-def _standard_error(runs: Runs) -> str:
-    return f" (SE {statistics.stdev(metric(runs).values()) / len(runs) ** 0.5:.2f})" if len(runs) > 1 else ""
 
 
 def interval(mean: float, half: float) -> str:

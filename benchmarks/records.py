@@ -75,8 +75,13 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, 
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.nan
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return mean, float(stats.t.ppf(0.5 + level / 2, len(values) - 1)) * error
+    return mean, float(stats.t.ppf(0.5 + level / 2, len(values) - 1)) * standard_error(values)
+
+
+def standard_error(values: Iterable[float]) -> float:
+    """Of the mean of two values or more."""
+    values = list(values)
+    return statistics.stdev(values) / len(values) ** 0.5
 
 
 def paired(arm: dict[int, float], other: dict[int, float]) -> tuple[float, float, float, int]:

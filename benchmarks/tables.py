@@ -130,7 +130,7 @@ def throughput(name: str = "throughput") -> str:
     head = ""
     if r["results"]["claim_holds"] is not None:  # the claim is of one thread
         found = r["results"]["claim_ratios"].items()
-        ratios = "; ".join(f"{name}, " + ", ".join(f"{v:.2f} at {size} px" for size, v in own.items()) for name, own in found)
+        ratios = "; ".join(f"{arm}, " + ", ".join(f"{v:.2f} at {size} px" for size, v in own.items()) for arm, own in found)
         head = f"Claim: {r['claim']}. Found: {ratios}.\n\n"
     return f"{head}{throughputs.table(rows, sizes)}\n\n{source(name)}"
 
