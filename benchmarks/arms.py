@@ -212,7 +212,7 @@ NEEDS_FLOW = {
     "glem": "glem", "sa+glem": "glem", "isotropic": "glem", "adversarial": "glem", "samples": "glem", "pixel-pca": "glem",
     "patch-pca": "glem", "pooled": "glem", "rotation": "glem", "mode-rotation": "glem", "tangent": "glem",
     "deep": "glem", "safe": "glem",
-    "ce": "ce", "ml": "ml", "random": "random",
+    "ce": "ce", "ml": "ml", "random": "random", "own-modes": "own-modes",
 }  # fmt: skip
 # the same steps on the linear flow
 LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation", "linear-safe")
@@ -224,7 +224,8 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
 
     Args:
         flow: of the arms in `NEEDS_FLOW`. Its class Gaussians and modes are estimated anew on `data`, so that nothing but
-            the network knows of other images; with conditional encoding, where there are none of a class, it stays as it is.
+            the network knows of other images; with conditional encoding, where there are none of a class, it stays as it is,
+            and so it does in the arm `own-modes`, the control of that.
     """
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
@@ -249,8 +250,11 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         return Arm(mix=Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, prob=0.5, label_smoothing=0.0, num_classes=classes))
     if name == "trivial":
         return Arm(v2.TrivialAugmentWide())
-    if name == "ce":
-        return with_step(nfa_step(NFAugment(flow, s.strength, s.modes, s.p)), s)
+    if name in ("ce", "own-modes"):
+        if flow.num_classes not in (1, classes):
+            raise ValueError(f"arm {name} keeps the modes of the flow's own {flow.num_classes} classes, the data has {classes}")
+        labels = "none" if flow.num_classes == 1 else "given"
+        return with_step(nfa_step(NFAugment(flow, s.strength, min(s.modes, flow.prior.num_modes), s.p, labels=labels)), s)
     if name in LINEAR:
         flow = linear_flow(data)
     method = name.removeprefix("linear-")

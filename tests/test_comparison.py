@@ -264,6 +264,19 @@ def test_isda_loss_bounds_the_sampled_one(data):
     torch.testing.assert_close(arm.loss(model, x, y, 0), F.cross_entropy(model(x), y))
 
 
+def test_own_modes_are_those_the_flow_came_with(data):
+    """Of the classes, or of all images together where the flow knows no classes."""
+    s = Settings(modes=4, p=1.0)
+    for name, images in (("linear", data), ("linear-pooled", data.without_labels())):
+        kept = fitted(linear_flow(data), images, s).flow
+        other = Images(data.levels.flip(-1), data.labels, data.class_names)  # that would give other modes
+        own, there, here = make_arm("own-modes", other, kept, s), make_arm(name, data, None, s), make_arm(name, other, None, s)
+        moved = [a.images(data.levels, data.labels, generator(0)) for a in (own, there, here)]
+        assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+    with pytest.raises(ValueError, match="own-modes keeps the modes of the flow's own 3 classes, the data has 2"):
+        make_arm("own-modes", Images(data.levels, data.labels, ["a", "b"]), fitted(linear_flow(data), data, s).flow, s)
+
+
 def test_wrong_arms_are_refused(data, small_flow):
     with pytest.raises(ValueError, match="unknown arm 'glen'"):
         make_arm("glen", data, None, Settings())

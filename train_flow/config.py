@@ -32,7 +32,7 @@ class TrainConfig:
     image_size: int | None = None  # side images are resized and cropped to; required for a folder
     in_chans: int = 3  # 3 RGB, 1 greyscale
     flip: bool = True  # random horizontal flips
-    labels: bool = True  # false: the labels are not looked at, all images are one class (objective ml or joint)
+    labels: bool = True  # false: the labels are not looked at, all images are one class (objective ml, joint or moments)
     val_fraction: float = 0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
     skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
 
@@ -111,9 +111,9 @@ class TrainConfig:
             self.code_rows = 8
         if self.objective == "ce" and self.discriminative:
             raise ValueError("objective: ce has one Gaussian for all classes and nothing to discriminate; drop discriminative")
-        if not self.labels and (self.objective not in ("ml", "joint") or self.discriminative):
+        if not self.labels and (self.objective not in ("ml", "joint", "moments") or self.discriminative):
             raise ValueError(
-                f"labels: false goes with objective ml or joint and discriminative 0, there being one class; got "
+                f"labels: false goes with objective ml, joint or moments and discriminative 0, there being one class; got "
                 f"objective {self.objective}, discriminative {self.discriminative:g}"
             )
         if self.objective != "ce" and self.code_rows:
