@@ -21,7 +21,7 @@ from .flows.config import check_keys
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .flows.registry import create_flow
-from .perturb import check_kind, check_probability, check_strength, displacement, draw_noise, noise_size
+from .perturb import check_kind, check_probability, check_strength, class_move, displacement, draw_noise, noise_size
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 LABELS = ("given", "posterior", "none")
@@ -150,10 +150,16 @@ class NFAugment(v2.Transform):
         return pytree.tree_unflatten(flat, spec)
 
     def _forward_pil(self, image: PIL.Image.Image, *label: int, generator: torch.Generator | None) -> Any:
-        """`forward` of what a data set gives, one image with its label or without: in a loader's worker each call counts."""
+        """`forward` of what a data set gives, one image with its label or without: in a loader's worker each call counts.
+
+        Draws what `make_params` does.
+        """
         if self.strength and self.p:
-            labels = torch.tensor(label) if label else None
-            image = self.transform(image, self.make_params([image], labels, generator))
+            self._check_kind(image)
+            g = generator if generator is not None else self._generator()
+            if self.p == 1 or bool(torch.rand(1, generator=g, device=g.device) < self.p):
+                noise = draw_noise(1, noise_size(self.flow, self.kind, self.modes), g)
+                image = self._moved(image, label[0] if label and self.labels == "given" else None, noise)
         return (image, *label) if label else image
 
     def make_params(
@@ -179,31 +185,35 @@ class NFAugment(v2.Transform):
         if not bool(params["chosen"].any()):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
-            return self._transform_pil(inpt, params)
+            labels = params["labels"]
+            return self._moved(inpt, None if labels is None else int(labels), params["noise"])
         batch = inpt.as_subclass(Tensor)
         new = self._transform_batch(batch if batch.ndim == 4 else batch.unsqueeze(0), params).reshape(inpt.shape)
         return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
 
-    def _transform_pil(self, image: PIL.Image.Image, params: dict[str, Any]) -> PIL.Image.Image:
-        labels, noise = params["labels"], params["noise"]
-        change = self._change_of_one(labels, noise)
+    def _moved(self, image: PIL.Image.Image, label: int | None, noise: Tensor) -> PIL.Image.Image:
+        change = self._eigen_change(label, noise)
         if change is None:
+            labels = None if label is None else torch.tensor([label])
             images = lambda: pixels.levels_to_model(pixels.levels_of(image).unsqueeze(0))
             change = self._change(images, labels, noise)[0].mul_(128).cpu().numpy()
         return lift.add_to_image(image, change)
 
-    def _change_of_one(self, labels: Tensor | None, noise: Tensor) -> np.ndarray | None:
+    def _eigen_change(self, label: int | None, noise: Tensor) -> np.ndarray | None:
         """`_change` of one image, (c, h, w) in levels, in as few calls as it can be had; None where it takes more than these."""
         flow = self.flow
-        known = labels is not None or flow.num_classes == 1
-        if not (flow.is_linear and known and flow.device.type == "cpu") or torch.is_autocast_enabled("cpu"):
+        k = 0 if label is None and flow.num_classes == 1 else label
+        modes = flow.prior.modes
+        plain = modes.dtype == torch.float32 and modes.device.type == noise.device.type == "cpu"
+        if not (flow.is_linear and plain and self.kind == "pca" and k is not None and 0 <= k < flow.num_classes):
             return None
-        y = torch.zeros(1, dtype=torch.int64) if labels is None else labels
-        move = displacement(flow, y, noise.to(flow.device, flow.dtype), self.kind, self.modes)
-        change = move[0].float().numpy() * (128 * self.strength)
+        if torch.is_autocast_enabled("cpu"):
+            return None
+        change = class_move(flow.prior, k, noise, self.modes)[0].numpy() * (128 * self.strength)
         if not math.isfinite(change.sum()):
             return None
-        return change.clip(-256, 256, out=change).reshape(flow.config.input_size)
+        np.maximum(change, -256, out=change)
+        return np.minimum(change, 256, out=change).reshape(flow.config.input_size)
 
     @torch.no_grad()
     def _transform_batch(self, x: Tensor, params: dict[str, Any]) -> Tensor:

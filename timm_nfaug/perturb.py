@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .flows.model import ConditionalFlow
+from .flows.prior import ClassGaussians
 
 KINDS = ("pca", "axes", "isotropic")
 CUT = 3.0
@@ -51,6 +52,11 @@ def keyed_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
+def class_move(prior: ClassGaussians, k: int, noise: Tensor, modes: int) -> Tensor:
+    """Move at strength 1 along the principal modes of class k: noise (B, modes) to (B, D)."""
+    return (noise * prior.mode_std[k, :modes]) @ prior.modes[k, :modes]
+
+
 def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, modes: int) -> Tensor:
     """Move of the codes at strength 1: labels y (B,), noise (B, noise_size) to (B, D)."""
     prior = flow.prior
@@ -61,9 +67,6 @@ def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, mod
         else:
             energy = prior.variance.topk(modes, dim=1).values.sum(1)
         return noise * (energy / flow.dim).sqrt()[y].unsqueeze(1)
-    if len(y) == 1 and kind == "pca":  # one image in a loader's worker, where each call of torch counts
-        k = int(y)
-        return (noise * prior.mode_std[k, :modes]) @ prior.modes[k, :modes]
     # class by class: gathering the modes of every image would move 400 kB an image
     order = y.argsort()
     moves = []
@@ -71,7 +74,7 @@ def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, mod
         if not len(own):
             continue
         if kind == "pca":
-            moves.append((own * prior.mode_std[k, :modes]) @ prior.modes[k, :modes])
+            moves.append(class_move(prior, k, own, modes))
         else:
             variance, axes = prior.variance[k].topk(modes)
             moves.append(own.new_zeros(len(own), flow.dim).index_copy_(1, axes, own * variance.sqrt()))
