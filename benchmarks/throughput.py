@@ -9,7 +9,8 @@ most half the time of timm's RandAugment at 32 and at 224 px.
 All run side by side in one process with pinned threads, on the same images, every image augmented (NFA with p 1). One
 image at a time, as a loader's worker has it: "PIL", "uint8 image". Many at a time, where the batch lies: "uint8 batch",
 "float batch" (normalised). Policies of timm exist for PIL images only. With --device cuda the batches lie on the GPU and
-the PIL images stay on the CPU. The training steps (forward, backward, SGD; autocast to bfloat16 unless the CPU only emulates
+the PIL images stay on the CPU. torchvision's policies draw once for a batch, whose images are then all changed alike.
+The training steps (forward, backward, SGD; autocast to bfloat16 unless the CPU only emulates
 that) say what share of a training an augmentation is on the same threads, with no worker to hide it.
 """
 
@@ -54,6 +55,7 @@ CLAIMED = ("NFA linear (uint8 batch)", "NFA conv_p4_tiny, cached tangents (uint8
 CLAIM = 0.5  # of the time of BASE, at CLAIMED_SIZES
 CLAIMED_SIZES = (32, 224)
 CLASSES = 10
+STEP = "training step, "
 FLOWS = ("linear", "conv_p4_tiny", "conv_p4_small")
 Call = Callable[[], Any]
 
@@ -148,8 +150,11 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
         "timm AutoAugment (PIL)": (lambda: auto(image), 1),
         "timm AugMix (PIL)": (lambda: augmix(image), 1),
         "torchvision RandAugment (PIL)": (lambda: v2_rand(image), 1),
+        "torchvision RandAugment (uint8 image)": (lambda: v2_rand(one), 1),
+        "torchvision RandAugment (uint8 batch, all alike)": (lambda: v2_rand(levels), batch),
         "torchvision TrivialAugment (PIL)": (lambda: trivial(image), 1),
         "torchvision TrivialAugment (uint8 image)": (lambda: trivial(one), 1),
+        "torchvision TrivialAugment (uint8 batch, all alike)": (lambda: trivial(levels), batch),
         "timm RandomErasing (float batch)": (lambda: erasing(normal.clone()), batch),
         "timm Mixup (float batch)": (lambda: mixup(normal.clone(), labels), batch),
     }
@@ -166,10 +171,9 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
         found[f"NFA {name} (uint8 batch)"] = (lambda a=moved: a(levels, labels), batch)
         if not moved.flow.is_linear:
             found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, levels, labels), batch)
-    for name, augment in flows.items():
-        if not augment.flow.is_linear:
-            found[f"NFA {name}, cached tangents (PIL)"] = (cached(augment, image), 1)
-            found[f"NFA {name}, cached tangents (uint8 batch)"] = (cached_batch(augment, levels, labels), batch)
+    name = next(name for name, augment in flows.items() if not augment.flow.is_linear)  # once cached, all flows cost the same
+    found[f"NFA {name}, cached tangents (PIL)"] = (cached(flows[name], image), 1)
+    found[f"NFA {name}, cached tangents (uint8 batch)"] = (cached_batch(flows[name], levels, labels), batch)
     normalised = copy.deepcopy(linear).to(device)
     normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
@@ -177,7 +181,7 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
 
 
 def cached(augment: NFAugment, image: Image.Image) -> Call:
-    """One image of a data set with a cache of tangents, of which this row is in memory already. The flow's depth is no matter."""
+    """One image of a data set with a cache of tangents, of which this row is in memory already."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = CachedNFADataset([(image, 3)], NFACache.build(augment, [(image, 3)], folder), p=1.0)
         dataset[0]  # which opens the files, and keeps them open
@@ -232,7 +236,7 @@ def training_steps(size: int, device: str) -> dict[str, tuple[Call, int]]:
         loss.backward()
         optimizer.step()
 
-    return {f"training step, {name}, {str(dtype).removeprefix('torch.')}": (_synchronised(step, device), batch)}
+    return {f"{STEP}{name}, {str(dtype).removeprefix('torch.')}": (_synchronised(step, device), batch)}
 
 
 def _synchronised(call: Call, device: str) -> Call:
@@ -248,7 +252,7 @@ def _synchronised(call: Call, device: str) -> Call:
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """A line for each candidate, a point for each image size; training steps are left out."""
-    rows = [r for r in rows if not r["name"].startswith("training step")]
+    rows = [r for r in rows if not r["name"].startswith(STEP)]
     sizes = sorted({r["size"] for r in rows})
     dearness = {name: statistics.fmean(math.log(r["us_per_image"]) for r in rows if r["name"] == name) for name in names_of(rows)}
     names = sorted(dearness, key=dearness.get, reverse=True)
@@ -273,11 +277,23 @@ def names_of(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]], sizes: list[int]) -> str:
-    """Microseconds an image, and in brackets the ratio to timm's RandAugment, a column for each size."""
-    cells = {(r["name"], r["size"]): f"{r['us_per_image']:.0f} ({r['over_randaugment']:.2f})" for r in rows}
+    """Microseconds an image (over timm's RandAugment), a column for each size; then the share of each training step."""
+    cost = {(r["name"], r["size"]): r["us_per_image"] for r in rows}
+    over = {(r["name"], r["size"]): r["over_randaugment"] for r in rows}
     names = names_of([r for r in rows if r["size"] in sizes])
-    head = ["µs an image (over timm RandAugment)", *(f"{s} px" for s in sizes)]
-    return markdown_table([head, *([n, *(cells.get((n, s), "") for s in sizes)] for n in names)])
+    steps = {size: name for name, size in cost if name.startswith(STEP) and size in sizes}
+    models = {size: name.removeprefix(STEP).partition(",")[0] for size, name in steps.items()}
+    head = [
+        "µs an image (over timm RandAugment)",
+        *(f"{s} px" for s in sizes),
+        *(f"of a {m} step, {s} px" for s, m in models.items()),
+    ]
+    cells = [head]
+    for name in names:
+        own = [f"{cost[name, s]:.0f} ({over[name, s]:.2f})" if (name, s) in cost else "" for s in sizes]
+        shares = [f"{cost[name, s] / cost[step, s]:.2%}" if (name, s) in cost else "" for s, step in steps.items()]
+        cells.append([name, *own, *([""] * len(steps) if name.startswith(STEP) else shares)])
+    return markdown_table(cells)
 
 
 if __name__ == "__main__":

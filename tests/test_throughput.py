@@ -27,10 +27,19 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     dtype = "float32" if emulates_bfloat16("cpu") else "bfloat16"
     assert steps == [(32, f"training step, resnet18, {dtype}")] and not emulates_bfloat16("cuda")
     names = {n for s, n in rows if s == 40}
-    assert {*throughput.CLAIMED, "NFA linear (PIL)", "NFA conv_p4_small (uint8 batch)", "timm AugMix (PIL)"} <= names
+    assert {
+        *throughput.CLAIMED,
+        "NFA linear (PIL)",
+        "NFA conv_p4_small (uint8 batch)",
+        "timm AugMix (PIL)",
+        "torchvision RandAugment (uint8 batch, all alike)",
+    } <= names
     for r in rows.values():
         assert r["us_min"] <= r["us_per_image"] <= r["us_max"] and r["images"] in (1, 32, 128)
         assert f"| {r['name']} |" in done.stdout
+    share = rows[32, "NFA linear (uint8 batch)"]["us_per_image"] / rows[steps[0]]["us_per_image"]
+    line = next(s for s in done.stdout.splitlines() if s.startswith("| NFA linear (uint8 batch) |"))
+    assert "of a resnet18 step, 32 px" in done.stdout and line.endswith(f"| {share:.2%} |")
     with Image.open(tmp_path / "mine.png") as picture:
         assert picture.width > 400
     for name in throughput.CLAIMED:
