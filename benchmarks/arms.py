@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
 from timm_nfaug.augment import NFAugment
-from timm_nfaug.cache import quantized, tangents
+from timm_nfaug.cache import quantized, tangents, weights
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.modes import ClassMoments
 from timm_nfaug.flows.multiscale import Multiscale
@@ -375,8 +375,8 @@ def deep_modes(flow: ConditionalFlow, data: Images, count: int) -> tuple[Tensor,
 def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
     """Images moved by their own tangents, kept as `NFACache` keeps them, before the crop: the exact flow is not asked again."""
     modes, start = min(s.modes, flow.prior.num_modes), 0  # a class of few images has fewer
-    pictures = data.levels.new_empty(len(data), modes, *data.levels.shape[1:], dtype=torch.int8)
-    scales = torch.empty(len(data), modes, device=data.levels.device)
+    pictures = data.levels.new_empty(len(data), modes + 1, *data.levels.shape[1:], dtype=torch.int8)
+    scales = torch.empty(len(data), modes + 1, device=data.levels.device)
     for levels, y in batches(data, 64):
         own = slice(start, start + len(y))
         pictures[own], scales[own] = quantized(tangents(flow, flow(pixels.levels_to_model(levels))[0], y, modes, s.strength))
@@ -389,7 +389,7 @@ def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep
         if not len(noise):
             return levels
         own = torch.tensor([rows[image.numpy().tobytes()] for image in levels[chosen].cpu()], device=levels.device)
-        change = torch.einsum("bk,bkchw->bchw", s.strength * noise * scales[own], pictures[own].float())
+        change = torch.einsum("bk,bkchw->bchw", weights(noise, s.strength, modes) * scales[own], pictures[own].float())
         return lift.add(levels, 128 * change, [0] * 3, [255] * 3, torch.nonzero(chosen).flatten())
 
     return step

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as TF
 import timm_nfaug as nfa
 from timm_nfaug import cache as caching
 from timm_nfaug import lift, pixels
-from timm_nfaug.cache import NFACache, quantized, tangents
-from timm_nfaug.perturb import keyed_generator
+from timm_nfaug.cache import NFACache, quantized, tangents, weights
+from timm_nfaug.perturb import displacement, keyed_generator
 
 MODES = 4
 
@@ -38,12 +38,42 @@ def test_tangents_are_the_derivatives_of_the_inverse(small_flow, toy_images):
     flow, x = small_flow.double(), pixels.levels_to_model(toy_images[0][:6]).double()
     y = toy_images[1][:6]
     z, _ = flow(x)
-    found = tangents(flow, z, y, MODES, step=1e-4)
+    found = tangents(flow, z, y, MODES, step=1e-6)
     for k in range(MODES):
         direction = flow.prior.mode_std[y, k].unsqueeze(1) * flow.prior.modes[y, k]
         _, exact = torch.func.jvp(flow.inverse, (z,), (direction,))
         torch.testing.assert_close(found[:, k], exact, rtol=1e-5, atol=1e-7)
-    assert found.abs().amax() > 0.05
+    assert found.shape == (6, MODES + 1, 3, 32, 32) and found.abs().amax() > 0.05
+
+
+def test_the_bend_is_half_of_the_sum_of_second_derivatives(small_flow, toy_images):
+    flow, x = small_flow.double(), pixels.levels_to_model(toy_images[0][:6]).double()
+    y, wanted = toy_images[1][:6], 0.0
+    z, _ = flow(x)
+    for k in range(MODES):
+        direction = flow.prior.mode_std[y, k].unsqueeze(1) * flow.prior.modes[y, k]
+        slope = lambda v, d=direction: torch.func.jvp(flow.inverse, (v,), (d,))[1]
+        wanted += torch.func.jvp(slope, (z,), (direction,))[1] / 2
+    error = (tangents(flow, z, y, MODES, step=1e-5)[:, MODES] - wanted).abs()
+    # a ReLU that switches on the way is seen by differences alone
+    assert (error < 1e-3 * wanted.abs().amax()).double().mean() > 0.97 and wanted.abs().amax() > 0.005
+
+
+def test_fitted_to_moves_of_their_size_tangents_err_less_than_derivatives(small_flow, toy_images):
+    x, y = pixels.levels_to_model(toy_images[0][:30]), toy_images[1][:30]
+    with torch.no_grad():
+        z, _ = small_flow(x)
+    noise = torch.randn(30, MODES, generator=torch.Generator().manual_seed(0))
+    exact = small_flow.inverse(z + displacement(small_flow, y, noise, "pca", MODES)) - x
+
+    def error(pictures, own):
+        return ((torch.einsum("bk,bkchw->bchw", own, pictures) - exact).norm() / exact.norm()).item()
+
+    w = weights(noise, 1.0, MODES)
+    fitted, derivatives = (tangents(small_flow, z, y, MODES, step) for step in (1.0, 0.01))
+    errors = error(fitted, w), error(fitted[:, :MODES], w[:, :MODES]), error(derivatives[:, :MODES], w[:, :MODES])
+    assert errors[0] < 0.9 * min(errors[1:]), errors
+    torch.testing.assert_close(weights(noise[:, :2], 0.5, MODES)[:, 2], noise[:, :2].square().sum(1) / 16)
 
 
 def test_quantized_errs_by_half_a_step_at_most():

@@ -1,9 +1,9 @@
 """What a deep flow knows of each image of a training set, computed once and kept on disk, so that epochs need not ask again.
 
 - ``codes``: the code of each image. An epoch only decodes: exact, and half the time.
-- ``tangents``: how each image changes when its code moves along each mode of its class,
-  ``t_k = (f^-1(z + h sigma_k u_k) - f^-1(z - h sigma_k u_k)) / 2h``. An epoch is then a weighted sum of pictures and needs no
-  flow at all. To first order it is NFA; what it errs is measured in benchmarks/README.md.
+- ``tangents``: how each image changes when its code moves along the modes of its class, as a picture for each mode and one
+  for the bend of the flow. An epoch is then a weighted sum of pictures and needs no flow at all; what it errs is measured in
+  benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import operator
 import os
 import zlib
@@ -42,28 +43,55 @@ _logger = logging.getLogger(__name__)
 
 PARTS = {"tangents": ("crc", "tangents", "scales"), "codes": ("crc", "codes", "classes")}
 INDEX = "index.json"
+FORMAT = 2  # 1 had no picture of the bend
 SHARD = 1024  # images between two notes of what is done
 
 
 @torch.no_grad()
 def tangents(flow: ConditionalFlow, z: Tensor, y: Tensor, modes: int = 32, step: float = 0.5, kind: str = "pca") -> Tensor:
-    """(B, modes, C, H, W): the change of images of codes z (B, D) and labels y (B,) by a move of one standard deviation.
+    """(B, modes + 1, C, H, W): how images of codes z (B, D) and labels y (B,) change by moves along modes.
+
+    A move by noise e (modes,) at strength s changes an image by about the sum of these pictures with the `weights` of e and s.
+    They are a fit to moves by all modes together, each of one standard deviation in the mean and of strength `step`, one way
+    and the opposite: what the two have in opposite is linear in e, what they have in common is taken to grow with its square.
+    With a small step they are the derivatives along the modes and half of the sum of the second ones. Moves of the size that
+    images are moved by later give a better fit, as derivatives know nothing of how the flow bends on the way.
 
     Args:
-        step: h of the central differences, in standard deviations: about that of the moves they are to stand for.
+        step: strength of those moves.
         kind: of the modes, pca or axes.
     """
-    found = []
-    for k in range(modes):
-        noise = z.new_zeros(len(z), modes)
-        noise[:, k] = step
-        move = displacement(flow, y, noise, kind, modes)
-        found.append((flow.inverse(z + move) - flow.inverse(z - move)) / (2 * step))
-    return torch.stack(found, dim=1)
+    at_rest = flow.inverse(z)
+    found = at_rest.new_zeros(len(z), modes + 1, *at_rest.shape[1:])
+    directions = _directions(modes).to(z)
+    for e in directions:
+        move = displacement(flow, y, (step * e).expand(len(z), -1), kind, modes)
+        there, back = flow.inverse(z + move), flow.inverse(z - move)
+        found[:, :modes] += e.view(-1, 1, 1, 1) * ((there - back) / (2 * step)).unsqueeze(1)
+        found[:, modes] += ((there + back) / 2 - at_rest) / step**2
+    return found / len(directions)
+
+
+def _directions(modes: int) -> Tensor:
+    """(2 modes, modes): the axes of two random frames, each as long as noise is on average.
+
+    For a linear map the least squares fit to an orthogonal frame is exact, with no inverse to take.
+    """
+    g = torch.Generator().manual_seed(0)
+    frames = torch.empty(2, modes, modes, dtype=torch.float64)
+    for frame in frames:
+        torch.nn.init.orthogonal_(frame, gain=math.sqrt(modes), generator=g)
+    return frames.flatten(0, 1)
+
+
+def weights(noise: Tensor, strength: float, modes: int) -> Tensor:
+    """Of the pictures of `tangents` for noise (B, n), n up to `modes`: (B, n + 1), the last one's that of the bend."""
+    bend = strength**2 * noise.square().sum(1, keepdim=True) / modes
+    return torch.cat([strength * noise, bend], dim=1)
 
 
 def quantized(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Tangents (B, k, C, H, W) as int8 and scales (B, k): ``t = int8 * scale``."""
+    """Pictures (B, k, C, H, W) as int8 and scales (B, k): ``t = int8 * scale``."""
     scale = t.abs().amax((2, 3, 4)).clamp_min(1e-12) / 127
     return (t / scale.view(*scale.shape, 1, 1, 1)).round().to(torch.int8), scale
 
@@ -140,7 +168,7 @@ class NFACache:
             raise ValueError("a cache is for moves along modes, kind pca or axes; isotropic ones have no end of directions")
         base = without_transform(base)
         key = {
-            "format": 1, "kind": kind, "flow": digest(flow), "modes": augment.modes, "mode_kind": augment.kind,
+            "format": FORMAT, "kind": kind, "flow": digest(flow), "modes": augment.modes, "mode_kind": augment.kind,
             "labels": augment.labels, "step": step, "count": len(base), "size": list(flow.config.input_size), "shard": SHARD,
             "shapes": {part: list(shape) for part, (shape, _) in _layout(kind, augment).items()},
         }  # fmt: skip
@@ -268,13 +296,16 @@ class NFACache:
         """
         n, size = noise.shape[1], self.index["size"]
         if self.kind == "tangents":
-            pictures, scales = self._rows("tangents"), self._rows("scales")
+            pictures, used = self._rows("tangents"), [*range(n), self.modes]
+            w = weights(noise, strength, self.modes).numpy() * self._rows("scales")[rows][:, used]
             changes = torch.empty(len(rows), *size)
             # image by image, in a buffer that stays in the processor's cache
-            own, flat = torch.empty(n, changes[0].numel()), changes.flatten(1)
-            for row, w, out in zip(rows, noise.numpy() * strength * scales[rows, :n], flat, strict=True):
-                np.copyto(own.numpy(), pictures[row, :n].reshape(n, -1))
-                torch.mv(own.T, torch.from_numpy(w), out=out)
+            own, flat = torch.empty(n + 1, changes[0].numel()), changes.flatten(1)
+            into = own.numpy()
+            for row, out, v in zip(rows, flat, torch.from_numpy(w), strict=True):
+                np.copyto(into[:n], pictures[row, :n].reshape(n, -1))
+                np.copyto(into[n], pictures[row, self.modes].reshape(-1))
+                torch.mv(own.T, v, out=out)
             return changes
         classes = torch.from_numpy(self._rows("classes")[rows]).long()
         good = torch.nonzero(classes >= 0).flatten()  # the flow's codes of the others are not finite
@@ -321,7 +352,7 @@ def _layout(kind: str, augment: NFAugment) -> dict[str, tuple[tuple[int, ...], t
     """Part to the shape of a row and its dtype."""
     size, modes = augment.flow.config.input_size, augment.modes
     rows = {"crc": ((), np.uint32), "codes": ((augment.flow.dim,), np.float32), "classes": ((), np.int32),
-            "tangents": ((modes, *size), np.int8), "scales": ((modes,), np.float32)}  # fmt: skip
+            "tangents": ((modes + 1, *size), np.int8), "scales": ((modes + 1,), np.float32)}  # fmt: skip
     return {part: rows[part] for part in PARTS[kind]}
 
 
@@ -425,8 +456,10 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} holds no {INDEX}; NFACache.build makes a cache") from None
     except ValueError as e:
         raise ValueError(f"{path / INDEX} is not valid JSON ({e}); delete {path} and build the cache again") from e
-    if index.get("format") != 1:
-        raise ValueError(f"{path} holds a cache of format {index.get('format')}, this version reads 1; build it again")
+    if index.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} holds a cache of format {index.get('format')}, this version reads {FORMAT}; delete it and build it again"
+        )
     return index
 
 

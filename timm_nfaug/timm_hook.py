@@ -61,7 +61,7 @@ def add_args(parser) -> None:
     group.add_argument(
         "--nfa-cache", default=None, metavar="DIR",
         help="of a deep flow: work out once, into this directory, how it changes each training image, so that epochs need no "
-        "flow; NFA then comes before crop and flip, in the loader's workers, to first order (default: none)",
+        "flow; NFA then comes before crop and flip, in the loader's workers, to a good approximation (default: none)",
     )  # fmt: skip
 
 
