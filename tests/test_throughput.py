@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_candidate_is_timed_and_recorded(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "40", "--repeats", "1", "--min-seconds", "0.001",
+        [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "--repeats", "1", "--min-seconds", "0.001",
          "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -26,7 +26,7 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     steps = [key for key in rows if key[1].startswith("training step")]
     dtype = "float32" if emulates_bfloat16("cpu") else "bfloat16"
     assert steps == [(32, f"training step, resnet18, {dtype}")] and not emulates_bfloat16("cuda")
-    names = {n for s, n in rows if s == 40}
+    names = {n for _, n in rows}
     assert {
         *throughput.CLAIMED,
         "NFA linear (PIL)",
@@ -56,7 +56,7 @@ def test_what_is_timed_is_an_augmentation():
     levels = throughput.smooth_levels(128, 48, torch.Generator().manual_seed(0))
     out, _ = calls["NFA linear (uint8 batch)"][0]()
     assert out.shape == levels.shape and (out != levels).flatten(1).any(1).all()
-    cached = calls["NFA conv_p4_tiny, cached tangents (uint8 batch)"][0]()
+    cached = calls["NFA, cached tangents (uint8 batch)"][0]()
     assert cached.shape == levels.shape and (cached != levels).flatten(1).any(1).all()
     decoded = calls["NFA conv_p4_tiny, decode only (uint8 batch)"][0]()
     assert decoded.shape == levels.shape and (decoded != levels).flatten(1).any(1).all()
