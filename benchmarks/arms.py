@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
 from timm_nfaug.augment import NFAugment
-from timm_nfaug.cache import quantized, tangents, weights
+from timm_nfaug.cache import BENDS, quantized, tangents, weights
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.modes import ClassMoments
 from timm_nfaug.flows.multiscale import Multiscale
@@ -375,8 +375,8 @@ def deep_modes(flow: ConditionalFlow, data: Images, count: int) -> tuple[Tensor,
 def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
     """Images moved by their own tangents, kept as `NFACache` keeps them, before the crop: the exact flow is not asked again."""
     modes, start = min(s.modes, flow.prior.num_modes), 0  # a class of few images has fewer
-    pictures = data.levels.new_empty(len(data), modes + 1, *data.levels.shape[1:], dtype=torch.int8)
-    scales = torch.empty(len(data), modes + 1, device=data.levels.device)
+    pictures = data.levels.new_empty(len(data), modes + BENDS, *data.levels.shape[1:], dtype=torch.int8)
+    scales = torch.empty(len(data), modes + BENDS, device=data.levels.device)
     for levels, y in batches(data, 64):
         own = slice(start, start + len(y))
         pictures[own], scales[own] = quantized(tangents(flow, flow(pixels.levels_to_model(levels))[0], y, modes, s.strength))

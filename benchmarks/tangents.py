@@ -2,8 +2,8 @@
 
 Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (int8). The error is the L2
 norm of the difference over that of the exact change, both clamped to the range of images; a flow's own class posterior says
-how often both give the same class. Tangents are central differences with a step of `--steps` times the strength. "With squares"
-adds the second derivative along each mode (kept as floats, without those between modes), for twice the space.
+how often both give the same class. Tangents are fitted to moves of `--steps` times the strength. "Without the
+bend" leaves the pictures out that are no tangents, those of second order.
 
     python -m benchmarks.tangents --flow conv_p4_small.cifar10_jpeg --data-dir DIR --data-name "CIFAR-10 (JPEG)"
 """
@@ -82,7 +82,7 @@ def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, ar
             "strength": strength, "modes": modes, "step": step, "median": error.median().item(),
             "p99": error.quantile(0.99).item(), "median_without_bend": error_straight.median().item(),
             "mean_levels": 128 * (moved - exact).abs().mean().item(),
-            "same_class": same.double().mean().item(), "bytes_an_image": (modes + 1) * (x[0].numel() + 4),
+            "same_class": same.double().mean().item(), "bytes_an_image": scales.shape[1] * (x[0].numel() + 4),
         })  # fmt: skip
         print(found[-1], flush=True)
     return found

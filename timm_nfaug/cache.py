@@ -1,7 +1,7 @@
 """What a deep flow knows of each image of a training set, computed once and kept on disk, so that epochs need not ask again.
 
 - ``codes``: the code of each image. An epoch only decodes: exact, and half the time.
-- ``tangents``: how each image changes when its code moves along the modes of its class, as a picture for each mode and one
+- ``tangents``: how each image changes when its code moves along the modes of its class, as a picture for each mode and four
   for the bend of the flow. An epoch is then a weighted sum of pictures and needs no flow at all; what it errs is measured in
   benchmarks/README.md.
 """
@@ -43,33 +43,36 @@ _logger = logging.getLogger(__name__)
 
 PARTS = {"tangents": ("crc", "tangents", "scales"), "codes": ("crc", "codes", "classes")}
 INDEX = "index.json"
-FORMAT = 2  # 1 had no picture of the bend
+FORMAT = 2  # 1 had no pictures of the bend
+BENDS = 4
 SHARD = 1024  # images between two notes of what is done
 
 
 @torch.no_grad()
 def tangents(flow: ConditionalFlow, z: Tensor, y: Tensor, modes: int = 32, step: float = 0.5, kind: str = "pca") -> Tensor:
-    """(B, modes + 1, C, H, W): how images of codes z (B, D) and labels y (B,) change by moves along modes.
+    """(B, modes + 4, C, H, W): how images of codes z (B, D) and labels y (B,) change by moves along modes.
 
     A move by noise e (modes,) at strength s changes an image by about the sum of these pictures with the `weights` of e and s.
     They are a fit to moves by all modes together, each of one standard deviation in the mean and of strength `step`, one way
-    and the opposite: what the two have in opposite is linear in e, what they have in common is taken to grow with its square.
-    With a small step they are the derivatives along the modes and half of the sum of the second ones. Moves of the size that
-    images are moved by later give a better fit, as derivatives know nothing of how the flow bends on the way.
+    and the opposite: what the two have in opposite is linear in e; what they have in common, the bend, is made of the squares and
+    the product of the first two modes, which move most, and of the mean square of the others. With a small step they are
+    derivatives. Moves of the size that images are moved by later give a better fit, as derivatives know nothing of how the flow
+    bends on the way.
 
     Args:
         step: strength of those moves.
         kind: of the modes, pca or axes.
     """
     at_rest = flow.inverse(z)
-    found = at_rest.new_zeros(len(z), modes + 1, *at_rest.shape[1:])
-    directions = _directions(modes).to(z)
-    for e in directions:
+    found = at_rest.new_zeros(len(z), modes + BENDS, *at_rest.shape[1:])
+    directions = _directions(modes)
+    straight, bend = (directions / len(directions)).to(z), torch.linalg.pinv(_bends(directions, modes)).T.to(z)
+    for e, s, b in zip(directions.to(z), straight, bend, strict=True):
         move = displacement(flow, y, (step * e).expand(len(z), -1), kind, modes)
         there, back = flow.inverse(z + move), flow.inverse(z - move)
-        found[:, :modes] += e.view(-1, 1, 1, 1) * ((there - back) / (2 * step)).unsqueeze(1)
-        found[:, modes] += ((there + back) / 2 - at_rest) / step**2
-    return found / len(directions)
+        found[:, :modes] += s.view(-1, 1, 1, 1) * ((there - back) / (2 * step)).unsqueeze(1)
+        found[:, modes:] += b.view(-1, 1, 1, 1) * (((there + back) / 2 - at_rest) / step**2).unsqueeze(1)
+    return found
 
 
 def _directions(modes: int) -> Tensor:
@@ -85,9 +88,15 @@ def _directions(modes: int) -> Tensor:
 
 
 def weights(noise: Tensor, strength: float, modes: int) -> Tensor:
-    """Of the pictures of `tangents` for noise (B, n), n up to `modes`: (B, n + 1), the last one's that of the bend."""
-    bend = strength**2 * noise.square().sum(1, keepdim=True) / modes
-    return torch.cat([strength * noise, bend], dim=1)
+    """Of the pictures of `tangents` for noise (B, n), n up to `modes`: (B, n + 4), those of the bend last."""
+    return torch.cat([strength * noise, strength**2 * _bends(noise, modes)], dim=1)
+
+
+def _bends(noise: Tensor, modes: int) -> Tensor:
+    """(B, n) to (B, 4): squares and product of the first two, mean square of the others."""
+    first, second = noise[:, 0], noise[:, 1] if noise.shape[1] > 1 else torch.zeros_like(noise[:, 0])
+    others = noise[:, 2:].square().sum(1) / max(1, modes - 2)
+    return torch.stack([first**2, first * second, second**2, others], dim=1)
 
 
 def quantized(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,15 +305,15 @@ class NFACache:
         """
         n, size = noise.shape[1], self.index["size"]
         if self.kind == "tangents":
-            pictures, used = self._rows("tangents"), [*range(n), self.modes]
+            pictures, used = self._rows("tangents"), [*range(n), *range(self.modes, self.modes + BENDS)]
             w = weights(noise, strength, self.modes).numpy() * self._rows("scales")[rows][:, used]
             changes = torch.empty(len(rows), *size)
             # image by image, in a buffer that stays in the processor's cache
-            own, flat = torch.empty(n + 1, changes[0].numel()), changes.flatten(1)
+            own, flat = torch.empty(n + BENDS, changes[0].numel()), changes.flatten(1)
             into = own.numpy()
             for row, out, v in zip(rows, flat, torch.from_numpy(w), strict=True):
                 np.copyto(into[:n], pictures[row, :n].reshape(n, -1))
-                np.copyto(into[n], pictures[row, self.modes].reshape(-1))
+                np.copyto(into[n:], pictures[row, self.modes :].reshape(BENDS, -1))
                 torch.mv(own.T, v, out=out)
             return changes
         classes = torch.from_numpy(self._rows("classes")[rows]).long()
@@ -352,7 +361,7 @@ def _layout(kind: str, augment: NFAugment) -> dict[str, tuple[tuple[int, ...], t
     """Part to the shape of a row and its dtype."""
     size, modes = augment.flow.config.input_size, augment.modes
     rows = {"crc": ((), np.uint32), "codes": ((augment.flow.dim,), np.float32), "classes": ((), np.int32),
-            "tangents": ((modes + 1, *size), np.int8), "scales": ((modes + 1,), np.float32)}  # fmt: skip
+            "tangents": ((modes + BENDS, *size), np.int8), "scales": ((modes + BENDS,), np.float32)}  # fmt: skip
     return {part: rows[part] for part in PARTS[kind]}
 
 
