@@ -113,6 +113,8 @@ def test_the_recipe_to_the_letter():
     cfg = timm.get_pretrained_cfg(r.MODEL)  # what timm evaluates the model with
     assert (cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.num_classes) == ((3, 448, 448), 1.0, "bicubic", r.CLASSES)
     assert (r.EPOCHS, r.COPIES, r.CLIP_NORM, r.LEARNING_RATE) == (3, 3, 1.0, 1e-5)
+    assert (r.RANDAUGMENT, r.ERASING) == ("rand-m9-mstd0.5-inc1", {"re_prob": 0.25, "re_mode": "pixel"})  # timm's usual
+    assert (r.BATCH_SIZE, r.MODES, r.FIT_IMAGES, r.FIT_SIZE, r.RESTART_EPOCHS) == (32, 32, 64, 32, 3)
     assert (r.CLASSES, r.TRAIN_IMAGES, r.VAL_IMAGES) == (1000, 1281167, 50000)
     assert r.PUBLISHED == {"real_top1": 90.911, "real_top5": 98.811}
     assert r.PAPER == {
@@ -133,6 +135,7 @@ def test_the_recipe_to_the_letter():
     args = imagenet_real.make_parser().parse_args([])
     assert (args.model, args.no_pretrained, args.img_size, args.skip_check) == (r.MODEL, False, None, False)
     assert (args.check_top1, args.check_top5, args.tolerance) == (90.911, 98.811, 0.1)
+    assert args.strength == 0.5
     assert imagenet_real.ARMS == ("baseline", "sa", "linear", "ce", "glem")
 
 

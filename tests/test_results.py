@@ -2,12 +2,15 @@
 
 import copy
 import json
+import re
+import subprocess
 import time
 
 import pytest
 
-from benchmarks import common, records
+from benchmarks import cifar_resnet18, common, generation, imagenet_real, records
 from benchmarks.schema import validate, validate_file
+from train_flow.config import load_config
 
 FILES = sorted(common.RESULTS.glob("*.json"))
 RUNS = sorted(common.RESULTS.glob("*.jsonl"))
@@ -158,3 +161,27 @@ def test_the_documents_show_what_the_results_say():
         text = path.read_text(encoding="utf-8")
         assert SECTION.search(text), f"{path.name} shows no results"
         assert filled(text) == text, f"{path.name} is out of date: python -m benchmarks.tables"
+
+
+def test_the_gpu_queue_is_made_of_commands_that_exist():
+    """Every command, as the shell expands it, is understood by the parser of its module, and every item has one."""
+    text = (common.ROOT / "benchmarks" / "gpu_queue.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    shell = 'python() { printf "%s\\0" "$@"; printf "\\n"; }\n' + blocks
+    lines = subprocess.run(["bash", "-euc", shell], capture_output=True, text=True, check=True).stdout.splitlines()
+    commands = [line.rstrip("\0").split("\0") for line in lines]
+    assert {c[1] for c in commands} == {
+        "benchmarks.throughput", "benchmarks.flow_speed", "benchmarks.cifar_resnet18", "benchmarks.generation",
+        "benchmarks.imagenet_real", "train_flow",
+    }  # fmt: skip
+    parsers = {
+        "benchmarks.cifar_resnet18": cifar_resnet18.parse, "benchmarks.generation": generation.parse,
+        "benchmarks.imagenet_real": imagenet_real.make_parser().parse_args,
+    }  # fmt: skip
+    for _, module, *argv in commands:
+        if module in parsers:
+            parsers[module](argv)
+        if "--config" in argv:
+            load_config(argv[argv.index("--config") + 1], [])
+    items = re.findall(r"\[(\w)\]\(#commands\)", text)
+    assert items == re.findall(r"^(\w)\. ?", text, re.M) == sorted(items)
