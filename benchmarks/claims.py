@@ -2,6 +2,7 @@
 
     python -m benchmarks.claims              # all; ends with 1 where a figure falls short
     python -m benchmarks.claims --only augmentation memory
+    python -m benchmarks.claims --data-dir DIR     # that of tangents too: an ImageFolder tree of CIFAR-10's classes
 
 What is measured in full, with its spread, is in benchmarks/results; this is to see on one's own machine what holds there. A
 busy machine makes figures fall short. Claims about accuracy take trainings, and are not here.
@@ -18,9 +19,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import flow_memory, flow_speed, throughput
+from benchmarks import flow_memory, flow_speed, tangents, throughput
 from benchmarks.common import ROOT, pin_threads, timed
+from timm_nfaug import ConditionalFlow
 from timm_nfaug.pillow import guard_posterize
+from train_flow.data import load_data
 
 Claim = tuple[str, float, str, float]  # what, figure, "at most" or "at least", limit
 
@@ -68,6 +71,18 @@ def flows() -> Iterator[Claim]:
             yield f"{name}, {direction}, share of the convolution peak", rows[name][direction]["share_of_peak"], "at least", share
 
 
+def errors(data_dir: str) -> Iterator[Claim]:
+    """On two threads."""
+    flow = ConditionalFlow.from_pretrained("conv_p4_small.cifar10_jpeg").eval()
+    _, data = load_data("folder", data_dir, image_size=32)
+    if data is None:
+        raise SystemExit(f"{data_dir} has no val/ folder beside train/; tangents are judged on its images")
+    some = data.subset(torch.arange(64) * len(data) // 64)
+    for row in tangents.errors(flow, some, 0.5, 1.0, argparse.Namespace(modes=[32], seed=0)):
+        what = f"tangents against conv_p4_small, {tangents.DEFAULT}, median error of the change"
+        yield what, row["median"], "at most", tangents.LIMIT
+
+
 def memory() -> Iterator[Claim]:
     """On two threads, a process each point."""
     flags = ["--repeats", "1", "--batch-size", "256"]
@@ -76,11 +91,12 @@ def memory() -> Iterator[Claim]:
 
 
 # name: (threads, measure, packages it needs)
-GROUPS: dict[str, tuple[int, Callable[[], Iterator[Claim]], tuple[str, ...]]] = {
+GROUPS: dict[str, tuple[int, Callable[..., Iterator[Claim]], tuple[str, ...]]] = {
     "augmentation": (1, augmentation, ()),
     "decoding": (2, decoding, ()),
     "flows": (2, flows, ("normflows", "FrEIA")),
     "memory": (2, memory, ()),
+    "tangents": (2, errors, ()),
 }
 
 
@@ -91,12 +107,13 @@ def holds(figure: float, sense: str, limit: float) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--data-dir", help="of real images, for the claim about tangents: train/ and val/ inside")
     parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)  # in a process with its threads pinned
     args = parser.parse_args(argv)
     if args.group:
         pin_threads(GROUPS[args.group][0])
         torch.set_num_threads(GROUPS[args.group][0])
-        print("CLAIMS " + json.dumps(list(GROUPS[args.group][1]())))
+        print("CLAIMS " + json.dumps(list(GROUPS[args.group][1](*[args.data_dir] * (args.group == "tangents")))))
         return 0
     short = 0
     for name in args.only:
@@ -104,7 +121,11 @@ def main(argv: list[str] | None = None) -> int:
         if lacking:
             print(f"{name}: not measured, {' and '.join(lacking)} not installed; pip install '.[bench]'")
             continue
+        if name == "tangents" and not args.data_dir:
+            print(f"{name}: not measured, no images to measure them on; pass --data-dir")
+            continue
         command = [sys.executable, "-m", "benchmarks.claims", "--group", name]
+        command += ["--data-dir", args.data_dir] if args.data_dir else []
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
@@ -112,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         for what, figure, sense, limit in json.loads(line.removeprefix("CLAIMS ")):
             met = holds(figure, sense, limit)
             short += not met
-            print(f"{what}: {figure:.2f}, {sense} {limit:g}: {'holds' if met else 'FALLS SHORT'}", flush=True)
+            print(f"{what}: {figure:.3g}, {sense} {limit:g}: {'holds' if met else 'FALLS SHORT'}", flush=True)
     return int(short > 0)
 
 

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import comparison, records
+from benchmarks import flow_batches as batch_sizes
 from benchmarks import flow_memory as memory
 from benchmarks import flow_pareto as paretos
 from benchmarks import flow_speed as speed
@@ -73,6 +74,10 @@ def moves() -> str:
 
 def flow_speed() -> str:
     return f"{markdown_table(speed.table(result('flow_speed')['results']))}\n\n{source('flow_speed')}"
+
+
+def flow_batches() -> str:
+    return f"{markdown_table(batch_sizes.table(result('flow_batches')['results']['rows']))}\n\n{source('flow_batches')}"
 
 
 def flow_memory() -> str:
@@ -329,7 +334,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_resnet18, cifar_search,
+        flows, moves, flow_speed, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_resnet18,
+        cifar_search,
         generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, tangents, linearity, label_drift,
         demo_digits, demo_cifar,
     )

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 
 from benchmarks import claims, throughput
 
@@ -12,6 +13,19 @@ def test_a_group_is_measured_in_a_process_of_its_own(capsys):
     (line,) = capsys.readouterr().out.splitlines()
     figure = float(re.fullmatch(r"reversible training step.*: ([\d.]+), at most 1\.1: (holds|FALLS SHORT)", line)[1])
     assert 0.5 < figure < 1.1 and code == 0  # of stored activations it would be 2
+
+
+def test_tangents_are_judged_on_real_images_or_not_at_all(capsys, monkeypatch, tmp_path):
+    assert claims.main(["--only", "tangents"]) == 0
+    assert capsys.readouterr().out == "tangents: not measured, no images to measure them on; pass --data-dir\n"
+    for split in ("train", "val"):
+        for k, name in enumerate(["a", "b"]):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (90 * k, 50, 20)).save(folder / "0.png")
+    monkeypatch.setattr(claims.tangents, "errors", lambda flow, data, *_: [{"median": float(len(data))}])
+    ((what, figure, sense, limit),) = claims.errors(str(tmp_path))
+    assert what.startswith("tangents against conv_p4_small, strength 0.5, 32 modes") and (figure, sense, limit) == (64, "at most", 0.15)
 
 
 @pytest.mark.parametrize(("figure", "sense", "limit", "verdict"), [
