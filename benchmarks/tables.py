@@ -126,7 +126,21 @@ def tangents() -> str:
     r = result("tangents")
     found = r["results"]["median_at_step_1"][tangent_errors.DEFAULT]
     head = f"{r['data']}, `{r['settings']['flow']}`. Claim: {r['claim']}. Found: {found:.2f}. Of the steps the best is shown."
-    return f"{head}\n\n{markdown_table(tangent_errors.table(r['results']['rows']))}\n\n{source('tangents')}"
+    table = markdown_table(tangent_errors.table(r["results"]["rows"]))
+    pairs = "; ".join(_tangents_paired())
+    accuracy = f"Classifiers trained with tangents less those with the exact flow, top-1, paired by seed: {pairs}."
+    return f"{head}\n\n{table}\n\n{source('tangents')}\n\n{accuracy}"
+
+
+def _tangents_paired() -> list[str]:
+    found = []
+    for arms in comparison.comparisons(_runs("test")).values():
+        for name, by_epochs in arms.items():
+            exact = arms.get(name.replace("tangent", "glem", 1), {}) if name.startswith("tangent ") else {}
+            for epochs in sorted(set(by_epochs) & set(exact)):
+                tangent, glem = (comparison.metric(by[epochs]) for by in (by_epochs, exact))
+                found.append(f"`{name}` {comparison.gain(tangent, glem)} ({len(set(tangent) & set(glem))} seeds)")
+    return found
 
 
 def throughput(name: str = "throughput") -> str:
