@@ -26,7 +26,7 @@ def test_tangents_are_judged_on_real_images_or_not_at_all(capsys, monkeypatch, t
     monkeypatch.setattr(claims.tangents, "errors", lambda flow, data, *_: [{"median": float(len(data))}])
     ((what, figure, sense, limit),) = claims.errors(str(tmp_path))
     assert what.startswith("tangents against conv_p4_small, strength 0.5, 32 modes")
-    assert (figure, sense, limit) == (64, "at most", 0.15)
+    assert (figure, sense, limit) == (128, "at most", 0.15)
 
 
 @pytest.mark.parametrize(("figure", "sense", "limit", "verdict"), [
