@@ -385,11 +385,12 @@ def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep
 
     def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
         chosen = (torch.rand(len(levels), generator=g) < s.p).to(levels.device)
-        noise = draw_noise(int(chosen.sum()), modes, g).to(levels.device)  # as NFAugment draws
+        noise = draw_noise(int(chosen.sum()), modes, g)  # as NFAugment draws
         if not len(noise):
             return levels
+        w = torch.from_numpy(weights(noise.cpu().numpy(), s.strength, modes)).to(levels.device)
         own = torch.tensor([rows[image.numpy().tobytes()] for image in levels[chosen].cpu()], device=levels.device)
-        change = torch.einsum("bk,bkchw->bchw", weights(noise, s.strength, modes) * scales[own], pictures[own].float())
+        change = torch.einsum("bk,bkchw->bchw", w * scales[own], pictures[own].float())
         return lift.add(levels, 128 * change, [0] * 3, [255] * 3, torch.nonzero(chosen).flatten())
 
     return step

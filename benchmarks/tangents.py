@@ -73,7 +73,7 @@ def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, ar
         kept, scales = quantized(torch.cat(made))
         noise = draw_noise(len(x), modes, torch.Generator().manual_seed(args.seed))
         exact = flow.inverse(z + strength * displacement(flow, y, noise, "pca", modes)).clamp(-1, 1)
-        terms = (weights(noise, strength, modes) * scales).view(*scales.shape, 1, 1, 1) * kept
+        terms = (torch.from_numpy(weights(noise.numpy(), strength, modes)) * scales).view(*scales.shape, 1, 1, 1) * kept
         moved, straight = ((x + t.sum(1)).clamp(-1, 1) for t in (terms, terms[:, :modes]))
         size = (exact - x).flatten(1).norm(dim=1)
         error, error_straight = (((v - exact).flatten(1).norm(dim=1) / size).double() for v in (moved, straight))

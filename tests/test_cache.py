@@ -76,11 +76,11 @@ def test_a_fit_to_moves_of_their_size_errs_less_than_derivatives():
     def error(pictures, own):
         return ((torch.einsum("bk,bkchw->bchw", own, pictures) - exact).norm() / exact.norm()).item()
 
-    w = weights(noise, 0.5, 8)
+    w = torch.from_numpy(weights(noise.numpy(), 0.5, 8))
     fitted, derivatives = (tangents(flow, z, y, 8, step) for step in (0.5, 0.01))
     errors = error(fitted, w), error(fitted[:, :8], w[:, :8]), error(derivatives[:, :8], w[:, :8])
     assert errors[0] < 0.9 * errors[1] and errors[1] < 0.9 * errors[2], errors
-    few = weights(noise[:, :1], 0.5, 8)
+    few = torch.from_numpy(weights(noise[:, :1].numpy(), 0.5, 8))
     assert torch.equal(few[:, 1:], torch.stack([noise[:, 0] ** 2 / 4, *[torch.zeros(100)] * 3], 1))
 
 

@@ -66,7 +66,8 @@ def tangents(flow: ConditionalFlow, z: Tensor, y: Tensor, modes: int = 32, step:
     at_rest = flow.inverse(z)
     found = at_rest.new_zeros(len(z), modes + BENDS, *at_rest.shape[1:])
     directions = _directions(modes)
-    straight, bend = (directions / len(directions)).to(z), torch.linalg.pinv(_bends(directions, modes)).T.to(z)
+    bends = torch.from_numpy(weights(directions.numpy(), 1.0, modes)[:, modes:])
+    straight, bend = (directions / len(directions)).to(z), torch.linalg.pinv(bends).T.to(z)
     for e, s, b in zip(directions.to(z), straight, bend, strict=True):
         move = displacement(flow, y, (step * e).expand(len(z), -1), kind, modes)
         there, back = flow.inverse(z + move), flow.inverse(z - move)
@@ -87,16 +88,19 @@ def _directions(modes: int) -> Tensor:
     return frames.flatten(0, 1)
 
 
-def weights(noise: Tensor, strength: float, modes: int) -> Tensor:
-    """Of the pictures of `tangents` for noise (B, n), n up to `modes`: (B, n + 4), those of the bend last."""
-    return torch.cat([strength * noise, strength**2 * _bends(noise, modes)], dim=1)
+def weights(noise: np.ndarray, strength: float, modes: int) -> np.ndarray:
+    """Of the pictures of `tangents` for noise (B, n), n up to `modes`: (B, n + 4), those of the bend last.
 
-
-def _bends(noise: Tensor, modes: int) -> Tensor:
-    """(B, n) to (B, 4): squares and product of the first two, mean square of the others."""
-    first, second = noise[:, 0], noise[:, 1] if noise.shape[1] > 1 else torch.zeros_like(noise[:, 0])
-    others = noise[:, 2:].square().sum(1) / max(1, modes - 2)
-    return torch.stack([first**2, first * second, second**2, others], dim=1)
+    On arrays, whose operations cost less than those on tensors where there is one image.
+    """
+    b, n = noise.shape
+    found = np.empty((b, n + BENDS), noise.dtype)
+    straight, bend = found[:, :n], found[:, n:]
+    np.multiply(noise, strength, out=straight)
+    first, second = straight[:, 0], straight[:, 1] if n > 1 else 0.0
+    bend[:, 0], bend[:, 1], bend[:, 2] = first**2, first * second, second**2  # squares and product of the first two
+    bend[:, 3] = (straight[:, 2:] ** 2).sum(1) / max(1, modes - 2)  # mean square of the others
+    return found
 
 
 def quantized(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +310,7 @@ class NFACache:
         n, size = noise.shape[1], self.index["size"]
         if self.kind == "tangents":
             pictures, used = self._rows("tangents"), [*range(n), *range(self.modes, self.modes + BENDS)]
-            w = weights(noise, strength, self.modes).numpy() * self._rows("scales")[rows][:, used]
+            w = weights(noise.numpy(), strength, self.modes) * self._rows("scales")[rows][:, used]
             changes = torch.empty(len(rows), *size)
             # image by image, in a buffer that stays in the processor's cache
             own, flat = torch.empty(n + BENDS, changes[0].numel()), changes.flatten(1)
