@@ -166,11 +166,12 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
             axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
         axis.set_ylim(-0.7, len(names) - 0.3)
         short = [n.partition(", ")[0] for n in names]
-        # with the flow, without its architecture, where only that tells arms apart
-        named = [s if short.count(s) == 1 else f"{s}, {n.rpartition(', ')[2].partition('.')[2]}" for s, n in zip(short, names)]
+        # with the flow where only that tells arms apart
+        flows = [n.rpartition(", ")[2].replace(".cifar10_jpeg", "") for n in names]
+        named = [s if short.count(s) == 1 else f"{s}, {f}" for s, f in zip(short, flows, strict=True)]
         axis.set_yticks(range(len(names)), named, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set_title(head.replace(", started from ", ",\nstarted from "), fontsize=8, loc="left")
+        axis.set_title(head.replace("; ", ";\n", 1).replace(", started from ", ",\nstarted from "), fontsize=8, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
     axes[-1].set_xlabel("top-1 minus the baseline's, points; 95% intervals, paired", fontsize=9)
     return figure
@@ -218,7 +219,7 @@ def _kind(name: str) -> str:
 
 def main() -> None:
     runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
-    for name, make, dpi in (("cifar_resnet18", draw, 66), ("flow_quality", draw_quality, 85)):
+    for name, make, dpi in (("cifar_resnet18", draw, 62), ("flow_quality", draw_quality, 85)):
         out = ROOT / "docs" / "figures" / f"{name}.png"
         try:
             figure = make(runs)
