@@ -8,6 +8,7 @@ or, in timm's and torchvision's parts, from the global generators, which the tra
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
-from timm_nfaug import lift, pixels
+from timm_nfaug import pixels
 from timm_nfaug.augment import NFAugment
-from timm_nfaug.cache import BENDS, quantized, tangents, weights
+from timm_nfaug.cache import NFACache
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.modes import ClassMoments
 from timm_nfaug.flows.multiscale import Multiscale
@@ -275,7 +276,7 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     if name == "adversarial":
         return Adversarial(augment.flow, s.strength, s.modes, s.p)
     if name == "tangent":
-        return with_step(tangent_step(augment.flow, data, s), s)
+        return with_step(tangent_step(augment, data, s), s)
     if name == "samples":
         return with_step(sample_step(augment.flow, s), s)
     if name in ("pixel-pca", "patch-pca", "deep"):
@@ -371,27 +372,18 @@ def deep_modes(flow: ConditionalFlow, data: Images, count: int) -> tuple[Tensor,
     return modes, std
 
 
-@torch.no_grad()
-def tangent_step(flow: ConditionalFlow, data: Images, s: Settings) -> LevelsStep:
-    """Images moved by their own tangents, kept as `NFACache` keeps them, before the crop: the exact flow is not asked again."""
-    modes, start = min(s.modes, flow.prior.num_modes), 0  # a class of few images has fewer
-    pictures = data.levels.new_empty(len(data), modes + BENDS, *data.levels.shape[1:], dtype=torch.int8)
-    scales = torch.empty(len(data), modes + BENDS, device=data.levels.device)
-    for levels, y in batches(data, 64):
-        own = slice(start, start + len(y))
-        pictures[own], scales[own] = quantized(tangents(flow, flow(pixels.levels_to_model(levels))[0], y, modes, s.strength))
-        start += len(y)
-    rows = {image.numpy().tobytes(): i for i, image in enumerate(data.levels.cpu())}
+def tangent_step(augment: NFAugment, data: Images, s: Settings) -> LevelsStep:
+    """Images moved by a cache of their own tangents, before the crop: the exact flow is not asked again."""
+    augment.modes = min(augment.modes, augment.flow.prior.num_modes)  # a class of few images has fewer
+    pairs = list(zip(data.levels.cpu(), data.labels.tolist(), strict=True))
+    with tempfile.TemporaryDirectory() as folder:  # the cache keeps its files open, so they outlive their names
+        cache = NFACache.build(augment, pairs, folder, step=s.strength)
+    rows = {(image.numpy().tobytes(), label): i for i, (image, label) in enumerate(pairs)}
 
     def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
-        chosen = (torch.rand(len(levels), generator=g) < s.p).to(levels.device)
-        noise = draw_noise(int(chosen.sum()), modes, g)  # as NFAugment draws
-        if not len(noise):
-            return levels
-        w = torch.from_numpy(weights(noise.cpu().numpy(), s.strength, modes)).to(levels.device)
-        own = torch.tensor([rows[image.numpy().tobytes()] for image in levels[chosen].cpu()], device=levels.device)
-        change = torch.einsum("bk,bkchw->bchw", w * scales[own], pictures[own].float())
-        return lift.add(levels, 128 * change, [0] * 3, [255] * 3, torch.nonzero(chosen).flatten())
+        images = zip(levels.cpu(), y.tolist(), strict=True)
+        own = torch.tensor([rows[image.numpy().tobytes(), label] for image, label in images])
+        return cache.augment(levels, y, own, g, s.strength, s.p)
 
     return step
 

@@ -212,7 +212,7 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
 
 def _kind(name: str) -> str:
     arm = name.split(" ")[0]
-    if arm in LINEAR or arm in ("pixel-pca", "patch-pca") or ", linear" in name:
+    if arm in LINEAR or arm in ("pixel-pca", "patch-pca") or name.partition(", ")[2].startswith("linear"):
         return KINDS[0]
     return KINDS[1 if arm in NEEDS_FLOW and arm != "samples" else 2]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib.util
 import math
 import random
@@ -197,6 +198,7 @@ def cached_batch(levels: Tensor, labels: Tensor) -> Call:
     return lambda: cache.augment(levels, labels, rows, g, 0.5, 1.0)
 
 
+@functools.cache
 def shallow() -> NFAugment:
     """With the least of flows: once cached, all cost the same."""
     return augmentation("conv_p4_tiny", depth=1, hidden=8)
