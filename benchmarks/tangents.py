@@ -1,6 +1,6 @@
 """How far tangents are from the exact flow: error of the change they make, and what they take on disk.
 
-Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (int8). The error is the L2
+Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (8 bits). The error is the L2
 norm of the difference over that of the exact change, both clamped to the range of images; a flow's own class posterior says
 how often both give the same class. Tangents are fitted to moves of `--steps` times the strength. "Without the
 bend" leaves the pictures out that are no tangents, those of second order.
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow, pixels
-from timm_nfaug.cache import quantized, tangents, weights
+from timm_nfaug.cache import packed, summed, tangents, weights
 from timm_nfaug.perturb import displacement, draw_noise
 from train_flow.data import Images, load_data
 
@@ -70,11 +70,12 @@ def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, ar
     found = []
     for modes in args.modes:
         made = [tangents(flow, z[i : i + 64], y[i : i + 64], modes, step * strength) for i in range(0, len(x), 64)]
-        kept, scales = quantized(torch.cat(made))
+        kept = packed(torch.cat(made))
         noise = draw_noise(len(x), modes, torch.Generator().manual_seed(args.seed))
         exact = flow.inverse(z + strength * displacement(flow, y, noise, "pca", modes)).clamp(-1, 1)
-        terms = (torch.from_numpy(weights(noise.numpy(), strength, modes)) * scales).view(*scales.shape, 1, 1, 1) * kept
-        moved, straight = ((x + t.sum(1)).clamp(-1, 1) for t in (terms, terms[:, :modes]))
+        w, own = torch.from_numpy(weights(noise.numpy(), strength, modes)), torch.arange(kept[..., 0].numel()).view(len(x), -1)
+        change, straight = (summed(kept.flatten(0, 1), own[:, :n], w[:, :n]).view_as(x) for n in (w.shape[1], modes))
+        moved, straight = (x + change).clamp(-1, 1), (x + straight).clamp(-1, 1)
         size = (exact - x).flatten(1).norm(dim=1)
         error, error_straight = (((v - exact).flatten(1).norm(dim=1) / size).double() for v in (moved, straight))
         same = flow.class_logits(exact).argmax(1) == flow.class_logits(moved).argmax(1)
@@ -82,7 +83,7 @@ def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, ar
             "strength": strength, "modes": modes, "step": step, "median": error.median().item(),
             "p99": error.quantile(0.99).item(), "median_without_bend": error_straight.median().item(),
             "mean_levels": 128 * (moved - exact).abs().mean().item(),
-            "same_class": same.double().mean().item(), "bytes_an_image": scales.shape[1] * (x[0].numel() + 4),
+            "same_class": same.double().mean().item(), "bytes_an_image": kept[0].numel(),
         })  # fmt: skip
         print(found[-1], flush=True)
     return found

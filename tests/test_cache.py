@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 import timm_nfaug as nfa
 from timm_nfaug import cache as caching
 from timm_nfaug import lift, pixels
-from timm_nfaug.cache import NFACache, quantized, tangents, weights
+from timm_nfaug.cache import NFACache, packed, summed, tangents, weights
 from timm_nfaug.perturb import displacement, draw_noise, keyed_generator
 from train_flow.data import load_data
 
@@ -84,11 +84,17 @@ def test_a_fit_to_moves_of_their_size_errs_less_than_derivatives():
     assert torch.equal(few[:, 1:], torch.stack([noise[:, 0] ** 2 / 4, *[torch.zeros(100)] * 3], 1))
 
 
-def test_quantized_errs_by_half_a_step_at_most():
-    t = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 10.0]).view(1, 2, 1, 1, 1)
-    small, scale = quantized(t)
-    back = small * scale.view(3, 2, 1, 1, 1)
-    assert small.dtype == torch.int8 and ((back - t).abs() <= 0.5001 * scale.view(3, 2, 1, 1, 1)).all()
+def test_sums_of_packed_pictures_err_by_half_a_step_at_most():
+    g = torch.Generator().manual_seed(0)
+    t = torch.randn(3, 5, 3, 4, 4, generator=g) * torch.tensor([1e-3, 10.0, 1.0, 0.1, 0.0]).view(1, 5, 1, 1, 1)
+    small = packed(t)
+    assert small.dtype == torch.uint8 and small.shape == (3, 5, 3 * 4 * 4 + 8)
+    rows, w = torch.tensor([[0, 1, 3], [14, 5, 7]]), torch.randn(2, 3, generator=g)
+    found, flat = summed(small.flatten(0, 1), rows, w), t.flatten(0, 1).flatten(1)
+    wanted = torch.stack([sum(w[i, j] * flat[rows[i, j]] for j in range(3)) for i in range(2)])
+    step = (flat.amax(1) - flat.amin(1)) / 255
+    assert ((found - wanted).abs() <= 0.501 * (w.abs() * step[rows]).sum(1, keepdim=True)).all()
+    assert (summed(small.flatten(0, 1), torch.tensor([[4]]), torch.ones(1, 1)) == 0).all(), "nothing stays nothing"
 
 
 @pytest.mark.parametrize("kind", ["codes", "tangents"])
