@@ -198,6 +198,7 @@ class Settings:
     strength: float = 0.5  # of `rotation`: the largest angle, radians
     modes: int = 32
     p: float = 0.5
+    shrinkage: float = 0.0  # of `NFAugment.fit`
     place: str = "after"  # or "before" the crop and flip, on images as the flow knows them
     temperature: float = 0.7  # of `samples`
     randaugment: str = RANDAUGMENT  # of `sa` and `sa+...`, as these two
@@ -420,10 +421,12 @@ def fitted(flow: ConditionalFlow, data: Images, s: Settings) -> NFAugment:
     """NFAugment with class Gaussians and modes of `data`."""
     flow = flow.to(data.levels.device).eval()
     rare = int(torch.bincount(data.labels, minlength=len(data.class_names)).min())
-    modes = min(s.modes, rare - 1)
+    modes = s.modes if s.shrinkage else min(s.modes, rare - 1)
     if modes < 1:
         raise ValueError(f"modes of a class need two images or more, one class has {rare}; take a larger fraction")
-    return NFAugment.to_fit(flow, modes, strength=s.strength, p=s.p).fit(batches(data, 512), len(data.class_names))
+    return NFAugment.to_fit(flow, modes, strength=s.strength, p=s.p).fit(
+        batches(data, 512), len(data.class_names), shrinkage=s.shrinkage
+    )
 
 
 def mean_move(augment: NFAugment, data: Images, count: int = 256) -> float:

@@ -176,12 +176,14 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
         if flow.startswith(TRAIN):
             flow = TRAIN + config_name(flow.removeprefix(TRAIN))
         settings["flow_trained_on"] = "the run's own images" if flow.startswith(TRAIN) else args.flow_trained_on
+    usual = Settings()
     if arm in NEEDS_FLOW or arm in LINEAR:
         settings |= {name: getattr(args, name) for name in ("strength", "modes", "p")}
-        if args.place != "after":
+        if args.place != usual.place:
             settings["place"] = args.place
+        if args.shrinkage:
+            settings["shrinkage"] = args.shrinkage
     if arm.partition("+")[0] == "sa":  # on record where they are not the usual
-        usual = Settings()
         settings |= {k: getattr(args, k) for k in ("randaugment", "reprob") if getattr(args, k) != getattr(usual, k)}
     if arm == "samples":
         settings = {k: v for k, v in settings.items() if k not in ("strength", "modes")} | {"temperature": args.temperature}

@@ -94,6 +94,7 @@ def test_sums_of_packed_pictures_err_by_half_a_step_at_most():
     wanted = torch.stack([sum(w[i, j] * flat[rows[i, j]] for j in range(3)) for i in range(2)])
     step = (flat.amax(1) - flat.amin(1)) / 255
     assert ((found - wanted).abs() <= 0.501 * (w.abs() * step[rows]).sum(1, keepdim=True)).all()
+    assert torch.equal(summed(small.flatten(0, 1), rows[:, :2], w[:, :2])[0], summed(small[0], rows[:1, :2], w[:1, :2])[0])
     assert (summed(small.flatten(0, 1), torch.tensor([[4]]), torch.ones(1, 1)) == 0).all(), "nothing stays nothing"
 
 

@@ -340,7 +340,7 @@ class NFAugment(v2.Transform):
     # -- other data --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, loader, num_classes: int | None = None, allow_empty: bool = False) -> NFAugment:
+    def fit(self, loader, num_classes: int | None = None, allow_empty: bool = False, shrinkage: float = 0.0) -> NFAugment:
         """Takes class Gaussians and modes from another data set, in one pass and without training; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own. Images too few for `modes`
@@ -351,6 +351,7 @@ class NFAugment(v2.Transform):
                 looked at with ``labels="none"``.
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty: classes without images have no modes and are never the posterior's; without, they raise.
+            shrinkage: number of images whose worth of the spread within all classes counts for each class; see `ClassMoments`.
         """
         pooled = self.labels == "none"
         classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
@@ -366,7 +367,7 @@ class NFAugment(v2.Transform):
             for x, y, *_ in loader
         )
         low_rank = self.flow.prior.low_rank
-        moments = self.flow.moments(batches, num_classes, self.modes, allow_empty)
+        moments = self.flow.moments(batches, num_classes, self.modes, allow_empty, shrinkage)
         prior = ClassGaussians(num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank)
         prior.set_moments(moments)
         names = list(classes) if classes is not None and len(classes) == num_classes else []

@@ -120,7 +120,9 @@ def summed(pictures: Tensor, rows: Tensor, w: Tensor) -> Tensor:
         rows: (b, n) indices of pictures.
         w: (b, n), what each of them is multiplied by; float32.
     """
-    return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(pictures, rows, per_sample_weights=w)
+    return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+        pictures, rows.contiguous(), per_sample_weights=w.contiguous()
+    )
 
 
 class NFACache:

@@ -262,6 +262,7 @@ class ConditionalFlow(HubMixin, nn.Module):
         num_classes: int | None = None,
         num_modes: int = 0,
         allow_empty: bool = False,
+        shrinkage: float = 0.0,
     ) -> ClassMoments:
         """Mean, variance and principal components of the codes of each class, in one pass.
 
@@ -269,9 +270,9 @@ class ConditionalFlow(HubMixin, nn.Module):
             batches: pairs of images (B, C, H, W) in [-1, 1] and labels (B,).
             num_classes: K of these labels, where they are of another data set than the flow's own.
             num_modes: principal components to estimate for each class.
-            allow_empty: of `ClassMoments`.
+            allow_empty, shrinkage: of `ClassMoments`.
         """
-        found = ClassMoments(num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty)
+        found = ClassMoments(num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:
             x, y = x.to(self.device), check_labels(y, num_classes or self.num_classes, self.device)
             z = self(x, y)[0]
