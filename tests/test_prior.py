@@ -170,12 +170,12 @@ def codes(n: int, dim: int, seed: int, decay: float = 1.0) -> np.ndarray:
     return rng.normal(size=(n, dim)) * spectrum @ axes + 3 * rng.normal(size=dim)
 
 
-def moments_of(data: list[np.ndarray], modes: int, seed: int = 0, largest_batch: int = 60) -> tuple:
+def moments_of(data: list[np.ndarray], modes: int, seed: int = 0, largest_batch: int = 60, shrinkage: float = 0.0) -> tuple:
     """Moments of the classes' rows, shuffled together and streamed in batches of random size."""
     rng = np.random.default_rng(seed)
     rows, labels = np.concatenate(data), np.repeat(np.arange(len(data)), [len(d) for d in data])
     order = rng.permutation(len(rows))
-    found = ClassMoments(len(data), rows.shape[1], modes)
+    found = ClassMoments(len(data), rows.shape[1], modes, shrinkage=shrinkage)
     while len(order):
         n = rng.integers(1, largest_batch + 1)
         part, order = order[:n], order[n:]
@@ -246,6 +246,43 @@ def test_classes_of_few_images():
         assert (std[k][:n] > 0).all() and (std[k][n:] == 0).all() and (modes[k][n:] == 0).all()
         np.testing.assert_allclose(modes[k][:n] @ modes[k][:n].T, np.eye(n), atol=1e-5)
     assert all(np.isfinite(t).all() for t in (modes, std))
+
+
+@pytest.mark.parametrize("counts", [(30, 25, 4), (3, 2, 1), (2000, 5, 900)])
+def test_shrinkage_mixes_a_class_with_the_spread_within_all(counts):
+    data = [codes(n, 20, seed=k) for k, n in enumerate(counts)]
+    _, variance, modes, std = moments_of(data, modes=5, shrinkage=10.0)  # 26 sketch rows for 20 dimensions
+    scatters = [(rows - rows.mean(0)).T @ (rows - rows.mean(0)) for rows in data]
+    within = sum(scatters) / (sum(counts) - len(counts))
+    for k, n in enumerate(counts):
+        covariance = (scatters[k] + 10 * within) / (n - 1 + 10)
+        values, vectors = np.linalg.eigh(covariance)
+        np.testing.assert_allclose(variance[k], np.diag(covariance), rtol=1e-4)
+        kept = min(5, sum(counts) - len(counts))  # no more directions than all classes span about their means
+        np.testing.assert_allclose(std[k][:kept], np.sqrt(values[::-1][:kept]), rtol=1e-4)
+        np.testing.assert_allclose(np.abs(modes[k][:kept] @ vectors[:, ::-1][:, :kept]), np.eye(kept), atol=2e-3)
+        assert (std[k][kept:] == 0).all()
+
+
+def test_shrinkage_through_a_sketch_of_many_classes():
+    """More classes than are kept at a time, in more dimensions than a sketch has rows; and little of it changes little."""
+    data = [codes(12, 60, seed=k) for k in range(40)]
+    scatters = [(rows - rows.mean(0)).T @ (rows - rows.mean(0)) for rows in data]
+    within = sum(scatters) / (12 * 40 - 40)
+    _, _, modes, std = moments_of(data, modes=3, shrinkage=1000.0)
+    for k in (0, 17, 39):
+        values = np.linalg.eigvalsh((scatters[k] + 1000 * within) / 1011)
+        np.testing.assert_allclose(std[k], np.sqrt(values[::-1][:3]), rtol=0.03)
+    _, _, own, own_std = moments_of(data, modes=3)
+    _, _, near, near_std = moments_of(data, modes=3, shrinkage=1e-4)
+    np.testing.assert_allclose(near_std, own_std, rtol=1e-4)
+    assert largest_angle(near[5], own[5]) < math.radians(1) < largest_angle(modes[5], own[5])
+
+
+def test_shrinkage_has_a_range():
+    for wrong in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="shrinkage must be a finite number of images of at least 0"):
+            ClassMoments(2, 5, 2, shrinkage=wrong)
 
 
 def test_an_empty_class_is_named():
