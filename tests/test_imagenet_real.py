@@ -1,9 +1,12 @@
 """The ImageNet-ReaL harness: the recipe's constants, names and labels, the arms, and whole runs of a tiny EVA02."""
 
+import contextlib
 import json
 import math
+import os
 import pkgutil
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -73,13 +76,19 @@ def glem(tree, flow_dir):
 
 @pytest.fixture(scope="module")
 def two_processes(glem, tmp_path_factory):
-    """The run of the arm glem under torchrun, and its directory; it goes on beside the tests before the one that waits."""
+    """The run of the arm glem under torchrun, stopped after a step and resumed, and its directory.
+
+    It goes on beside the tests before the one that waits.
+    """
     out = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command = [*launch, "benchmarks.imagenet_real", *glem(out, "--batch-size", "4", "--accum", "2")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    both = f"{shlex.join([*command, '--time-limit', '0'])} && exec {shlex.join([*command, '--resume'])}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(both, shell=True, cwd=ROOT, start_new_session=True, **pipes) as process:
         yield process, out
-        process.terminate()  # torchrun ends what it started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +273,19 @@ def test_images_and_labels_are_those_of_timms_evaluation(tree, data_config):
         assert image.shape == (3, 28, 28) and torch.allclose(image, expected, atol=1e-6)
         assert y == label == ImageNetInfo().label_names().index(Path(path).parent.name)
     assert sorted({y for _, y in val.samples}) == [1, 278, 999]
+
+
+def test_crop_and_interpolation_are_the_recipes_whatever_the_models(tree, tmp_path):
+    name = "resnet18.tv_in1k"  # 0.875 and bilinear of its own
+    flags = ["--data-dir", tree, "--out", tmp_path, "--arm", "baseline", "--model", name, "--no-pretrained", "--workers", "0"]
+    run = imagenet_real.prepare(imagenet_real.make_parser().parse_args([str(v) for v in flags]), torch.device("cpu"))
+    model = timm.create_model(name)
+    config = resolve_data_config({"crop_pct": 1.0, "interpolation": "bicubic"}, model=model)
+    path, label = run.val.samples[4]
+    wanted = create_transform(**config)(Image.open(path).convert("RGB"))
+    own = create_transform(**resolve_data_config({}, model=model))(Image.open(path).convert("RGB"))
+    assert torch.allclose(run.val[4][0], wanted, atol=1e-6) and run.val[4][1] == label
+    assert (own - wanted).abs().max() > 0.1
 
 
 def test_other_folders_are_refused(tree, data_config, tmp_path):
@@ -480,7 +502,7 @@ def test_two_processes_are_one(two_processes, undisturbed):
     process, out = two_processes
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed[-3000:]
-    assert printed.count("step 9/9") == 1  # the first process speaks for both
+    assert printed.count("step 9/9") == printed.count("stopped at step 1 of 9") == 1  # the first process speaks for both
     state = finished(out)
     assert state["untouched"] == undisturbed["untouched"]
     for a, b in zip(state["epochs"], undisturbed["epochs"]):
