@@ -300,6 +300,21 @@ def test_a_data_set_with_a_transform_and_a_flow_that_moves_on(augment, image_fol
     assert torch.equal(cache.change(3, *data.base[3], torch.ones(MODES), 0.5), before) and before.abs().max() > 0.01
 
 
+def test_a_disk_without_room_is_told_before_anything_is_written(augment, base, tmp_path, monkeypatch, caplog):
+    """And what a cache takes is said before it is made; what is there already needs no room."""
+    with caplog.at_level("INFO", logger="timm_nfaug"):
+        NFACache.build(augment, base, tmp_path / "cache")
+    size = 60 * (4 + (MODES + 4) * (3072 + 8))
+    assert f"cache: {size / 1e9:.1f} GB for 60 images, of which 0 are there" in caplog.text
+    usage = caching.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    with pytest.raises(OSError, match="tangents of 60 images and 4 modes takes 0.0 GB, .* has 0.0 GB left; take fewer modes"):
+        NFACache.build(augment, base, tmp_path / "full")
+    assert not any((tmp_path / "full").glob("*.npy"))
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage._replace(free=0))
+    NFACache.build(augment, base, tmp_path / "cache")
+
+
 def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
     with pytest.raises(ValueError, match="linear flow costs next to nothing"):
         NFACache.build(nfa.NFAugment.to_fit(nfa.create_flow("linear")), base, tmp_path)

@@ -16,6 +16,7 @@ import logging
 import math
 import operator
 import os
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -187,6 +188,9 @@ class NFACache:
             augment: whose flow, modes, kind and labels count; strength and p are chosen when the cache is used.
             base: a map-style data set of (PIL image or uint8 tensor (C, H, W), label) pairs; its transform is left out.
             step: of the `tangents`; about the strength that they are used at.
+
+        Raises:
+            OSError: the disk has no room for it.
         """
         flow, path = augment.flow, Path(path)
         if kind not in PARTS:
@@ -211,6 +215,10 @@ class NFACache:
                     raise ValueError(
                         f"{path} holds a cache that differs in {', '.join(other)}; name another directory or delete it"
                     )
+            size = _check_space(path, kind, augment, len(base))
+            if not index["complete"]:
+                done = len(index["shards"]) * SHARD
+                _logger.info("NFA cache %s: %.1f GB for %d images, of which %d are there", path, size / 1e9, len(base), done)
             arrays = _arrays(path, kind, augment, len(base))
             shards = -(-len(base) // SHARD)
             for number in range(shards):
@@ -389,6 +397,20 @@ def _layout(kind: str, augment: NFAugment) -> dict[str, tuple[tuple[int, ...], t
 
 def _file(path: Path, part: str) -> Path:
     return path / f"{part}.npy"
+
+
+def _check_space(path: Path, kind: str, augment: NFAugment, count: int) -> int:
+    """Bytes of the whole cache; raises where they do not fit on the disk, as a full one would kill the process that maps them."""
+    size = count * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _layout(kind, augment).values())
+    files = [_file(path, part).stat() for part in PARTS[kind] if _file(path, part).is_file()]
+    there = sum(512 * f.st_blocks if hasattr(f, "st_blocks") else f.st_size for f in files)  # files grow where they are written
+    free = shutil.disk_usage(path).free
+    if size - there > free:
+        raise OSError(
+            f"a cache of {kind} of {count} images and {augment.modes} modes takes {size / 1e9:.1f} GB, {path} has "
+            f"{free / 1e9:.1f} GB left; take fewer modes or another disk"
+        )
+    return size
 
 
 def _arrays(path: Path, kind: str, augment: NFAugment, count: int) -> dict[str, np.memmap]:
