@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 import timm_nfaug as nfa
 from timm_nfaug import pixels
-from timm_nfaug.augment import NFAugment
+from timm_nfaug.augment import SHRINKAGE, NFAugment
 from timm_nfaug.cache import NFACache
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.modes import ClassMoments
@@ -198,7 +198,7 @@ class Settings:
     strength: float = 0.5  # of `rotation`: the largest angle, radians
     modes: int = 32
     p: float = 0.5
-    shrinkage: float = 0.0  # of `NFAugment.fit`
+    shrinkage: float = SHRINKAGE  # of `NFAugment.fit`
     place: str = "after"  # or "before" the crop and flip, on images as the flow knows them
     temperature: float = 0.7  # of `samples`
     randaugment: str = RANDAUGMENT  # of `sa` and `sa+...`, as these two
@@ -284,7 +284,7 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         other = flow if name == "deep" else linear_flow(data) if name == "pixel-pca" else patch_flow(data)
         control = fitted(other, data, s)
         if name == "deep":
-            control.flow.prior.set_modes(*deep_modes(flow, data, control.modes))
+            control.flow.prior.set_modes(*deep_modes(flow, data, control.modes, s.shrinkage))
         control.strength *= mean_move(augment, data) / mean_move(control, data)
         return with_step(nfa_step(control), s)
     return with_step(nfa_step(augment), s, sa=name.startswith("sa+"))
@@ -358,12 +358,12 @@ def mode_partner(flow: ConditionalFlow, s: Settings) -> Partner:
 
 
 @torch.no_grad()
-def deep_modes(flow: ConditionalFlow, data: Images, count: int) -> tuple[Tensor, Tensor]:
+def deep_modes(flow: ConditionalFlow, data: Images, count: int, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Modes (K, count, D) and standard deviations (K, count) of what passes all levels of a multi-scale flow.
 
     What leaves at the levels before, the finer detail, is in none of them.
     """
-    moments = ClassMoments(len(data.class_names), flow.dim, count)
+    moments = ClassMoments(len(data.class_names), flow.dim, count, shrinkage=shrinkage)
     deepest = math.prod(flow.network.kept_shapes[-1])
     for levels, y in batches(data, 512):
         z = flow(pixels.levels_to_model(levels))[0]
@@ -420,10 +420,11 @@ def patch_flow(data: Images) -> ConditionalFlow:
 def fitted(flow: ConditionalFlow, data: Images, s: Settings) -> NFAugment:
     """NFAugment with class Gaussians and modes of `data`."""
     flow = flow.to(data.levels.device).eval()
-    rare = int(torch.bincount(data.labels, minlength=len(data.class_names)).min())
-    modes = s.modes if s.shrinkage else min(s.modes, rare - 1)
+    count = torch.bincount(data.labels, minlength=len(data.class_names))
+    rank = int((count - 1).clamp_min(0).sum() if s.shrinkage else count.min() - 1)
+    modes = min(s.modes, rank)
     if modes < 1:
-        raise ValueError(f"modes of a class need two images or more, one class has {rare}; take a larger fraction")
+        raise ValueError(f"modes of a class need two images or more, one class has {int(count.min())}; take a larger fraction")
     return NFAugment.to_fit(flow, modes, strength=s.strength, p=s.p).fit(
         batches(data, 512), len(data.class_names), shrinkage=s.shrinkage
     )

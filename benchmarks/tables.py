@@ -19,6 +19,7 @@ from benchmarks import flow_pareto as paretos
 from benchmarks import flow_speed as speed
 from benchmarks import label_drift as drift
 from benchmarks import linearity as linearities
+from benchmarks import shrinkage as shrinkages
 from benchmarks import tangents as tangent_errors
 from benchmarks import throughput as throughputs
 from benchmarks import timm_matrix as matrix
@@ -168,6 +169,13 @@ def flow_pareto() -> str:
 def linearity() -> str:
     r = result("linearity")
     return f"{r['data']}, {r['settings']['modes']} modes.\n\n{linearities.table(r['results']['rows'])}\n\n{source('linearity')}"
+
+
+def shrinkage() -> str:
+    r = result("shrinkage")
+    seeds = ", ".join(map(str, r["seeds"]))
+    head = f"{r['data']}, {r['settings']['modes']} modes, root mean square over classes and the seeds {seeds}."
+    return f"{head}\n\n{shrinkages.table(r['results']['rows'])}\n\n{source('shrinkage')}"
 
 
 def label_drift() -> str:
@@ -350,7 +358,8 @@ TABLES: dict[str, Callable[[], str]] = {
     for f in (
         flows, moves, flow_speed, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_resnet18,
         cifar_search,
-        generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, tangents, linearity, label_drift,
+        generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, tangents, linearity, shrinkage,
+        label_drift,
         demo_digits, demo_cifar,
     )
 }

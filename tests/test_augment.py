@@ -282,15 +282,17 @@ def test_non_finite_rows_fall_back_and_are_counted(augment, toy_images):
 
 
 def test_from_data_is_the_linear_flow_of_the_data(toy_images):
-    """Its moves are combinations of the class's own eigen-images, as torch's PCA finds them."""
+    """Its moves are combinations of eigen-images, of the class's spread and a share of that within all classes."""
     levels, y = toy_images
     aug = nfa.NFAugment.from_data([(levels, y)], 3, strength=0.2, modes=3, p=1.0, seed=0)
     assert aug.flow.is_linear and aug.flow.num_classes == 3 and aug.flow.config.input_size == (3, 32, 32)
-    x = pixels.levels_to_model(levels)
+    x = pixels.levels_to_model(levels).flatten(1).double()
+    spread = torch.stack([row - x[y == k].mean(0) for row, k in zip(x, y, strict=True)])
     for k in range(3):
-        own = x[y == k].flatten(1).double()
-        _, s, v = torch.linalg.svd(own - own.mean(0), full_matrices=False)
-        std = s[:3] / (len(own) - 1) ** 0.5
+        n = int((y == k).sum())
+        rows = torch.cat([spread[y == k], spread * (100 / (len(y) - 3)) ** 0.5])
+        _, s, v = torch.linalg.svd(rows, full_matrices=False)
+        std = s[:3] / (n - 1 + 100) ** 0.5
         torch.testing.assert_close(aug.flow.prior.mode_std[k].double(), std, rtol=1e-4, atol=1e-6)
         noise = torch.full((1, 3), 0.1)
         change = aug.augment(torch.zeros(1, 3, 32, 32), torch.tensor([k]), noise).flatten(1).double()

@@ -106,7 +106,7 @@ def test_controls_move_pixels_as_far_as_the_flow(data, small_flow):
     with torch.no_grad():
         for layer in small_flow.network.layers:  # a flow whose codes are another picture than pixels or patches
             if isinstance(layer, Conv1x1):
-                layer.weight[:8] *= 5
+                layer.weight[:8] *= 20
     wanted = mean_move(fitted(small_flow, data, s), data)
     for name, make in (("pixel-pca", linear_flow), ("patch-pca", patch_flow)):
         step = make_arm(name, data, small_flow, s).levels
@@ -126,7 +126,7 @@ def test_deep_modes_leave_what_left_earlier_levels_as_it_is_and_move_pixels_as_f
     moved = make_arm("deep", data, flow, s).levels(data.levels, data.labels, generator())
     wanted = mean_move(fitted(flow, data, s), data)
     assert (moved.float() - data.levels.float()).abs().mean().item() == pytest.approx(wanted, rel=0.1)
-    modes, std = deep_modes(flow, data, 4)
+    modes, std = deep_modes(flow, data, 4, shrinkage=0.0)
     z = flow(x)[0][data.labels == 1][:, -deepest:]
     singular = torch.linalg.svdvals(z - z.mean(0))[:4] / math.sqrt(len(z) - 1)
     torch.testing.assert_close(std[1], singular, rtol=1e-3, atol=0)
@@ -171,7 +171,8 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
 def test_rotation_toward_a_draw_keeps_mean_and_variance(data):
     """With all modes a class's rotated images have its moments, whatever the angle: the turn stays in its Gaussian."""
     levels, y = data.levels.repeat(40, 1, 1, 1), data.labels.repeat(40)
-    out = make_arm("linear-mode-rotation", data, None, Settings(strength=3.0, modes=19, p=1.0)).levels(levels, y, generator())
+    s = Settings(strength=3.0, modes=19, p=1.0, shrinkage=0.0)
+    out = make_arm("linear-mode-rotation", data, None, s).levels(levels, y, generator())
     for k in range(3):
         x, new = (v[y == k].flatten(1).float() for v in (levels, out))
         assert (x.mean(0) - new.mean(0)).abs().mean() < 1.5
@@ -284,8 +285,13 @@ def test_wrong_arms_are_refused(data, small_flow):
         make_arm("glem", data, None, Settings())
     with pytest.raises(ValueError, match="arm ce takes a flow with conditional encoding"):
         make_arm("ce", data, small_flow, Settings())
+    one = data.subset(torch.cat([torch.where(data.labels == k)[0][:1] for k in range(3)]))
     with pytest.raises(ValueError, match="two images or more, one class has 1; take a larger fraction"):
-        make_arm("linear", data.subset(torch.cat([torch.where(data.labels == k)[0][:1] for k in range(3)])), None, Settings())
+        make_arm("linear", one, None, Settings())
+    some = data.subset(torch.cat([torch.where(data.labels == k)[0][: 1 + k] for k in range(3)]))
+    with pytest.raises(ValueError, match="two images or more, one class has 1; take a larger fraction"):
+        make_arm("linear", some, None, Settings(shrinkage=0.0))
+    assert fitted(linear_flow(data), some, Settings()).modes == 3, "a class of one image leans on the others"
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

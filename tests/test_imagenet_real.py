@@ -348,16 +348,19 @@ def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypa
     prior = imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior
     assert global_states() == before
     by_hand = nfa.create_flow("linear", input_size=(3, 32, 32))  # the change of coordinates alone
+    codes = {}
     for k in sorted(set(base.targets)):
         images = pixels.levels_to_model(torch.stack([image for image, label in base if label == k]))
-        codes = by_hand(lift.down(images, (32, 32)))[0]
-        assert torch.allclose(prior.mu[k], codes.mean(0), atol=1e-4)
-        modes, std = prior.modes[k], prior.mode_std[k]
-        assert (std > 0).sum() == 3  # of four images
-        along = (codes - codes.mean(0)) @ modes[:3].T
-        assert torch.allclose(along.std(0), std[:3], rtol=1e-3)
+        codes[k] = by_hand(lift.down(images, (32, 32)))[0]
+        assert torch.allclose(prior.mu[k], codes[k].mean(0), atol=1e-4)
+    within = torch.cat([z - z.mean(0) for z in codes.values()])  # twelve images of three classes: 9 modes
+    for k, z in codes.items():
+        modes, std = prior.modes[k, :9], prior.mode_std[k, :9]
+        assert (prior.mode_std[k] > 0).sum() == 9
+        own, common = (((v - v.mean(0)) @ modes.T).square().sum(0) for v in (z, within))
+        assert torch.allclose((own + 100 * common / 9) / (3 + 100), std**2, rtol=1e-3)
     monkeypatch.setattr(imagenet_recipe, "FIT_IMAGES", 2)  # the first two alone
-    assert ((imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 1).all()
+    assert ((imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 3).all()
     lonely = tmp_path / "train"
     shutil.copytree(tree / "train", lonely)
     for path in sorted((lonely / WNIDS[1]).iterdir())[1:]:

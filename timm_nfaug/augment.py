@@ -25,6 +25,7 @@ from .perturb import check_kind, check_probability, check_strength, class_move, 
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 LABELS = ("given", "posterior", "none")
+SHRINKAGE = 100.0  # images
 
 
 class NFAugment(v2.Transform):
@@ -340,7 +341,7 @@ class NFAugment(v2.Transform):
     # -- other data --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, loader, num_classes: int | None = None, allow_empty: bool = False, shrinkage: float = 0.0) -> NFAugment:
+    def fit(self, loader, num_classes: int | None = None, allow_empty: bool = False, shrinkage: float = SHRINKAGE) -> NFAugment:
         """Takes class Gaussians and modes from another data set, in one pass and without training; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own. Images too few for `modes`
@@ -351,7 +352,9 @@ class NFAugment(v2.Transform):
                 looked at with ``labels="none"``.
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty: classes without images have no modes and are never the posterior's; without, they raise.
-            shrinkage: number of images whose worth of the spread within all classes counts for each class; see `ClassMoments`.
+            shrinkage: the spread within all classes counts for each as if it had been seen in so many more images of it
+                (`ClassMoments`). 100 is about the best for 20 to 500 images a class, and next to nothing for thousands
+                (benchmarks/README.md).
         """
         pooled = self.labels == "none"
         classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)

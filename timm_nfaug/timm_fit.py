@@ -80,8 +80,8 @@ def fit_to_dataset(
     _logger.info("NFA: modes of %d classes from %d of %d images in %.1f s", classes, len(data), len(base), seconds)
     if (few := int((found < augment.modes).sum())):
         _logger.warning(
-            "NFA: %d of %d classes have fewer than %d images and so fewer than %d modes; the fewest: %d",
-            few, classes, augment.modes + 1, augment.modes, int(found.min()),
+            "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d",
+            few, classes, augment.modes, int(found.min()),
         )  # fmt: skip
 
 
