@@ -216,6 +216,7 @@ NEEDS_FLOW = {
     "deep": "glem", "safe": "glem",
     "ce": "ce", "ml": "ml", "random": "random", "own-modes": "own-modes",
 }  # fmt: skip
+KEEPS_MODES = ("ce", "own-modes")  # of its flow, instead of fitting them to the run's own images
 # the same steps on the linear flow
 LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation", "linear-safe")
 ARMS = ("baseline", "sa", *LINEAR, "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
@@ -252,7 +253,7 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
         return Arm(mix=Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, prob=0.5, label_smoothing=0.0, num_classes=classes))
     if name == "trivial":
         return Arm(v2.TrivialAugmentWide())
-    if name in ("ce", "own-modes"):
+    if name in KEEPS_MODES:
         if flow.num_classes not in (1, classes):
             raise ValueError(f"arm {name} keeps the modes of the flow's own {flow.num_classes} classes, the data has {classes}")
         labels = "none" if flow.num_classes == 1 else "given"

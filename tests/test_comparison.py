@@ -561,6 +561,11 @@ def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
     last = table(next(iter(comparisons([*runs, *dear]).values())), 10).splitlines()[-1]
     assert "| +1.03 ± " in last and last.rstrip(" |").endswith(", 20 epochs (its time: 60)"), "600 s, against 100 for 10 epochs"
     assert "| 53.03 ± 2.49 (SE 0.58) |" in last
+    shrunk = [run("linear", s, 54.0 + s, 10, 150.0, strength=0.5, modes=8, p=1.0, shrinkage=30.0) for s in range(3)]
+    rows = [line.strip("|").split("|") for line in table(next(iter(comparisons([*runs, *shrunk]).values())), 10).splitlines()]
+    plain, shrunk = ({k.strip(): v.strip() for k, v in zip(rows[0], row, strict=True)} for row in rows[3:])
+    assert shrunk["arm"] == "linear s0.5-k8-p1 shrinkage 30" and shrunk["against linear with shrinkage"] == ""
+    assert shrunk["against linear"].startswith("+1.97 ± ") and plain["against linear with shrinkage"].startswith("-1.97 ± ")
     quick = [run("quick", s, 52.0 + s, 10, 50.0) for s in range(2)]
     rows = [line.strip("|").split("|") for line in table(next(iter(comparisons([*runs, *quick]).values())), 10).splitlines()]
     quick = {k.strip(): v.strip() for k, v in zip(rows[0], rows[-1], strict=True)}
