@@ -217,6 +217,8 @@ NEEDS_FLOW = {
     "ce": "ce", "ml": "ml", "random": "random", "own-modes": "own-modes",
 }  # fmt: skip
 KEEPS_MODES = ("ce", "own-modes")  # of its flow, instead of fitting them to the run's own images
+# arms that shrinkage does not change: one class leans on itself, and a rotation about the mean takes no modes
+SHRINKS_NOT = (*KEEPS_MODES, "pooled", "linear-pooled", "rotation", "linear-rotation")
 # the same steps on the linear flow
 LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation", "linear-safe")
 ARMS = ("baseline", "sa", *LINEAR, "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)

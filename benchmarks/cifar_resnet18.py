@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_model
 
 from benchmarks import records
-from benchmarks.arms import ARMS, KEEPS_MODES, LINEAR, NEEDS_FLOW, Settings, make_arm
+from benchmarks.arms import ARMS, LINEAR, NEEDS_FLOW, SHRINKS_NOT, Settings, make_arm
 from benchmarks.classifier import MODELS, Recipe, test, train
 from benchmarks.common import ROOT, command_line, environment
 from timm_nfaug.flows.model import ConditionalFlow
@@ -181,7 +181,7 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
         settings |= {name: getattr(args, name) for name in ("strength", "modes", "p")}
         if args.place != usual.place:
             settings["place"] = args.place
-        if args.shrinkage and arm not in KEEPS_MODES:
+        if args.shrinkage and arm not in SHRINKS_NOT:
             settings["shrinkage"] = args.shrinkage
     if arm.partition("+")[0] == "sa":  # on record where they are not the usual
         settings |= {k: getattr(args, k) for k in ("randaugment", "reprob") if getattr(args, k) != getattr(usual, k)}

@@ -76,10 +76,10 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     """
     others = {"baseline": "against baseline", "sa": "against SA"}
     controls = [name for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by]
-    for words in ("", " shrinkage"):  # of either kind the one with most seeds, of these the best
-        if own := [name for name in controls if (" shrinkage" in name) == bool(words)]:
-            best = max(own, key=lambda n: (len(arms[n][epochs]), fmean(metric(arms[n][epochs]).values())))
-            others[best] = "against linear" + (" with shrinkage" if words else "")
+    for title, shrunk in (("against linear", False), ("against linear with shrinkage", True)):
+        own = [name for name in controls if any("shrinkage" in r["settings"] for r in _runs(arms[name], epochs)) == shrunk]
+        if own:  # the one with most seeds, of these the best
+            others[max(own, key=lambda n: (len(arms[n][epochs]), fmean(metric(arms[n][epochs]).values())))] = title
     head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
     slow = {

@@ -146,9 +146,8 @@ def run(
 
 def fitted_linear(train: Images, strength: float = 0.5, p: float = 0.5) -> NFAugment:
     """Eigen-images of these classes, without any training."""
-    modes = min(32, len(train) // len(train.class_names) - 1)
     images, classes = [(train.levels, train.labels)], len(train.class_names)
-    augment = NFAugment.from_data(images, classes, tuple(train.levels.shape[1:]), strength=strength, modes=modes, p=p)
+    augment = NFAugment.from_data(images, classes, tuple(train.levels.shape[1:]), strength=strength, p=p)
     augment.flow.config.class_names = train.class_names
     return augment
 

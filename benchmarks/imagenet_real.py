@@ -166,13 +166,6 @@ def fit_linear(base: ImageNetFolder, strength: float, workers: int) -> NFAugment
     for i, label in enumerate(base.targets):
         if len(picked.setdefault(label, [])) < recipe.FIT_IMAGES:
             picked[label].append(i)
-    lonely = [label for label, images in picked.items() if len(images) < 2]
-    if lonely:
-        wnid = ImageNetInfo().label_names()[lonely[0]]
-        raise ValueError(
-            f"arm linear takes at least 2 training images of a class, {wnid} has 1 (of {len(lonely)} such classes); add "
-            "images, or leave those folders out"
-        )
     some = Subset(base, [i for images in picked.values() for i in images])
     loader = DataLoader(some, 64, num_workers=workers, generator=torch.Generator())  # draws nothing from the global one
     flow = create_flow("linear", input_size=(3, recipe.FIT_SIZE, recipe.FIT_SIZE))

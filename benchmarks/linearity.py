@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def fitted(flow: ConditionalFlow, data: Images, modes: int) -> ConditionalFlow:
     """The flow with class Gaussians and modes of `data`."""
-    return NFAugment.to_fit(flow.eval(), modes).fit(batches(data, 512), len(data.class_names)).flow
+    return NFAugment.to_fit(flow.eval(), modes).fit(batches(data, 512), len(data.class_names), shrinkage=0.0).flow
 
 
 @torch.no_grad()

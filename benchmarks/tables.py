@@ -172,10 +172,13 @@ def linearity() -> str:
 
 
 def shrinkage() -> str:
-    r = result("shrinkage")
-    seeds = ", ".join(map(str, r["seeds"]))
-    head = f"{r['data']}, {r['settings']['modes']} modes, root mean square over classes and the seeds {seeds}."
-    return f"{head}\n\n{shrinkages.table(r['results']['rows'])}\n\n{source('shrinkage')}"
+    parts = []
+    for name in ("shrinkage", "shrinkage_tiny"):
+        r = result(name)
+        seeds = ", ".join(map(str, r["seeds"]))
+        head = f"{r['data']}, {r['settings']['modes']} modes, root mean square over classes and the seeds {seeds}."
+        parts.append(f"{head}\n\n{shrinkages.table(r['results']['rows'])}\n\n{source(name)}")
+    return "\n\n".join(parts)
 
 
 def label_drift() -> str:
@@ -251,10 +254,11 @@ def _chosen(arm: str, arms: dict, searched: dict, epochs: int) -> str | None:
     runs = {n: next(iter(arms[n][epochs].values())) for n in names}
     names = [n for n in names if "with labels" not in runs[n]["settings"].get("flow_trained_on", "")]
 
-    def order(name: str) -> tuple[float, float, float]:
+    def order(name: str) -> tuple[float, float, tuple[float, float]]:
         bits = runs[name].get("flow_metrics", {}).get("bits_per_dim", 99.0)
         found = searched.get(name, {}).get(epochs)
-        default = abs(runs[name]["settings"].get("strength", 0.0) - Settings.strength)
+        s = runs[name]["settings"]
+        default = abs(s.get("strength", 0.0) - Settings.strength), abs(s.get("shrinkage", 0.0) - Settings.shrinkage)
         return bits, -fmean(comparison.metric(found).values()) if found else 0.0, default
 
     return min(names, key=order, default=None)

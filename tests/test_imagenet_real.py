@@ -1,13 +1,11 @@
 """The ImageNet-ReaL harness: the recipe's constants, names and labels, the arms, and whole runs of a tiny EVA02."""
 
-import contextlib
 import json
 import math
 import os
 import pkgutil
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +85,7 @@ def two_processes(glem, tmp_path_factory):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(both, shell=True, cwd=ROOT, start_new_session=True, **pipes) as process:
         yield process, out
-        with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
 
 
@@ -342,7 +340,7 @@ def test_sa_erases_and_randaugments(tree, data_config, monkeypatch):
     assert all(torch.allclose(data[i][0], data[12 + i][0], atol=1e-6) for i in range(12))
 
 
-def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypatch, tmp_path):
+def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypatch):
     base = imagenet_real.ImageNetFolder(tree / "train", data_config)
     before = global_states()
     prior = imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior
@@ -361,12 +359,6 @@ def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypa
         assert torch.allclose((own + 100 * common / 9) / (3 + 100), std**2, rtol=1e-3)
     monkeypatch.setattr(imagenet_recipe, "FIT_IMAGES", 2)  # the first two alone
     assert ((imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 3).all()
-    lonely = tmp_path / "train"
-    shutil.copytree(tree / "train", lonely)
-    for path in sorted((lonely / WNIDS[1]).iterdir())[1:]:
-        path.unlink()
-    with pytest.raises(ValueError, match=r"at least 2 training images of a class, n02119789 has 1 \(of 1 such"):
-        imagenet_real.fit_linear(imagenet_real.ImageNetFolder(lonely, data_config), 0.5, workers=0)
 
 
 def test_a_run_of_linear_resumes(tree, tmp_path, monkeypatch, capsys):

@@ -30,6 +30,7 @@ def test_a_run_and_its_record(image_folder, tmp_path, monkeypatch, capsys):
     assert by_seed.shape == (4, 2) and (by_seed > 0.05).all() and (by_seed < 5).all()
     np.testing.assert_allclose([r["error"] for r in rows], np.sqrt((by_seed**2).mean(1)))
     assert rows[0]["error"] > rows[2]["error"], "more images know better"
+    assert rows[0]["error"] > rows[1]["error"], "four images of a class know less than all do"
     with pytest.raises(SystemExit):
         shrinkage.main([*argv[:4], "--images", "11"])
     assert "the rarest class has 20 images, too few to leave others beside 11" in capsys.readouterr().err

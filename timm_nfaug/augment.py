@@ -96,15 +96,19 @@ class NFAugment(v2.Transform):
         return cls(flow, **kwargs)
 
     @classmethod
-    def from_data(cls, loader, num_classes: int | None = None, input_size=(3, 32, 32), **kwargs) -> NFAugment:
+    def from_data(
+        cls, loader, num_classes: int | None = None, input_size=(3, 32, 32), shrinkage: float = SHRINKAGE, **kwargs
+    ) -> NFAugment:
         """The augmentation with the linear flow of `loader`: the eigen-images of each class; no network, no training.
 
         Args:
-            loader, num_classes: as for `fit`.
+            loader, num_classes, shrinkage: as for `fit`.
             input_size: (C, H, W) that the eigen-images have; images of another size go through the lift.
             kwargs: as for the class.
         """
-        return cls.to_fit(create_flow("linear", input_size=input_size), **kwargs).fit(loader, num_classes)
+        return cls.to_fit(create_flow("linear", input_size=input_size), **kwargs).fit(
+            loader, num_classes, shrinkage=shrinkage
+        )
 
     @classmethod
     def to_fit(cls, flow: ConditionalFlow, modes: int = 32, **kwargs) -> NFAugment:
@@ -353,8 +357,8 @@ class NFAugment(v2.Transform):
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty: classes without images have no modes and are never the posterior's; without, they raise.
             shrinkage: the spread within all classes counts for each as if it had been seen in so many more images of it
-                (`ClassMoments`). 100 is about the best for 20 to 500 images a class, and next to nothing for thousands
-                (benchmarks/README.md).
+                (`ClassMoments`). 100 is about the best for 20 to 500 images a class (benchmarks/README.md); of 5,000 it would
+                be 2%.
         """
         pooled = self.labels == "none"
         classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)

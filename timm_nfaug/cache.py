@@ -215,9 +215,9 @@ class NFACache:
                     raise ValueError(
                         f"{path} holds a cache that differs in {', '.join(other)}; name another directory or delete it"
                     )
-            size = _check_space(path, kind, augment, len(base))
-            if not index["complete"]:
-                done = len(index["shards"]) * SHARD
+            done = sum(len(_shard_rows(int(number), key)) for number in index["shards"])
+            size = _check_space(path, kind, augment, len(base), done)
+            if done < len(base):
                 _logger.info("NFA cache %s: %.1f GB for %d images, of which %d are there", path, size / 1e9, len(base), done)
             arrays = _arrays(path, kind, augment, len(base))
             shards = -(-len(base) // SHARD)
@@ -399,18 +399,22 @@ def _file(path: Path, part: str) -> Path:
     return path / f"{part}.npy"
 
 
-def _check_space(path: Path, kind: str, augment: NFAugment, count: int) -> int:
-    """Bytes of the whole cache; raises where they do not fit on the disk, as a full one would kill the process that maps them."""
-    size = count * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _layout(kind, augment).values())
-    files = [_file(path, part).stat() for part in PARTS[kind] if _file(path, part).is_file()]
-    there = sum(512 * f.st_blocks if hasattr(f, "st_blocks") else f.st_size for f in files)  # files grow where they are written
+def _check_space(path: Path, kind: str, augment: NFAugment, count: int, done: int) -> int:
+    """Bytes of the whole cache, of which `done` rows are there.
+
+    Raises where the rest does not fit on the disk: a full one would kill the process that maps the files.
+    """
+    row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _layout(kind, augment).values())
+    if not all(_file(path, part).is_file() for part in PARTS[kind]):
+        done = 0
     free = shutil.disk_usage(path).free
-    if size - there > free:
+    if row * (count - done) > free:
+        remedy = "fewer modes or another disk" if kind == "tangents" else "another disk"
         raise OSError(
-            f"a cache of {kind} of {count} images and {augment.modes} modes takes {size / 1e9:.1f} GB, {path} has "
-            f"{free / 1e9:.1f} GB left; take fewer modes or another disk"
+            f"a cache of {kind} of {count} images takes {row * count / 1e9:.1f} GB, of which {row * done / 1e9:.1f} GB are "
+            f"there; {path} has {free / 1e9:.1f} GB left; take {remedy}"
         )
-    return size
+    return row * count
 
 
 def _arrays(path: Path, kind: str, augment: NFAugment, count: int) -> dict[str, np.memmap]:
@@ -469,7 +473,7 @@ def _fill(arrays: dict[str, np.ndarray], augment: NFAugment, base, rows: range, 
         else:
             t = tangents(flow, z, y, augment.modes, step, augment.kind)
             # an image that the flow cannot move stays as it is
-            t = torch.where(t.isfinite().flatten(1).all(1).view(-1, 1, 1, 1, 1), t, 0.0)
+            t = torch.where((t.abs() < 1e6).flatten(1).all(1).view(-1, 1, 1, 1, 1), t, 0.0)
             made = {"tangents": packed(t)}
         for part, values in made.items():
             arrays[part][where] = values.cpu().numpy()

@@ -100,21 +100,22 @@ class ClassMoments:
         for k in range(self.num_classes):
             if self._pending[k]:
                 self._fold(k)
+        # sums of squares about the class means, of the class itself and of all classes, to a covariance
         freedom = (self.count - 1).clamp_min(0)
-        common = 1 / max(1, int(freedom.sum()))  # turns sums of squares into the covariance within classes
-        share = self.shrinkage / (self.shrinkage + freedom).clamp_min(1e-12)  # of it, in that of each class
-        weight = (1 - share) / freedom.clamp_min(1)
-        within = self._within() if r and self.shrinkage else None
+        images = self.shrinkage + freedom.double()
+        own = 1 / torch.where(images > 0, images, 1.0)
+        shared = self.shrinkage * own / max(1, int(freedom.sum()))
+        everyone = self._within() if r and self.shrinkage else None
         for k in range(self.num_classes):
-            if not r or not self.count[k] or (within is None and not freedom[k]):
+            if not r or not self.count[k] or (everyone is None and not freedom[k]):
                 continue
-            rows = float(weight[k]) ** 0.5 * self._sketch[k]
-            if within is not None:
-                rows = torch.cat([rows, float(share[k] * common) ** 0.5 * within])
+            rows = float(own[k]) ** 0.5 * self._sketch[k]
+            if everyone is not None:
+                rows = torch.cat([rows, float(shared[k]) ** 0.5 * everyone])
             s, v = _thin_svd(rows)
-            n = min(r, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()), int(freedom[k]) if within is None else r)
+            n = min(r, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()), int(freedom[k]) if everyone is None else r)
             modes[k, :n], std[k, :n] = _fix_signs(v[:n]), s[:n]
-        variance = weight.unsqueeze(1) * self.square + share.unsqueeze(1) * (common * self.square.sum(0))
+        variance = own.unsqueeze(1) * self.square + shared.unsqueeze(1) * self.square.sum(0)
         if empty:
             weight = (self.count / self.count.sum()).unsqueeze(1)
             mean = (weight * self.mean).sum(0)
