@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import textwrap
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.arms import LINEAR, NEEDS_FLOW
 from benchmarks.common import ROOT, markdown_table
@@ -174,7 +177,8 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         named = [s if short.count(s) == 1 else f"{s}, {f}" for s, f in zip(short, flows, strict=True)]
         axis.set_yticks(range(len(names)), named, fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set_title(head.replace("; ", ";\n", 1).replace(", started from ", ",\nstarted from "), fontsize=8, loc="left")
+        lines = [textwrap.fill(part, 62) for part in head.replace("; ", ";\n", 1).replace(", started", ",\nstarted").split("\n")]
+        axis.set_title("\n".join(lines), fontsize=8, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
     axes[-1].set_xlabel("top-1 minus the baseline's, points; 95% intervals, paired", fontsize=9)
     return figure
@@ -222,14 +226,17 @@ def _kind(name: str) -> str:
 
 def main() -> None:
     runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
-    for name, make, dpi in (("cifar_resnet18", draw, 62), ("flow_quality", draw_quality, 85)):
+    for name, make in (("cifar_resnet18", draw), ("flow_quality", draw_quality)):
         out = ROOT / "docs" / "figures" / f"{name}.png"
         try:
             figure = make(runs)
         except SystemExit as e:
             print(f"{name}: {e}")
             continue
-        write_atomically(out, lambda p, figure=figure, dpi=dpi: figure.savefig(p, format="png", dpi=dpi))
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=100)
+        image = Image.open(drawn).convert("RGB").quantize(64)  # lines and letters in few colours: a third of the bytes
+        write_atomically(out, lambda p, image=image: image.save(p, format="PNG", optimize=True))
         print(Path(out).relative_to(ROOT))
 
 

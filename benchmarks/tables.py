@@ -242,7 +242,7 @@ def cifar_summary() -> str:
             length = f"{any_run['training_images']} images, {epochs} epochs{tuned}"
             counts = {len(values) for values in top1.values()}
             seeds = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
-            rows.append([f"{data}: {length}, {seeds} seeds", *cells])
+            rows.append([f"{data}: {length}, {seeds} seed{'' if seeds == '1' else 's'}", *cells])
     return f"{markdown_table(rows)}\n\n{_made(_runs('test'))}"
 
 
