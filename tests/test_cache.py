@@ -1,5 +1,7 @@
 """The cache of a deep flow's work: what it holds is right, a stale or damaged one is refused, a build goes on after a kill."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -247,6 +249,27 @@ def test_a_build_cut_short_goes_on(augment, base, tmp_path):
         NFACache(tmp_path / "cache", augment.flow)
     NFACache.build(augment, base, tmp_path / "cache", "codes")
     NFACache(tmp_path / "cache", augment.flow)
+
+
+def test_files_that_nobody_wrote_to_are_not_read_through_again(augment, base, tmp_path, monkeypatch):
+    read, digest_of = [], caching._digest_of
+    monkeypatch.setattr(caching, "_digest_of", lambda arrays, rows: read.append(rows) or digest_of(arrays, rows))
+    cache = NFACache.build(augment, base, tmp_path / "cache")
+    assert len(read) == 4, "once, as they were made"
+    NFACache.build(augment, base, tmp_path / "cache")
+    assert len(read) == 4
+    os.utime(cache.path / "tangents.npy")  # as after a copy
+    for _ in range(2):
+        NFACache.build(augment, base, tmp_path / "cache")
+    assert len(read) == 8, "read through once, and noted"
+    with open(cache.path / "tangents.npy", "r+b") as f:
+        f.seek(-5, 2)
+        f.write(b"\x77")
+    before = cache.change(59, *base[59], torch.ones(MODES), 1.0)
+    again = NFACache.build(augment, base, tmp_path / "cache")
+    assert len(read) == 13, "read through, and the last shard made again"
+    assert not torch.equal(again.change(59, *base[59], torch.ones(MODES), 1.0), before)
+    NFACache(cache.path, augment.flow)
 
 
 def test_what_is_stale_is_refused(augment, base, tmp_path):

@@ -182,7 +182,8 @@ class NFACache:
     ) -> NFACache:
         """Makes the cache of a data set, goes on where a build was cut short, or mends what is damaged or has changed.
 
-        One process builds while others that call this wait for it.
+        One process builds while others that call this wait for it. Files that nobody has written to since are not read through
+        again; `NFACache` compares all checksums.
 
         Args:
             augment: whose flow, modes, kind and labels count; strength and p are chosen when the cache is used.
@@ -220,15 +221,17 @@ class NFACache:
             if done < len(base):
                 _logger.info("NFA cache %s: %.1f GB for %d images, of which %d are there", path, size / 1e9, len(base), done)
             arrays = _arrays(path, kind, augment, len(base))
+            untouched = index.get("stamps") == _stamps(path, kind)
             shards = -(-len(base) // SHARD)
             for number in range(shards):
                 rows = _shard_rows(number, key)
                 known = index["shards"].get(str(number))
                 if known is not None:
-                    if known == _digest_of(arrays, rows) and _unchanged(arrays["crc"], base, rows, augment.labels):
+                    intact = untouched or known == _digest_of(arrays, rows)
+                    if intact and _unchanged(arrays["crc"], base, rows, augment.labels):
                         continue
                     del index["shards"][str(number)]
-                    index["complete"] = False
+                    index |= {"complete": False, "stamps": None}
                     _write_index(path, index)
                 _fill(arrays, augment, base, rows, kind, step, batch_size)
                 for array in arrays.values():
@@ -236,8 +239,8 @@ class NFACache:
                 index["shards"][str(number)] = _digest_of(arrays, rows)
                 _write_index(path, index)
                 _logger.info("NFA cache %s: %d of %d images", path, rows.stop, len(base))
-            if not index["complete"]:
-                index["complete"] = True
+            if not (index["complete"] and untouched):
+                index |= {"complete": True, "stamps": _stamps(path, kind)}
                 _write_index(path, index)
         return cls(path, flow, verify=False)
 
@@ -434,6 +437,11 @@ def _arrays(path: Path, kind: str, augment: NFAugment, count: int) -> dict[str, 
 
 def _shard_rows(number: int, index: dict[str, Any]) -> range:
     return range(number * index["shard"], min((number + 1) * index["shard"], index["count"]))
+
+
+def _stamps(path: Path, kind: str) -> dict[str, int]:
+    """When each file was last written to."""
+    return {part: _file(path, part).stat().st_mtime_ns for part in PARTS[kind]}
 
 
 def _digest_of(arrays: dict[str, np.ndarray], rows: range) -> str:
