@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from timm.data import resolve_data_config
@@ -30,6 +31,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from benchmarks.classifier import MODELS, make_classifier
 from benchmarks.demo import first_of_each_class
 from benchmarks.flow_objectives import ARMS as OBJECTIVES
 from timm_nfaug import pixels
@@ -132,7 +134,9 @@ def margin(logits: Tensor, k: int) -> Tensor:
 
 
 def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
-    """A classifier from a checkpoint of timm's train.py, with the averaged weights where there are some."""
+    """A classifier that cifar_resnet18 saved, or of a checkpoint of timm's train.py, averaged weights first."""
+    if path.endswith(".safetensors"):
+        return load_own_classifier(path, flow)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -156,6 +160,20 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
         return model((x - mean) / std)
 
     return classify
+
+
+def load_own_classifier(path: str, flow: ConditionalFlow) -> Classifier:
+    """One of `benchmarks.classifier.MODELS`, from a file of cifar_resnet18 --save."""
+    weights = load_file(path)
+    classes = len(weights.get("fc.bias", []))
+    if classes != flow.num_classes:
+        raise ValueError(f"{path} knows {classes} classes, the flow {flow.num_classes}; name another --classifier")
+    for name in MODELS:
+        model = make_classifier(name, classes).eval()
+        if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}:
+            model.load_state_dict(weights)
+            return lambda x: model(x * 2)  # as `classifier.normalize` has images
+    raise ValueError(f"{path} holds none of the models {', '.join(MODELS)}; name a file of cifar_resnet18 --save")
 
 
 @torch.no_grad()
@@ -301,7 +319,7 @@ OPTIONS = {
     "--draws": {"type": positive, "default": 64, "help": "samples a class that the best are kept of (default: %(default)s)"},
     "--temperature": {"type": float, "default": 0.7, "help": "of the samples (default: %(default)s)"},
     "--mean-scale": {"type": float, "default": 1.0, "help": "factor of the class means (default: %(default)s)"},
-    "--classifier": {"metavar": "FILE", "help": "checkpoint of timm's train.py that filters the samples (default: the flow)"},
+    "--classifier": {"metavar": "FILE", "help": "of cifar_resnet18 --save or timm's train.py; filters (default: the flow)"},
     "--config": {"default": "conv_p4_tiny.cifar10_jpeg", "help": "of the trainings, see train_flow (default: %(default)s)"},
     "--steps": {"type": positive, "default": 1500, "help": "of each training (default: %(default)s)"},
     "--per-class": {"type": positive, "default": 200, "help": "validation images a class (default: %(default)s)"},

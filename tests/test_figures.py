@@ -10,9 +10,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file, save_model
 from timm.utils import CheckpointSaver
 
 from benchmarks import figures
+from benchmarks.classifier import make_classifier, normalize
 from benchmarks.common import ROOT
 from benchmarks.demo import fitted_linear
 from benchmarks.figures import CELL, FIGURES, main
@@ -148,6 +150,23 @@ def test_classifier_from_a_checkpoint_of_timm(small_flow, tmp_path):
         (tmp_path / "broken").write_bytes(content)
         with pytest.raises(ValueError, match=r"no checkpoint of timm's train\.py"):
             figures.load_classifier(str(tmp_path / "broken"), small_flow)
+
+
+def test_classifier_of_the_comparison(small_flow, tmp_path):
+    torch.manual_seed(0)
+    model = make_classifier("resnet10_half", 3)
+    save_model(model, tmp_path / "own.safetensors")
+    levels = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.eval()(normalize(levels))
+        found = figures.load_classifier(str(tmp_path / "own.safetensors"), small_flow)(pixels.levels_to_model(levels))
+    assert torch.allclose(found, expected, atol=1e-5) and found.std() > 1e-3
+    save_file({"fc.bias": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds none of the models resnet18, resnet10_half"):
+        figures.load_classifier(str(tmp_path / "other.safetensors"), small_flow)
+    small_flow.config.num_classes = 4
+    with pytest.raises(ValueError, match="knows 3 classes, the flow 4"):
+        figures.load_classifier(str(tmp_path / "own.safetensors"), small_flow)
 
 
 def test_variation_falls_with_the_temperature(small_flow):
