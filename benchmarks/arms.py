@@ -34,6 +34,7 @@ from train_flow.data import Images
 from train_flow.evaluate import batches
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+Policy = Callable[[Image.Image], Image.Image]
 LevelsStep = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
@@ -50,7 +51,7 @@ class Arm:
 
     def __init__(
         self,
-        policy: Callable[[Image.Image], Image.Image] | None = None,
+        policy: Policy | None = None,
         levels: LevelsStep | None = None,
         before: LevelsStep | None = None,
         reprob: float = 0.0,
@@ -63,9 +64,7 @@ class Arm:
         """Called once before the first step."""
 
     def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
-        if self.policy is not None:
-            moved = [_to_tensor(self.policy(_to_pil(image))) for image in levels.cpu()]
-            levels = torch.stack(moved).to(levels.device)
+        """What follows the policy."""
         return levels if self.levels is None else self.levels(levels, y, g)
 
     def tensors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +79,10 @@ class Arm:
         return F.cross_entropy(model(x), target)  # target: labels (B,) or, of a mix, probabilities (B, K)
 
 
-def _to_pil(levels: Tensor) -> Image.Image:
-    return v2.functional.to_pil_image(levels)
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return v2.functional.pil_to_tensor(image)
+def apply(policy: Policy, levels: Tensor) -> Tensor:
+    """Each of the uint8 images (B, C, H, W) under `policy`, by way of PIL."""
+    moved = [v2.functional.pil_to_tensor(policy(v2.functional.to_pil_image(image))) for image in levels.cpu()]
+    return torch.stack(moved).to(levels.device)
 
 
 class ISDA(Arm):
@@ -299,7 +296,7 @@ def with_step(step: LevelsStep, s: Settings, sa: bool = False) -> Arm:
     return Arm(randaugment(s.randaugment) if sa else None, reprob=s.reprob if sa else 0.0, **where)
 
 
-def randaugment(config: str) -> Callable:
+def randaugment(config: str) -> Policy:
     guard_posterize()
     return rand_augment_transform(config, {"translate_const": 10, "img_mean": (128, 128, 128)})
 

@@ -7,7 +7,8 @@ fraction of the training set each seed draws its own stratified subset, the same
 by seed. Class Gaussians and modes of a flow are estimated on the run's own training images; what its network was trained
 on is stated by `--flow-trained-on` and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once
 for each seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
-on record are skipped, so the command goes on where it stopped.
+on record are skipped, so the command goes on where it stopped. A small network leaves most of a GPU idle: `--jobs` trains
+several classifiers at once, each in a process of its own.
 
 Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees. With
 `--split held test` a training is reported on both.
@@ -18,13 +19,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import os
 import re
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
+from torch import multiprocessing
 
 from benchmarks import records
 from benchmarks.arms import ARMS, LINEAR, NEEDS_FLOW, SHRINKS_NOT, Settings, make_arm
@@ -40,17 +45,17 @@ SUITE = "cifar_resnet18"
 PAPER = {"cifar10": (30, 128), "cifar100": (50, 198)}  # epochs, batch size
 HELD = 0.1
 TRAIN = "train:"
+TIME_LIMIT = "time limit reached; the same command goes on"
+_shared: dict = {}  # of a process of `side_by_side`: args, images
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    if args.device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = True
     data, vals, name = read_data(args)
     path = args.record or records.suite_file(SUITE)
     done = {records.key(r) for r in records.read(path)}
-    started = time.monotonic()
+    pending = []
     for seed in args.seeds:
         for arm in args.arms:
             for epochs in args.epochs:
@@ -59,22 +64,73 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 runs = [describe(args, arm, seed, recipe, name, split) for split in args.split]
                 runs = [run for run in runs if records.key(run) not in done]
-                if not runs:
-                    continue
-                if time.monotonic() - started > args.time_limit:
-                    print("time limit reached; the same command goes on")
-                    return 0
-                execute(runs, args, data, vals, recipe)
-                for run in runs:
-                    records.append(run, path)
-                    m = run["metrics"]
-                    print(
-                        f"{arm}, {run['split']}, fraction {args.fraction:g}, seed {seed}, {epochs} epochs: "
-                        f"top-1 {m['top1']:.2f}, nll {m['nll']:.3f}, ece {m['ece']:.1f}, "
-                        f"{run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
-                        flush=True,
-                    )
+                if runs:
+                    pending.append((runs, recipe))
+    return (one_after_another if args.jobs == 1 else side_by_side)(pending, args, data, vals, path)
+
+
+Pending = list[tuple[list[dict], Recipe]]
+
+
+def one_after_another(pending: Pending, args: argparse.Namespace, data: Images, vals: dict[str, Images], path: Path) -> int:
+    started = time.monotonic()
+    data, vals = on_device(data, vals, args.device)
+    for runs, recipe in pending:
+        if time.monotonic() - started > args.time_limit:
+            print(TIME_LIMIT)
+            return 0
+        execute(runs, args, data, vals, recipe)
+        record(runs, path)
     return 0
+
+
+def side_by_side(pending: Pending, args: argparse.Namespace, data: Images, vals: dict[str, Images], path: Path) -> int:
+    """Each run in one of `--jobs` processes, which share the images in memory; one that fails does not stop the others."""
+    end, failed = time.time() + args.time_limit, 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, begin, (args, data, vals)) as pool:
+        futures = {pool.submit(execute_beside, runs, recipe, end): runs[0] for runs, recipe in pending}
+        for future in as_completed(futures):
+            try:
+                runs = future.result()
+            except Exception as e:
+                failed += 1
+                run = futures[future]
+                what = f"{run['arm']}, seed {run['seed']}, failed: {type(e).__name__}: {e}"
+                print(f"{what}\n{e.__cause__}", file=sys.stderr, flush=True)  # the cause holds where, in its process
+                continue
+            record(runs, path)
+    if time.time() > end:
+        print(TIME_LIMIT)
+    return int(failed > 0)
+
+
+def begin(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
+    """Starts a process of `side_by_side`, which ends when the one that started it does."""
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(args.threads)
+    _shared["args"] = args
+    _shared["images"] = on_device(data, vals, args.device)
+
+
+def execute_beside(runs: list[dict], recipe: Recipe, end: float) -> list[dict]:
+    """In such a process: the completed records; none after `end`, seconds since 1970."""
+    if time.time() > end:
+        return []
+    execute(runs, _shared["args"], *_shared["images"], recipe)
+    return runs
+
+
+def record(runs: list[dict], path: Path) -> None:
+    for run in runs:
+        records.append(run, path)
+        m, epochs = run["metrics"], run["settings"]["epochs"]
+        print(
+            f"{run['arm']}, {run['split']}, fraction {run['fraction']:g}, seed {run['seed']}, {epochs} epochs: "
+            f"top-1 {m['top1']:.2f}, nll {m['nll']:.3f}, ece {m['ece']:.1f}, "
+            f"{run['seconds']:.0f} s + flow {run['flow_seconds']:.1f} s",
+            flush=True,
+        )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -101,9 +157,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="default: the cores, over --jobs")
     parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="all in float32: faster on a CPU without AVX-512")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--workers", type=int, default=0, help="processes beside each training for the PIL policy of sa, trivial")
+    parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at once, whose seconds tell nothing")
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which no run is started")
     parser.add_argument("--record", type=Path, help="another file for the runs")
     args = parser.parse_args(argv)
@@ -111,6 +169,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--fraction must be above 0 and at most 1, got {args.fraction:g}")
     if args.fraction == 1 and len(args.split) > 1:
         parser.error("at --fraction 1 no images are held out of what --split test trains on; choose one split")
+    args.threads = args.threads or max(1, torch.get_num_threads() // args.jobs)
     epochs, batch_size = PAPER.get(args.data, PAPER["cifar10"])
     args.epochs, args.batch_size = args.epochs or [epochs], args.batch_size or batch_size
     flows = dict(item.partition("=")[::2] for item in args.flow)
@@ -131,7 +190,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_data(args: argparse.Namespace) -> tuple[Images, dict[str, Images], str]:
-    """Training pool, the images that are reported on by split, all on the device, and the name of the data."""
+    """Training pool, the images that are reported on by split, and the name of the data."""
     if args.data in PAPER:
         data, val = load_data(args.data, args.data_dir)
         name = args.data_name or {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[args.data]
@@ -145,11 +204,14 @@ def read_data(args: argparse.Namespace) -> tuple[Images, dict[str, Images], str]
     if args.fraction < 1 or "held" in args.split:
         rest, held = stratified_split(data.labels, HELD, seed=0)
         vals["held"], data = data.subset(held), data.subset(rest)
+    return data, {split: vals[split] for split in args.split}, name
 
+
+def on_device(data: Images, vals: dict[str, Images], device: str) -> tuple[Images, dict[str, Images]]:
     def placed(d: Images) -> Images:
-        return Images(d.levels.to(args.device), d.labels.to(args.device), d.class_names)
+        return Images(d.levels.to(device), d.labels.to(device), d.class_names)
 
-    return placed(data), {split: placed(vals[split]) for split in args.split}, name
+    return placed(data), {split: placed(d) for split, d in vals.items()}
 
 
 def subset(data: Images, total: int, fraction: float, seed: int) -> Images:
@@ -198,6 +260,8 @@ def execute(runs: list[dict], args: argparse.Namespace, data: Images, vals: dict
     run = runs[0]
     images = subset(data, args.total, args.fraction, run["seed"])
     arm, flow_seconds = run["arm"], 0.0
+    if args.device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = arm not in NEEDS_FLOW  # which see batches of many sizes
     flow, info = None, {}
     if arm in NEEDS_FLOW:
         name = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
@@ -211,7 +275,7 @@ def execute(runs: list[dict], args: argparse.Namespace, data: Images, vals: dict
     settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)})
     made = make_arm(arm, images, flow, settings)
     flow_seconds += time.perf_counter() - start if arm in NEEDS_FLOW or arm in LINEAR else 0.0
-    model, cost = train(images, made, recipe, run["seed"])
+    model, cost = train(images, made, recipe, run["seed"], args.workers)
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)
         unique = hashlib.sha256(records.key(run).encode()).hexdigest()[:8]
@@ -219,6 +283,7 @@ def execute(runs: list[dict], args: argparse.Namespace, data: Images, vals: dict
         write_atomically(args.save / f"{words}.safetensors", lambda p: save_model(model, p))
     e = environment()
     device = e["machine"]["gpu"] if args.device.startswith("cuda") else f"{e['machine']['cpu']}, {args.threads} threads"
+    device += f", {args.jobs} at once" if args.jobs > 1 else ""
     for run in runs:
         run |= {
             "metrics": test(model, vals[run["split"]], recipe.bf16, args.corrupted), "training_images": len(images), **cost,

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.utils import random_seed
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 from torchvision.transforms import v2
 
-from benchmarks.arms import Arm
+from benchmarks.arms import Arm, Policy, apply
 from timm_nfaug import pixels
 from train_flow.data import Images, random_shift
 from train_flow.trainer import generator
@@ -78,11 +79,50 @@ def normalize(levels: Tensor) -> Tensor:
     return (pixels.levels_to_model(levels) * 2).contiguous(memory_format=torch.channels_last)
 
 
-def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module, dict]:
+class Batches:
+    """What every arm sees at a step, a function of the seed and the step: the images and their crops and flips."""
+
+    def __init__(self, data: Images, recipe: Recipe, seed: int):
+        self.data, self.recipe, self.seed = data, recipe, seed
+        self.per_epoch = len(data) // recipe.batch_size
+        if not self.per_epoch:
+            raise ValueError(f"{len(data)} training images do not fill a batch of {recipe.batch_size}; lower the batch size")
+        self._epoch, self._order = -1, None
+
+    def indices(self, step: int) -> Tensor:
+        """(batch_size,), on the CPU."""
+        epoch, i = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, ORDER, epoch))
+        return self._order[i * self.recipe.batch_size : (i + 1) * self.recipe.batch_size]
+
+    def crop_and_flip(self, levels: Tensor, step: int) -> Tensor:
+        return crop_and_flip(levels, self.recipe.crop, generator(self.seed, CROP, step))
+
+    def in_workers(self, policy: Policy, steps: int, workers: int) -> DataLoader:
+        """The images of each step, cropped and under `policy`, made ahead by `workers` processes."""
+        data = Images(self.data.levels.cpu(), self.data.labels.cpu(), self.data.class_names)
+        made = _UnderPolicy(Batches(data, self.recipe, self.seed), policy)
+        return DataLoader(
+            made, None, sampler=range(steps), num_workers=workers, multiprocessing_context="fork", prefetch_factor=8
+        )
+
+
+class _UnderPolicy(Dataset):
+    def __init__(self, batches: Batches, policy: Policy):
+        self.batches, self.policy = batches, policy
+
+    def __getitem__(self, step: int) -> Tensor:
+        random_seed(int(torch.randint(0, 2**31, (), generator=generator(self.batches.seed, AUGMENT, step))))
+        levels = self.batches.data.levels[self.batches.indices(step)]
+        return apply(self.policy, self.batches.crop_and_flip(levels, step))
+
+
+def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -> tuple[nn.Module, dict]:
     """Trains one classifier on `data`, on the device where its images lie.
 
     Everything but the arm is a function of the seed and the step, so that arms of one seed see the same images in the
-    same order with the same crops and flips.
+    same order with the same crops and flips; the arm's own is the same for any number of `workers`.
 
     Returns:
         The classifier, and images_seen, seconds, cpu_seconds (of this process).
@@ -95,26 +135,31 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module,
     model = model.to(device).train()
     run = torch.compile(model) if recipe.compile else model
     optimizer = torch.optim.SGD(model.parameters(), recipe.max_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    per_epoch = len(data) // recipe.batch_size
-    if not per_epoch:
-        raise ValueError(f"{len(data)} training images do not fill a batch of {recipe.batch_size}; lower the batch size")
-    steps = recipe.epochs * per_epoch
+    batches = Batches(data, recipe, seed)
+    steps = recipe.epochs * batches.per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=steps)
     arm.start(model, steps)
+    # single images are PIL's: in processes of their own, which see the images in main memory
+    ready = iter(batches.in_workers(arm.policy, steps, workers)) if arm.policy and not arm.before and workers else None
     wall, cpu = time.perf_counter(), time.process_time()
     for step in range(steps):
-        epoch, i = divmod(step, per_epoch)
-        if i == 0:
-            order = torch.randperm(len(data), generator=generator(seed, ORDER, epoch)).to(device)
-        index = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
-        levels, y, g = data.levels[index], data.labels[index], generator(seed, AUGMENT, step)
+        index = batches.indices(step).to(device, non_blocking=True)
+        y, g = data.labels[index], generator(seed, AUGMENT, step)
         # timm's and torchvision's augmentations draw from the global generators
-        random_seed(int(torch.randint(0, 2**31, (), generator=g)))
-        if arm.before is not None:
-            levels = arm.before(levels, y, g)
-        levels = crop_and_flip(levels, recipe.crop, generator(seed, CROP, step))
-        levels = arm.images(levels, y, g)
-        x, target = arm.tensors(normalize(levels), y)
+        number = int(torch.randint(0, 2**31, (), generator=g))
+        if ready:
+            levels = next(ready).to(device, non_blocking=True)
+        else:
+            random_seed(number)
+            levels = data.levels[index]
+            if arm.before is not None:
+                levels = arm.before(levels, y, g)
+            levels = batches.crop_and_flip(levels, step)
+            if arm.policy is not None:
+                levels = apply(arm.policy, levels)
+        if arm.policy is not None:
+            random_seed(number + 1)  # what comes next is the same wherever the policy ran
+        x, target = arm.tensors(normalize(arm.images(levels, y, g)), y)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             loss = arm.loss(run, x, target, step)
         optimizer.zero_grad()
@@ -130,7 +175,7 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int) -> tuple[nn.Module,
 def crop_and_flip(levels: Tensor, crop: int, g: torch.Generator) -> Tensor:
     """Each image (B, C, H, W) shifted by up to `crop` pixels, black coming in, and mirrored or not."""
     levels = random_shift(levels, crop, g, mode="constant")
-    flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
+    flipped = torch.rand(len(levels), generator=g).to(levels.device, non_blocking=True) < 0.5
     return torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
 
 

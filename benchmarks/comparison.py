@@ -57,8 +57,13 @@ def label(run: dict[str, Any]) -> str:
 
 
 def cost(runs: Runs) -> float:
-    """Mean CPU seconds of a training; on a GPU, where the CPU waits, seconds. Without the training of a flow's network."""
+    """Mean CPU seconds of a training; on a GPU, where the CPU waits, seconds. Without the training of a flow's network.
+
+    NaN where several trainings shared a GPU, whose seconds tell nothing.
+    """
     gpu = any("threads" not in r["device"] for r in runs.values())
+    if gpu and any("at once" in r["device"] for r in runs.values()):
+        return math.nan
     return fmean(r["seconds" if gpu else "cpu_seconds"] for r in runs.values())
 
 
@@ -84,11 +89,11 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         if own:  # the one with most seeds, of these the best
             others[max(own, key=lambda n: (len(arms[n][epochs]), fmean(metric(arms[n][epochs]).values())))] = title
     head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
-    baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs}
+    baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs and not math.isnan(cost(b))}
     slow = {
         name: min(baselines, key=lambda e: abs(math.log(cost(baselines[e]) / whole_cost(by[epochs]))))
         for name, by in arms.items()
-        if epochs in by and baselines
+        if epochs in by and baselines and not math.isnan(cost(by[epochs]))
     }  # epochs of the baseline whose time is nearest
     longer = any(e > epochs for e in slow.values())
     robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
@@ -105,12 +110,12 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
         row += [f"{mean_interval(metric(runs, 'nll').values())[0]:.3f}", f"{mean_interval(metric(runs, 'ece').values())[0]:.1f}"]
-        row += ["" if math.isnan(unit) else f"{cost(runs) / unit:.2f}"]
+        row += ["" if math.isnan(cost(runs) / unit) else f"{cost(runs) / unit:.2f}"]
         row += [f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
         if longer:
-            e, its = slow[name], whole_cost(runs)
-            note = f" (its time: {epochs * its / unit:.0f})" if its > 1.5 * cost(baselines[e]) else ""
-            row.append("" if e == epochs else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs{note}")
+            e, its = slow.get(name), whole_cost(runs)
+            note = f" (its time: {epochs * its / unit:.0f})" if e and its > 1.5 * cost(baselines[e]) else ""
+            row.append("" if e in (None, epochs) else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs{note}")
         if robust:
             scores = [r["metrics"]["corrupted_top1"] for r in runs.values() if "corrupted_top1" in r["metrics"]]
             row.append(f"{mean_interval(scores)[0]:.1f}" if scores else "")

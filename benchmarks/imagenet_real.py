@@ -415,7 +415,10 @@ class FineTuning:
             self.seconds += now - start
             if self.step % args.log_every == 0:
                 speed = (self.step - logged_step) * self.batch_size / (now - logged)
-                self._say(f"step {self.step}/{recipe.EPOCHS * self.steps_per_epoch}: loss {loss:.6g}, {speed:.1f} images/s")
+                cuda = self.device.type == "cuda"
+                memory = f", {torch.cuda.max_memory_allocated(self.device) / 1e9:.1f} GB at most" if cuda else ""
+                steps = recipe.EPOCHS * self.steps_per_epoch
+                self._say(f"step {self.step}/{steps}: loss {loss:.6g}, {speed:.1f} images/s{memory}")
                 logged, logged_step = now, self.step
             if stop or now - saved > 60 * args.checkpoint_minutes:
                 self.save()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from benchmarks.arms import Arm, Settings, make_arm
+from benchmarks.arms import Arm, Settings, apply, make_arm
 from benchmarks.classifier import MODELS, Recipe, crop_and_flip, logits_of, make_classifier, normalize, penultimate
 from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow
@@ -90,7 +90,8 @@ def measure(arm: Arm, model: nn.Module, data: Images, seed: int) -> dict[str, An
         for version in range(ROUNDS):
             g = generator(seed, version, start)
             random_seed(int(torch.randint(0, 2**31, (), generator=g)))  # timm's and torchvision's draw from the global ones
-            x, _ = arm.tensors(normalize(arm.images(levels, y, g)), y)
+            x = levels if arm.policy is None else apply(arm.policy, levels)
+            x, _ = arm.tensors(normalize(arm.images(x, y, g)), y)
             f = penultimate(model, x)
             versions[version].append(f)
             kept += (was & (model.get_classifier()(f).argmax(1) == y)).sum().item()

@@ -19,6 +19,7 @@ from benchmarks.arms import (
     NEEDS_FLOW,
     Arm,
     Settings,
+    apply,
     deep_modes,
     fitted,
     linear_flow,
@@ -83,7 +84,8 @@ def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small
 
     def batch(seed):
         torch.manual_seed(seed)
-        levels_out = arm.images(levels, y, generator(seed))
+        levels_out = levels if arm.policy is None else apply(arm.policy, levels)
+        levels_out = arm.images(levels_out, y, generator(seed))
         x, target = arm.tensors(levels_out.float() / 255, y)
         return levels_out, x, target
 
@@ -99,6 +101,19 @@ def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small
     assert (target.ndim == 2) == (name in ("mixup", "cutmix"))
     loss = arm.loss(model, x, target, 0)
     assert loss.isfinite() and loss.requires_grad
+
+
+@pytest.mark.parametrize("name", ["sa", "sa+linear", "trivial"])
+def test_workers_change_nothing(name, data):
+    recipe = Recipe("resnet10_quarter", 2, 16, bf16=False)
+    found = []
+    for workers in (0, 2):
+        model, cost = train(data, make_arm(name, data, None, Settings(modes=4)), recipe, 3, workers)
+        found.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert cost["images_seen"] == 2 * (len(data) // 16) * 16
+    assert torch.equal(*found)
+    other = train(data, make_arm(name, data, None, Settings(modes=4)), recipe, 4, 2)[0]
+    assert not torch.equal(found[0], torch.cat([p.flatten() for p in other.parameters()]))
 
 
 def test_controls_move_pixels_as_far_as_the_flow(data, small_flow):
@@ -342,6 +357,23 @@ def test_subsets_are_stratified_paired_and_apart_from_the_held_images(data):
     assert [torch.bincount(p.labels).tolist() for p in parts] == [[5, 5, 5]] * 3
     assert torch.equal(parts[0].levels, parts[1].levels) and not torch.equal(parts[0].levels, parts[2].levels)
     assert subset(data, len(data), 1.0, 0) is data
+
+
+def test_jobs_give_the_runs_of_one_after_another_and_outlast_a_failure(tree, tmp_path, capsys):
+    def run(*more):
+        record = tmp_path / f"{len(more)}.jsonl"
+        common = ["--data", str(tree), "--data-name", "toy images", "--record", str(record), "--seeds", "0", "--modes", "4"]
+        code = main([*common, *SMALL, "--fraction", "0.5", *more])
+        return code, {r["arm"]: r for r in records.read(record)}
+
+    flow = ["--flow", "glem=conv_p4_small.cifar10_jpeg", "--flow-trained-on", "other images"]
+    code, alone = run("--arms", "baseline", "sa")
+    also, beside = run("--jobs", "2", "--workers", "1", *flow, "--arms", "baseline", "tangent", "sa")
+    assert code == 0 and also == 1
+    assert "tangent, seed 0, failed: ValueError: arm tangent" in capsys.readouterr().err, "which is not for after the crop"
+    assert {a: r["metrics"] for a, r in alone.items()} == {a: r["metrics"] for a, r in beside.items()}
+    assert all(r["device"].endswith("2 at once") for r in beside.values())
+    assert run("--jobs", "2", "--time-limit", "-1", "--arms", "sa") == (0, {})
 
 
 def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):

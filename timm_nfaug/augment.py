@@ -227,8 +227,8 @@ class NFAugment(v2.Transform):
         chosen, labels, rows = params["chosen"], params["labels"], None
         if not bool(chosen.all()):
             rows = torch.nonzero(chosen).flatten()
-            labels = None if labels is None else labels[rows.to(labels.device)]
-            rows = rows.to(x.device)
+            labels = None if labels is None else labels[rows.to(labels.device, non_blocking=True)]
+            rows = rows.to(x.device, non_blocking=True)
         change = self._change(lambda: self._to_model(x if rows is None else x[rows]), labels, params["noise"])
         c = x.shape[1]
         scale, low, high = (128, [0] * c, [255] * c) if x.dtype == torch.uint8 else (128 / 255, [0.0] * c, [1.0] * c)
@@ -259,7 +259,7 @@ class NFAugment(v2.Transform):
         """
         flow, device, linear = self.flow, self.flow.device, self.flow.is_linear
         size = flow.config.input_size
-        noise = noise.to(device, flow.dtype)
+        noise = noise.to(device, flow.dtype, non_blocking=True)
         y = None if y is None else y.to(device)
         with torch.autocast(device.type, enabled=False):
             small = None

@@ -95,7 +95,8 @@ def random_shift(levels: Tensor, pixels: int, generator: torch.Generator, mode: 
     """Images (B, C, H, W), each shifted by up to `pixels` both ways; `mode` of `F.pad` says what comes in at an edge."""
     b, _, h, w = levels.shape
     padded = F.pad(levels.float(), (pixels,) * 4, mode=mode).to(levels.dtype)
-    start = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator).to(levels.device)
+    start = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator, device=generator.device)
+    start = start.to(levels.device, non_blocking=True)
     rows, columns = (s + torch.arange(n, device=levels.device) for s, n in zip(start, (h, w), strict=True))
     image = torch.arange(b, device=levels.device).view(b, 1, 1)
     return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)  # indexing puts C last

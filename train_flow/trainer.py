@@ -38,11 +38,11 @@ _logger = logging.getLogger(__name__)
 ORDER, NOISE, FLIP, GAUSSIANS, START, MODES = range(6)  # purposes of random numbers
 
 
-def generator(seed: int, *key: int) -> torch.Generator:
-    """A CPU generator keyed by a seed and small integers."""
+def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator keyed by a seed and small integers."""
     for k in key:
         seed = (seed * 6364136223846793005 + k + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
 
 
 def ema_rule(decay: float):
@@ -269,7 +269,8 @@ class Trainer:
             write_atomically(self.checkpoint, lambda p: torch.save(self._state(), p))
 
     def _load(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        # step counts stay on the CPU, where Adam reads them without waiting for a GPU
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         mine, theirs = self.config.to_dict(), state["config"]
         changed = [k for k in mine if theirs.get(k) != mine[k]]
         if changed:
@@ -304,9 +305,9 @@ class Trainer:
         indices = indices[self.rank :: self.world]
         where = indices.to(self.train_data.levels.device)
         levels, y = self.train_data.levels[where], self.train_data.labels[where]
-        g = generator(c.seed, purpose, step, self.rank)
+        g = generator(c.seed, purpose, step, self.rank, device=levels.device)
         if c.flip:
-            flipped = torch.rand(len(levels), generator=g).to(levels.device) < 0.5
+            flipped = torch.rand(len(levels), generator=g, device=levels.device) < 0.5
             levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
         if whole is not None:
             levels = torch.cat([levels[:whole], random_shift(levels[whole:], c.shift, g)])

@@ -3,7 +3,7 @@
 The components come from incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of
 everything seen so far, and folds new rows in by a thin SVD (Ross et al., "Incremental Learning for Robust Visual
 Tracking", IJCV 2008). Memory is K * sketch * D floats and 256 MB of rows that wait for their fold, whatever the size of
-the data.
+the data, on the GPU where the codes are on one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ class ClassMoments:
         """Adds codes z (B, D) of labels y (B,)."""
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {int(y.min())}..{int(y.max())}")
-        z = z.detach().cpu()
+        z = z.detach() if z.is_cuda else z.detach().cpu()  # other devices may lack float64
+        if z.device != self.mean.device:
+            self.mean, self.square = self.mean.to(z.device), self.square.to(z.device)
+        y = y.to(z.device)
         for k in y.unique().tolist():
-            rows = z[(y == k).cpu()]
+            rows = z[y == k]
             if self.num_modes:
                 self._pending[k].append(rows.float())
                 self._pending_rows[k] += len(rows)
@@ -86,7 +89,7 @@ class ClassMoments:
 
     @torch.no_grad()
     def finish(self, num_modes: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """float32 mean (K, D), variance (K, D), modes (K, r, D), std along the modes (K, r), largest first.
+        """float32 mean (K, D), variance (K, D), modes (K, r, D), std along the modes (K, r), largest first, on the CPU.
 
         Without shrinkage a class with n images has at most n - 1 modes; the rest are zero. A class without images raises,
         unless `allow_empty`.
@@ -95,6 +98,7 @@ class ClassMoments:
         if empty and (not self.allow_empty or len(empty) == self.num_classes):
             raise ValueError(f"no image of class {empty[0]} was seen (of {len(empty)} such classes); every class needs one")
         r = self.num_modes if num_modes is None else num_modes
+        device = self.mean.device
         modes = torch.zeros(self.num_classes, r, self.dim)
         std = torch.zeros(self.num_classes, r)
         for k in range(self.num_classes):
@@ -115,18 +119,18 @@ class ClassMoments:
             s, v = _thin_svd(rows)
             n = min(r, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()), int(freedom[k]) if everyone is None else r)
             modes[k, :n], std[k, :n] = _fix_signs(v[:n]), s[:n]
-        variance = own.unsqueeze(1) * self.square + shared.unsqueeze(1) * self.square.sum(0)
+        variance = own.unsqueeze(1).to(device) * self.square + shared.unsqueeze(1).to(device) * self.square.sum(0)
         if empty:
-            weight = (self.count / self.count.sum()).unsqueeze(1)
+            weight = (self.count / self.count.sum()).unsqueeze(1).to(device)
             mean = (weight * self.mean).sum(0)
             within = (weight * variance).sum(0)
             self.mean[empty] = mean
             variance[empty] = within + (weight * (self.mean - mean).square()).sum(0)
-        return self.mean.float(), variance.float(), modes, std
+        return self.mean.float().cpu(), variance.float().cpu(), modes, std
 
     def _within(self) -> Tensor:
         """A sketch of all classes' deviations from their own means."""
-        found = torch.zeros(0, self.dim)
+        found = torch.zeros(0, self.dim, device=self.mean.device)
         for sketch in self._sketch:
             if sketch is not None:
                 found = torch.cat([found, sketch])
