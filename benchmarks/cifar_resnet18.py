@@ -46,7 +46,7 @@ PAPER = {"cifar10": (30, 128), "cifar100": (50, 198)}  # epochs, batch size
 HELD = 0.1
 TRAIN = "train:"
 TIME_LIMIT = "time limit reached; the same command goes on"
-_shared: dict = {}  # of a process of `side_by_side`: args, images
+_process: dict = {}  # what a process that trains needs for all runs: args, images; and its longest run, seconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,23 +73,23 @@ Pending = list[tuple[list[dict], Recipe]]
 
 
 def one_after_another(pending: Pending, args: argparse.Namespace, data: Images, vals: dict[str, Images], path: Path) -> int:
-    started = time.monotonic()
-    data, vals = on_device(data, vals, args.device)
+    begin(args, data, vals)
+    end = time.time() + args.time_limit
     for runs, recipe in pending:
-        if time.monotonic() - started > args.time_limit:
+        runs = execute_in_time(runs, recipe, end)
+        if not runs:
             print(TIME_LIMIT)
             return 0
-        execute(runs, args, data, vals, recipe)
         record(runs, path)
     return 0
 
 
 def side_by_side(pending: Pending, args: argparse.Namespace, data: Images, vals: dict[str, Images], path: Path) -> int:
     """Each run in one of `--jobs` processes, which share the images in memory; one that fails does not stop the others."""
-    end, failed = time.time() + args.time_limit, 0
+    end, failed, late = time.time() + args.time_limit, 0, False
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, context, begin, (args, data, vals)) as pool:
-        futures = {pool.submit(execute_beside, runs, recipe, end): runs[0] for runs, recipe in pending}
+    with ProcessPoolExecutor(args.jobs, context, begin_beside, (args, data, vals)) as pool:
+        futures = {pool.submit(execute_in_time, runs, recipe, end): runs[0] for runs, recipe in pending}
         for future in as_completed(futures):
             try:
                 runs = future.result()
@@ -99,25 +99,31 @@ def side_by_side(pending: Pending, args: argparse.Namespace, data: Images, vals:
                 what = f"{run['arm']}, seed {run['seed']}, failed: {type(e).__name__}: {e}"
                 print(f"{what}\n{e.__cause__}", file=sys.stderr, flush=True)  # the cause holds where, in its process
                 continue
+            late |= not runs
             record(runs, path)
-    if time.time() > end:
+    if late:
         print(TIME_LIMIT)
     return int(failed > 0)
 
 
-def begin(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
+def begin_beside(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
     """Starts a process of `side_by_side`, which ends when the one that started it does."""
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(args.threads)
-    _shared["args"] = args
-    _shared["images"] = on_device(data, vals, args.device)
+    begin(args, data, vals)
 
 
-def execute_beside(runs: list[dict], recipe: Recipe, end: float) -> list[dict]:
-    """In such a process: the completed records; none after `end`, seconds since 1970."""
-    if time.time() > end:
+def begin(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
+    _process.update(args=args, images=on_device(data, vals, args.device), longest=0.0)
+
+
+def execute_in_time(runs: list[dict], recipe: Recipe, end: float) -> list[dict]:
+    """The completed records; none if a run as long as the longest so far would not be done by `end`, seconds since 1970."""
+    start = time.time()
+    if start + _process["longest"] > end:
         return []
-    execute(runs, _shared["args"], *_shared["images"], recipe)
+    execute(runs, _process["args"], *_process["images"], recipe)
+    _process["longest"] = max(_process["longest"], time.time() - start)
     return runs
 
 
@@ -162,7 +168,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--workers", type=int, default=0, help="processes beside each training for the PIL policy of sa, trivial")
     parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at once, whose seconds tell nothing")
-    parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which no run is started")
+    parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds; no run that may last longer is begun")
     parser.add_argument("--record", type=Path, help="another file for the runs")
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:

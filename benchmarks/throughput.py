@@ -11,8 +11,8 @@ image at a time, as a loader's worker has it: "PIL", "uint8 image". Many at a ti
 "float batch" (normalised). Policies of timm exist for PIL images only. With --device cuda the batches lie on the GPU and
 the PIL images stay on the CPU. torchvision's policies draw once for a batch, whose images are then all changed alike.
 The training steps (forward, backward, SGD; autocast to bfloat16 unless the CPU only emulates
-that) say what share of a training an augmentation is on the same threads, with no worker to hide it. On a GPU, TF32 is off,
-the steps have 16 times the images, and tangents are still added up on the CPU.
+that) say what share of a training an augmentation is on the same threads, with no worker to hide it. On a GPU TF32 is off,
+batches have 4 times and steps 16 times the images, and tangents are still added up on the CPU.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - timm draws from it
     torch.manual_seed(0)
-    batch = 128 if size <= 64 else 32
+    batch = (128 if size <= 64 else 32) * (4 if torch.device(device).type == "cuda" else 1)
     levels = smooth_levels(batch, size, g)
     image = Image.fromarray(np.ascontiguousarray(levels[0].permute(1, 2, 0).numpy()))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))

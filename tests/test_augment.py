@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
 from timm_nfaug.augment import parse_config
-from timm_nfaug.perturb import displacement, noise_size, perturb
+from timm_nfaug.perturb import displacement, gathered_move, noise_size, perturb
 
 
 @pytest.fixture
@@ -165,6 +165,14 @@ def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, 
     assert along[:, 4:].abs().max() < 1e-3 * prior.mode_std[1, 0]  # the other modes stay
     rest = moved - along[:, :4] @ prior.modes[1, :4]
     assert rest.abs().max() < 1e-4 * moved.abs().max()
+
+
+def test_gathered_moves_are_those_of_class_by_class(small_flow):
+    """The way of a GPU, on the CPU."""
+    g = torch.Generator().manual_seed(0)
+    y, noise = torch.randint(0, 3, (1100,), generator=g), torch.randn(1100, 4, generator=g)
+    by_class = displacement(small_flow, y, noise, "pca", 4)
+    torch.testing.assert_close(gathered_move(small_flow.prior, y, noise, 4), by_class)
 
 
 def test_axes_move_only_the_widest_coordinates(small_flow):

@@ -191,10 +191,11 @@ def check_labels(y: Tensor, num_classes: int, device: torch.device) -> Tensor:
     if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"labels must be an integer tensor of shape (B,), got {what}; mixed or soft labels have no class")
-    if y.numel() and (int(y.min()) < 0 or int(y.max()) >= num_classes):
+    low, high = torch.stack(y.aminmax()).tolist() if y.numel() else (0, 0)  # from a GPU at once
+    if low < 0 or high >= num_classes:
         raise ValueError(
             f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes, "
-            f"got {int(y.min())}..{int(y.max())}; choose a flow of this data set, fit one to it, or drop the labels"
+            f"got {low}..{high}; choose a flow of this data set, fit one to it, or drop the labels"
         )
     return y.to(device, torch.int64)
 
