@@ -135,7 +135,7 @@ def difference(arm: dict[int, float], other: dict[int, float]) -> str:
     _, _, p, count = paired(arm, other)
     if not count:
         return ""
-    notes = ([] if math.isnan(p) else [f"p {p:.2g}"]) + ([] if count == len(arm) else [f"{count} seeds"])
+    notes = ([] if math.isnan(p) else [f"p {p:.2g}"]) + ([] if count == len(arm) else [f"{count} seed{'s' * (count > 1)}"])
     return gain(arm, other) + (f" ({', '.join(notes)})" if notes else "")
 
 

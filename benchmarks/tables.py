@@ -43,8 +43,9 @@ def source(*names: str) -> str:
     for name in names:
         r = result(name)
         e = r["environment"]
+        gpu = f"{e['machine']['gpu']}, " if e["machine"]["gpu"] and "cuda" in r["command"] else ""
         lines.append(
-            f"<sub>`{r['command']}`: {e['machine']['cpu']}, {e['machine']['cores']} cores, torch {e['versions']['torch']}, "
+            f"<sub>`{r['command']}`: {gpu}{e['machine']['cpu']}, {e['machine']['cores']} cores, torch {e['versions']['torch']}, "
             f"commit {e['commit'][:8]}{' + changes' if e['dirty'] else ''}, {e['date']}.</sub>"
         )
     return "\n".join(dict.fromkeys(lines))  # one command may have made several
@@ -159,6 +160,10 @@ def throughput_2_threads() -> str:
     return throughput("throughput_2_threads")
 
 
+def throughput_cuda() -> str:
+    return throughput("throughput_cuda")
+
+
 def flow_pareto() -> str:
     r = result("flow_pareto")
     s = r["settings"]
@@ -214,12 +219,13 @@ def cifar_summary() -> str:
     """Top-1 of the arms of most interest, a line for each data set, fraction and length with SA; in brackets paired differences.
 
     Of several settings of an arm the one that is best on the held-out images is shown, where none was tried there the
-    default; of deep flows the best by bits/dim that has not seen the labels.
+    default; of deep flows the best by bits/dim that has not seen the labels of other images. Full-size networks first.
     """
     shown = ("baseline", "sa", "linear", "sa+linear", "glem")
     held = comparison.comparisons(_runs("held"))
     rows = [["", *shown]]
-    for (data, _, fraction, recipe), arms in sorted(comparison.comparisons(_runs("test")).items()):
+    found = sorted(comparison.comparisons(_runs("test")).items(), key=lambda item: ('"resnet18"' not in item[0][3], item[0]))
+    for (data, _, fraction, recipe), arms in found:
         searched = held.get((data, "held", fraction, recipe), {})
         for epochs in sorted({e for by_epochs in arms.values() for e in by_epochs} & set(arms.get("baseline", {}))):
             chosen = {arm: _chosen(arm, arms, searched, epochs) for arm in shown}
@@ -239,7 +245,8 @@ def cifar_summary() -> str:
             runs = arms["baseline"][epochs]
             any_run = next(iter(runs.values()))
             tuned = ", fine-tuned" if "init" in any_run["settings"] else ""
-            length = f"{any_run['training_images']} images, {epochs} epochs{tuned}"
+            model = "ResNet18, " if any_run["settings"]["model"] == "resnet18" else ""
+            length = f"{model}{any_run['training_images']} images, {epochs} epochs{tuned}"
             counts = {len(values) for values in top1.values()}
             seeds = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
             rows.append([f"{data}: {length}, {seeds} seed{'' if seeds == '1' else 's'}", *cells])
@@ -252,7 +259,7 @@ def _chosen(arm: str, arms: dict, searched: dict, epochs: int) -> str | None:
     whole = [n for n in names if "before the crop" in n]  # as a deep flow knows images; linear as the launcher places it
     names = whole or names if arm == "glem" else [n for n in names if n not in whole] or names
     runs = {n: next(iter(arms[n][epochs].values())) for n in names}
-    names = [n for n in names if "with labels" not in runs[n]["settings"].get("flow_trained_on", "")]
+    names = [n for n in names if runs[n]["fraction"] == 1 or "with labels" not in runs[n]["settings"].get("flow_trained_on", "")]
 
     def order(name: str) -> tuple[float, float, tuple[float, float]]:
         bits = runs[name].get("flow_metrics", {}).get("bits_per_dim", 99.0)
@@ -292,12 +299,16 @@ def _runs(split: str) -> list[dict[str, Any]]:
 
 
 def _made(runs: list[dict[str, Any]]) -> str:
-    made: dict[str, set[str]] = {}
+    made: dict[str, set[tuple[str, str]]] = {}
     for r in runs:
         commit = r["commit"][:8] + (" + changes" if r["dirty"] else "")
-        made.setdefault(f"{r['device']}, torch {r['versions']['torch']}, commit {commit}", set()).add(r["date"])
-    lines = (f"{what}, {' to '.join(sorted({min(dates), max(dates)}))}" for what, dates in sorted(made.items()))
-    return "<sub>`python -m benchmarks.cifar_resnet18`: " + "; ".join(lines) + ".</sub>"
+        made.setdefault(f"{r['device']}, torch {r['versions']['torch']}", set()).add((r["date"], commit))
+    lines = []
+    for what, when in sorted(made.items()):
+        dates = " to ".join(sorted({min(when)[0], max(when)[0]}))
+        commits = sorted({commit for _, commit in when})
+        lines.append(f"{what}, {f'commit {commits[0]}' if len(commits) == 1 else f'{len(commits)} commits'}, {dates}")
+    return f"<sub>`python -m benchmarks.cifar_resnet18`: {'; '.join(lines)}; each run's own stands in the record.</sub>"
 
 
 def generation() -> str:
@@ -362,7 +373,8 @@ TABLES: dict[str, Callable[[], str]] = {
     for f in (
         flows, moves, flow_speed, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_resnet18,
         cifar_search,
-        generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, tangents, linearity, shrinkage,
+        generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, throughput_cuda, tangents, linearity,
+        shrinkage,
         label_drift,
         demo_digits, demo_cifar,
     )

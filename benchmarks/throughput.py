@@ -300,10 +300,14 @@ def table(rows: list[dict[str, Any]], sizes: list[int]) -> str:
     ]
     cells = [head]
     for name in names:
-        own = [f"{cost[name, s]:.0f} ({over[name, s]:.2f})" if (name, s) in cost else "" for s in sizes]
+        own = [f"{_rounded(cost[name, s])} ({over[name, s]:.2f})" if (name, s) in cost else "" for s in sizes]
         shares = [f"{cost[name, s] / cost[step, s]:.2%}" if (name, s) in cost else "" for s, step in steps.items()]
         cells.append([name, *own, *([""] * len(steps) if name.startswith(STEP) else shares)])
     return markdown_table(cells)
+
+
+def _rounded(microseconds: float) -> str:
+    return f"{microseconds:.{0 if microseconds >= 10 else 1}f}"
 
 
 if __name__ == "__main__":
