@@ -530,13 +530,15 @@ def test_picture_of_flow_quality_pairs_each_flow_with_linear_of_its_settings():
         draw_quality(runs[:9])
 
 
-def test_the_summary_shows_the_setting_that_the_held_out_images_chose(monkeypatch):
-    """Whatever the test images say; of deep flows the best that has seen no labels."""
+@pytest.mark.parametrize("fraction, glem", [(0.5, "43.0 (+3.00 ± 0.00)<br>s1"), (1.0, "70.0 (+30.00 ± 0.00)<br>s1")])
+def test_the_summary_shows_the_setting_that_the_held_out_images_chose(fraction, glem, monkeypatch):
+    """Whatever the test images say; of deep flows the best that has seen no labels but the run's own."""
 
     def run(arm, seed, top1, split="test", flow=None, bits=None, trained_on=None, **settings):
         settings = {"epochs": 9, "model": "m", "batch_size": 2} | settings | ({"flow_trained_on": trained_on} if flow else {})
         made = {"dirty": False, "date": "2026-01-01", "versions": {"torch": "2"}, "training_images": 5}
         more = {"flow": flow, "flow_metrics": {"bits_per_dim": bits} if bits else {}, "metrics": {"top1": top1}}
+        more["fraction"] = fraction
         return a_run(arm=arm, seed=seed, split=split, settings=settings) | made | more
 
     runs = []
@@ -552,8 +554,19 @@ def test_the_summary_shows_the_setting_that_the_held_out_images_chose(monkeypatc
     assert not end
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "d: 5 images, 9 epochs, 2 seeds", "40.0", "42.0 (+2.00 ± 0.00)", "50.0 (+10.00 ± 0.00)<br>s0.5",
-        "45.5 (+3.50 ± 6.35 over sa)<br>s0.5", "43.0 (+3.00 ± 0.00)<br>s1",
+        "45.5 (+3.50 ± 6.35 over sa)<br>s0.5", glem,
     ]  # fmt: skip
+
+
+def test_seconds_of_trainings_that_shared_a_gpu_are_in_no_table():
+    def run(arm, seed, device):
+        settings, metrics = {"epochs": 10, "model": "m"}, {"top1": 50.0 + seed, "nll": 1.0, "ece": 2.0}
+        return a_run(arm=arm, seed=seed, metrics=metrics, settings=settings, device=device, seconds=7.0, training_images=5)
+
+    for device, wanted in (("H100", "1.00"), ("H100, 4 at once", "")):
+        (arms,) = comparisons([run(arm, s, device) for arm in ("baseline", "linear") for s in (0, 1)]).values()
+        head, _, *rows = (line.split("|") for line in table(arms, 10).splitlines())
+        assert {row[[h.strip() for h in head].index("time")].strip() for row in rows} == {wanted}
 
 
 def test_statistics_are_those_of_scipy():
