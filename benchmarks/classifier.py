@@ -59,6 +59,20 @@ def make_classifier(name: str, num_classes: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+def load_saved(path: str | Path, classes: int) -> tuple[str, nn.Module]:
+    """Name and model, ready for testing, of a file of cifar_resnet18 --save that knows so many classes."""
+    weights = load_file(path)
+    known = len(weights.get("fc.bias", []))
+    if known != classes:
+        raise ValueError(f"{path} knows {known} classes, not {classes}; name another --classifier")
+    for name in MODELS:
+        model = make_classifier(name, classes).eval()
+        if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}:
+            model.load_state_dict(weights)
+            return name, model
+    raise ValueError(f"{path} holds none of the models {', '.join(MODELS)}; name a file of cifar_resnet18 --save")
+
+
 def start_from(model: nn.Module, path: str) -> None:
     """Loads all but the head from a safetensors file of a classifier of the same model."""
     weights = load_file(path)

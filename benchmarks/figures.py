@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from timm.data import resolve_data_config
@@ -31,7 +30,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from benchmarks.classifier import MODELS, make_classifier
+from benchmarks.classifier import load_saved
 from benchmarks.demo import first_of_each_class
 from benchmarks.flow_objectives import ARMS as OBJECTIVES
 from timm_nfaug import pixels
@@ -136,7 +135,8 @@ def margin(logits: Tensor, k: int) -> Tensor:
 def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
     """A classifier that cifar_resnet18 saved, or of a checkpoint of timm's train.py, averaged weights first."""
     if path.endswith(".safetensors"):
-        return load_own_classifier(path, flow)
+        _, own = load_saved(path, flow.num_classes)
+        return lambda x: own(x * 2)  # as `classifier.normalize` has images
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -160,20 +160,6 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
         return model((x - mean) / std)
 
     return classify
-
-
-def load_own_classifier(path: str, flow: ConditionalFlow) -> Classifier:
-    """One of `benchmarks.classifier.MODELS`, from a file of cifar_resnet18 --save."""
-    weights = load_file(path)
-    classes = len(weights.get("fc.bias", []))
-    if classes != flow.num_classes:
-        raise ValueError(f"{path} knows {classes} classes, the flow {flow.num_classes}; name another --classifier")
-    for name in MODELS:
-        model = make_classifier(name, classes).eval()
-        if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}:
-            model.load_state_dict(weights)
-            return lambda x: model(x * 2)  # as `classifier.normalize` has images
-    raise ValueError(f"{path} holds none of the models {', '.join(MODELS)}; name a file of cifar_resnet18 --save")
 
 
 @torch.no_grad()

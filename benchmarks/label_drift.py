@@ -17,12 +17,11 @@ import sys
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from timm.utils import random_seed
 from torch import Tensor, nn
 
 from benchmarks.arms import Arm, Settings, apply, make_arm
-from benchmarks.classifier import MODELS, Recipe, crop_and_flip, logits_of, make_classifier, normalize, penultimate
+from benchmarks.classifier import Recipe, crop_and_flip, load_saved, logits_of, normalize, penultimate
 from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow
 from train_flow.data import Images, load_data
@@ -38,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-name", required=True)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--classifier", required=True, help="a file of cifar_resnet18 --save")
-    parser.add_argument("--model", choices=MODELS, default="resnet10_quarter", help="of that file")
     parser.add_argument("--flow", help="of glem: bundled, directory or Hub id")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 1.5])
     parser.add_argument("--modes", type=int, default=32)
@@ -52,14 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n")
     count = min(args.images, len(val))
     some = val.subset(torch.arange(count) * len(val) // count)
-    model = make_classifier(args.model, len(val.class_names))
-    model.load_state_dict(load_file(args.classifier))
-    model.eval()
+    name, model = load_saved(args.classifier, len(val.class_names))
     flow = ConditionalFlow.from_pretrained(args.flow).eval() if args.flow else None
-    wanted = {"crop and flip": CROPPED} | {name: make_arm(name, train, None, Settings()) for name in ("sa", "trivial")}
-    for name in ["linear", *(["glem"] if flow else [])]:
+    wanted = {"crop and flip": CROPPED} | {arm: make_arm(arm, train, None, Settings()) for arm in ("sa", "trivial")}
+    for arm in ["linear", *(["glem"] if flow else [])]:
         for s in args.strengths:
-            wanted[f"{name} s{s:g}-k{args.modes}"] = make_arm(name, train, flow, Settings(strength=s, modes=args.modes, p=1.0))
+            wanted[f"{arm} s{s:g}-k{args.modes}"] = make_arm(arm, train, flow, Settings(strength=s, modes=args.modes, p=1.0))
     rows = []
     for label, arm in wanted.items():
         rows.append({"augmentation": label} | measure(arm, model, some, args.seed))
@@ -71,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": f"{args.data_name}, {count} of {len(val)} validation images",
         "seeds": [args.seed],
         "environment": environment(),
-        "settings": {"model": args.model, "flow": args.flow and flow_title(args.flow), "modes": args.modes, "crop": Recipe.crop},
+        "settings": {"model": name, "flow": args.flow and flow_title(args.flow), "modes": args.modes, "crop": Recipe.crop},
         "results": {"clean_top1": 100 * clean.float().mean().item(), "rows": rows},
     })  # fmt: skip
     print(markdown_table(table(rows)))

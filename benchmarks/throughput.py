@@ -174,6 +174,10 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
         found[f"NFA {name} (uint8 batch)"] = (lambda a=moved: a(levels, labels), batch)
         if not moved.flow.is_linear:
             found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, levels, labels), batch)
+            if not emulates_bfloat16(device):
+                half = copy.deepcopy(moved)
+                half.flow.set_net_dtype(torch.bfloat16)
+                found[f"NFA {name}, bfloat16 networks (uint8 batch)"] = (lambda a=half: a(levels, labels), batch)
     found["NFA, cached tangents (PIL)"] = (cached(image), 1)
     found["NFA, cached tangents (uint8 batch)"] = (cached_batch(levels, labels), batch)
     normalised = copy.deepcopy(linear).to(device)

@@ -165,7 +165,7 @@ def test_classifier_of_the_comparison(small_flow, tmp_path):
     with pytest.raises(ValueError, match="holds none of the models resnet18, resnet10_half"):
         figures.load_classifier(str(tmp_path / "other.safetensors"), small_flow)
     small_flow.config.num_classes = 4
-    with pytest.raises(ValueError, match="knows 3 classes, the flow 4"):
+    with pytest.raises(ValueError, match="knows 3 classes, not 4"):
         figures.load_classifier(str(tmp_path / "own.safetensors"), small_flow)
 
 
