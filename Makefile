@@ -10,7 +10,7 @@ PY := .venv/bin/python
 
 test: .venv/.installed
 	$(PY) -m ruff check .
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist worksteal
 
 demo: .venv/.installed
 	$(PY) -m benchmarks.demo $(if $(DATA),--data-dir "$(DATA)")

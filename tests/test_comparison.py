@@ -373,7 +373,9 @@ def test_jobs_give_the_runs_of_one_after_another_and_outlast_a_failure(tree, tmp
     assert "tangent, seed 0, failed: ValueError: arm tangent" in capsys.readouterr().err, "which is not for after the crop"
     assert {a: r["metrics"] for a, r in alone.items()} == {a: r["metrics"] for a, r in beside.items()}
     assert all(r["device"].endswith("2 at once") for r in beside.values())
-    assert run("--jobs", "2", "--time-limit", "-1", "--arms", "sa") == (0, {})
+    capsys.readouterr()
+    assert run("--time-limit", "-1", "--arms", "sa", "trivial", "isda") == (0, {})
+    assert "time limit reached" in capsys.readouterr().out
 
 
 def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
