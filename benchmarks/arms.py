@@ -64,7 +64,7 @@ class Arm:
         """Called once before the first step."""
 
     def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
-        """What follows the policy."""
+        """uint8 images (B, C, H, W), cropped and under `policy` where there is one, to uint8 images."""
         return levels if self.levels is None else self.levels(levels, y, g)
 
     def tensors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ class Arm:
         return F.cross_entropy(model(x), target)  # target: labels (B,) or, of a mix, probabilities (B, K)
 
 
-def apply(policy: Policy, levels: Tensor) -> Tensor:
+def apply_policy(policy: Policy, levels: Tensor) -> Tensor:
     """Each of the uint8 images (B, C, H, W) under `policy`, by way of PIL."""
     moved = [v2.functional.pil_to_tensor(policy(v2.functional.to_pil_image(image))) for image in levels.cpu()]
     return torch.stack(moved).to(levels.device)

@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -45,8 +46,8 @@ SUITE = "cifar_resnet18"
 PAPER = {"cifar10": (30, 128), "cifar100": (50, 198)}  # epochs, batch size
 HELD = 0.1
 TRAIN = "train:"
-TIME_LIMIT = "time limit reached; the same command goes on"
-_process: dict = {}  # what a process that trains needs for all runs: args, images; and its longest run, seconds
+STOPPED = "time limit reached; the same command goes on"
+_process: dict = {}  # of a process that trains: args, images (both for all its runs) and the seconds of its slowest epoch so far
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,26 +74,29 @@ Pending = list[tuple[list[dict], Recipe]]
 
 
 def one_after_another(pending: Pending, args: argparse.Namespace, data: Images, vals: dict[str, Images], path: Path) -> int:
-    begin(args, data, vals)
+    init_process(args, data, vals)
     end = time.time() + args.time_limit
     for runs, recipe in pending:
         runs = execute_in_time(runs, recipe, end)
         if not runs:
-            print(TIME_LIMIT)
+            print(STOPPED)
             return 0
         record(runs, path)
     return 0
 
 
 def side_by_side(pending: Pending, args: argparse.Namespace, data: Images, vals: dict[str, Images], path: Path) -> int:
-    """Each run in one of `--jobs` processes, which share the images in memory; one that fails does not stop the others."""
+    """Each run in one of `--jobs` processes, which share the images in memory; one that raises does not stop the others."""
     end, failed, late = time.time() + args.time_limit, 0, False
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, context, begin_beside, (args, data, vals)) as pool:
+    pool = ProcessPoolExecutor(args.jobs, context, init_worker, (args, data, vals))
+    try:
         futures = {pool.submit(execute_in_time, runs, recipe, end): runs[0] for runs, recipe in pending}
         for future in as_completed(futures):
             try:
                 runs = future.result()
+            except BrokenProcessPool:
+                raise SystemExit("a training process died, killed or out of memory; the same command goes on") from None
             except Exception as e:
                 failed += 1
                 run = futures[future]
@@ -101,29 +105,31 @@ def side_by_side(pending: Pending, args: argparse.Namespace, data: Images, vals:
                 continue
             late |= not runs
             record(runs, path)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if late:
-        print(TIME_LIMIT)
+        print(STOPPED)
     return int(failed > 0)
 
 
-def begin_beside(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
+def init_worker(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
     """Starts a process of `side_by_side`, which ends when the one that started it does."""
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(args.threads)
-    begin(args, data, vals)
+    init_process(args, data, vals)
 
 
-def begin(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
-    _process.update(args=args, images=on_device(data, vals, args.device), longest=0.0)
+def init_process(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
+    _process.update(args=args, images=on_device(data, vals, args.device), slowest=0.0)
 
 
 def execute_in_time(runs: list[dict], recipe: Recipe, end: float) -> list[dict]:
-    """The completed records; none if a run as long as the longest so far would not be done by `end`, seconds since 1970."""
+    """The completed records; none if a run at the pace of the slowest so far would not be done by `end`, seconds since 1970."""
     start = time.time()
-    if start + _process["longest"] > end:
+    if start + _process["slowest"] * recipe.epochs > end:
         return []
     execute(runs, _process["args"], *_process["images"], recipe)
-    _process["longest"] = max(_process["longest"], time.time() - start)
+    _process["slowest"] = max(_process["slowest"], (time.time() - start) / recipe.epochs)
     return runs
 
 
@@ -166,22 +172,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: the cores, over --jobs")
     parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="all in float32: faster on a CPU without AVX-512")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--workers", type=int, default=0, help="processes beside each training for the PIL policy of sa, trivial")
+    parser.add_argument("--workers", type=int, default=0, help="processes beside each training, for PIL policies after the crop")
     parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at once, whose seconds tell nothing")
-    parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds; no run that may last longer is begun")
+    parser.add_argument(
+        "--time-limit", type=float, default=float("inf"),
+        help="seconds; no run is begun that would take longer, at the pace of those before",
+    )  # fmt: skip
     parser.add_argument("--record", type=Path, help="another file for the runs")
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:
         parser.error(f"--fraction must be above 0 and at most 1, got {args.fraction:g}")
     if args.fraction == 1 and len(args.split) > 1:
         parser.error("at --fraction 1 no images are held out of what --split test trains on; choose one split")
-    args.threads = args.threads or max(1, torch.get_num_threads() // args.jobs)
+    if args.jobs < 1 or args.workers < 0:
+        parser.error(f"--jobs must be at least 1 and --workers at least 0, got {args.jobs} and {args.workers}")
+    if args.threads is None:
+        args.threads = max(1, torch.get_num_threads() // args.jobs)
     epochs, batch_size = PAPER.get(args.data, PAPER["cifar10"])
     args.epochs, args.batch_size = args.epochs or [epochs], args.batch_size or batch_size
     flows = dict(item.partition("=")[::2] for item in args.flow)
     unknown = set(flows) - set(NEEDS_FLOW)
     if unknown:
         parser.error(f"--flow takes ARM=NAME with an arm of {', '.join(NEEDS_FLOW)}; got {', '.join(sorted(unknown))}")
+    if args.jobs > 1 and any(f.startswith(TRAIN) for f in flows.values()):
+        parser.error(f"--flow ARM={TRAIN}CONFIG trains a flow once for all arms of a seed, so it needs --jobs 1")
     missing = [a for a in args.arms if a in NEEDS_FLOW and not (flows.get(a) or flows.get(NEEDS_FLOW[a]))]
     if missing:
         parser.error(f"arm {missing[0]} needs --flow {NEEDS_FLOW[missing[0]]}=NAME")

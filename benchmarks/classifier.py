@@ -7,6 +7,7 @@ momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to 0.1. to
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 from torchvision.transforms import v2
 
-from benchmarks.arms import Arm, Policy, apply
+from benchmarks.arms import Arm, Policy, apply_policy
 from timm_nfaug import pixels
 from train_flow.data import Images, random_shift
 from train_flow.trainer import generator
@@ -118,8 +119,9 @@ class Batches:
         data = Images(self.data.levels.cpu(), self.data.labels.cpu(), self.data.class_names)
         made = _UnderPolicy(Batches(data, self.recipe, self.seed), policy)
         return DataLoader(
-            made, None, sampler=range(steps), num_workers=workers, multiprocessing_context="fork", prefetch_factor=8
-        )
+            made, None, sampler=range(steps), num_workers=workers, multiprocessing_context="fork", prefetch_factor=8,
+            timeout=300,  # seconds: an error instead of waiting for a worker for ever
+        )  # fmt: skip
 
 
 class _UnderPolicy(Dataset):
@@ -129,7 +131,7 @@ class _UnderPolicy(Dataset):
     def __getitem__(self, step: int) -> Tensor:
         random_seed(int(torch.randint(0, 2**31, (), generator=generator(self.batches.seed, AUGMENT, step))))
         levels = self.batches.data.levels[self.batches.indices(step)]
-        return apply(self.policy, self.batches.crop_and_flip(levels, step))
+        return apply_policy(self.policy, self.batches.crop_and_flip(levels, step))
 
 
 def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -> tuple[nn.Module, dict]:
@@ -139,7 +141,7 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -
     same order with the same crops and flips; the arm's own is the same for any number of `workers`.
 
     Returns:
-        The classifier, and images_seen, seconds, cpu_seconds (of this process).
+        The classifier, and images_seen, seconds, cpu_seconds (of this process and the workers).
     """
     device = data.levels.device
     torch.manual_seed(seed)
@@ -155,24 +157,24 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -
     arm.start(model, steps)
     # single images are PIL's: in processes of their own, which see the images in main memory
     ready = iter(batches.in_workers(arm.policy, steps, workers)) if arm.policy and not arm.before and workers else None
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), cpu_time()
     for step in range(steps):
         index = batches.indices(step).to(device, non_blocking=True)
         y, g = data.labels[index], generator(seed, AUGMENT, step)
         # timm's and torchvision's augmentations draw from the global generators
-        number = int(torch.randint(0, 2**31, (), generator=g))
+        step_seed = int(torch.randint(0, 2**31, (), generator=g))
         if ready:
             levels = next(ready).to(device, non_blocking=True)
         else:
-            random_seed(number)
+            random_seed(step_seed)
             levels = data.levels[index]
             if arm.before is not None:
                 levels = arm.before(levels, y, g)
             levels = batches.crop_and_flip(levels, step)
             if arm.policy is not None:
-                levels = apply(arm.policy, levels)
+                levels = apply_policy(arm.policy, levels)
         if arm.policy is not None:
-            random_seed(number + 1)  # what comes next is the same wherever the policy ran
+            random_seed(step_seed + 1)  # what comes next is the same wherever the policy ran
         x, target = arm.tensors(normalize(arm.images(levels, y, g)), y)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             loss = arm.loss(run, x, target, step)
@@ -182,8 +184,14 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -
         schedule.step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    del ready  # ends the workers, whose time then counts
+    seconds, cpu = time.perf_counter() - wall, cpu_time() - cpu
     return model, {"images_seen": steps * recipe.batch_size, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def cpu_time() -> float:
+    """Seconds of this process and of those it has started that have ended."""
+    return sum(os.times()[:4])
 
 
 def crop_and_flip(levels: Tensor, crop: int, g: torch.Generator) -> Tensor:

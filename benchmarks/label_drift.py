@@ -20,7 +20,7 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from benchmarks.arms import Arm, Settings, apply, make_arm
+from benchmarks.arms import Arm, Settings, apply_policy, make_arm
 from benchmarks.classifier import Recipe, crop_and_flip, load_saved, logits_of, normalize, penultimate
 from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow
@@ -86,7 +86,7 @@ def measure(arm: Arm, model: nn.Module, data: Images, seed: int) -> dict[str, An
         for version in range(ROUNDS):
             g = generator(seed, version, start)
             random_seed(int(torch.randint(0, 2**31, (), generator=g)))  # timm's and torchvision's draw from the global ones
-            x = levels if arm.policy is None else apply(arm.policy, levels)
+            x = levels if arm.policy is None else apply_policy(arm.policy, levels)
             x, _ = arm.tensors(normalize(arm.images(x, y, g)), y)
             f = penultimate(model, x)
             versions[version].append(f)

@@ -6,6 +6,7 @@ the files with the results.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -224,8 +225,9 @@ def cifar_summary() -> str:
     shown = ("baseline", "sa", "linear", "sa+linear", "glem")
     held = comparison.comparisons(_runs("held"))
     rows = [["", *shown]]
-    found = sorted(comparison.comparisons(_runs("test")).items(), key=lambda item: ('"resnet18"' not in item[0][3], item[0]))
-    for (data, _, fraction, recipe), arms in found:
+    found = comparison.comparisons(_runs("test"))
+    for key in sorted(found, key=lambda key: (json.loads(key[3])["model"] != "resnet18", key)):
+        (data, _, fraction, recipe), arms = key, found[key]
         searched = held.get((data, "held", fraction, recipe), {})
         for epochs in sorted({e for by_epochs in arms.values() for e in by_epochs} & set(arms.get("baseline", {}))):
             chosen = {arm: _chosen(arm, arms, searched, epochs) for arm in shown}
@@ -308,7 +310,7 @@ def _made(runs: list[dict[str, Any]]) -> str:
         dates = " to ".join(sorted({min(when)[0], max(when)[0]}))
         commits = sorted({commit for _, commit in when})
         lines.append(f"{what}, {f'commit {commits[0]}' if len(commits) == 1 else f'{len(commits)} commits'}, {dates}")
-    return f"<sub>`python -m benchmarks.cifar_resnet18`: {'; '.join(lines)}; each run's own stands in the record.</sub>"
+    return f"<sub>`python -m benchmarks.cifar_resnet18`: {'; '.join(lines)}; the record has each run's.</sub>"
 
 
 def generation() -> str:

@@ -19,7 +19,7 @@ from benchmarks.arms import (
     NEEDS_FLOW,
     Arm,
     Settings,
-    apply,
+    apply_policy,
     deep_modes,
     fitted,
     linear_flow,
@@ -84,7 +84,7 @@ def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small
 
     def batch(seed):
         torch.manual_seed(seed)
-        levels_out = levels if arm.policy is None else apply(arm.policy, levels)
+        levels_out = levels if arm.policy is None else apply_policy(arm.policy, levels)
         levels_out = arm.images(levels_out, y, generator(seed))
         x, target = arm.tensors(levels_out.float() / 255, y)
         return levels_out, x, target
@@ -360,22 +360,41 @@ def test_subsets_are_stratified_paired_and_apart_from_the_held_images(data):
 
 
 def test_jobs_give_the_runs_of_one_after_another_and_outlast_a_failure(tree, tmp_path, capsys):
-    def run(*more):
-        record = tmp_path / f"{len(more)}.jsonl"
+    def run(name, *more):
+        record = tmp_path / f"{name}.jsonl"
         common = ["--data", str(tree), "--data-name", "toy images", "--record", str(record), "--seeds", "0", "--modes", "4"]
         code = main([*common, *SMALL, "--fraction", "0.5", *more])
         return code, {r["arm"]: r for r in records.read(record)}
 
     flow = ["--flow", "glem=conv_p4_small.cifar10_jpeg", "--flow-trained-on", "other images"]
-    code, alone = run("--arms", "baseline", "sa")
-    also, beside = run("--jobs", "2", "--workers", "1", *flow, "--arms", "baseline", "tangent", "sa")
+    code, alone = run("alone", "--arms", "baseline", "sa")
+    # tangent is not for after the crop
+    also, beside = run("beside", "--jobs", "2", "--workers", "1", *flow, "--arms", "baseline", "tangent", "sa")
     assert code == 0 and also == 1
-    assert "tangent, seed 0, failed: ValueError: arm tangent" in capsys.readouterr().err, "which is not for after the crop"
+    assert "tangent, seed 0, failed: ValueError: arm tangent" in capsys.readouterr().err
     assert {a: r["metrics"] for a, r in alone.items()} == {a: r["metrics"] for a, r in beside.items()}
     assert all(r["device"].endswith("2 at once") for r in beside.values())
     capsys.readouterr()
-    assert run("--time-limit", "-1", "--arms", "sa", "trivial", "isda") == (0, {})
+
+
+def test_no_run_is_begun_that_would_outlast_the_time_limit(tree, tmp_path, monkeypatch, capsys):
+    """At the pace of the slowest epoch so far: of 1 and of 50 epochs in one command the short ones go on."""
+    now, done = [1000.0], []
+
+    def execute(runs, args, data, vals, recipe):
+        now[0] += 10 * recipe.epochs
+        done.append((runs[0]["arm"], recipe.epochs))
+        for run in runs:
+            run |= a_run() | {k: run[k] for k in records.KEY} | {"metrics": {"top1": 1.0, "nll": 1.0, "ece": 1.0}}
+
+    monkeypatch.setattr(cifar_resnet18, "execute", execute)
+    monkeypatch.setattr(cifar_resnet18.time, "time", lambda: now[0])
+    common = ["--data", str(tree), "--data-name", "toy images", "--record", str(tmp_path / "runs.jsonl"), "--seeds", "0"]
+    assert main([*common, *SMALL, "--time-limit", "30", "--arms", "baseline", "sa", "trivial", "isda", "mixup"]) == 0
+    assert done == [("baseline", 1), ("sa", 1), ("trivial", 1)]
     assert "time limit reached" in capsys.readouterr().out
+    assert main([*common, *SMALL, "--time-limit", "300", "--arms", "isda", "--epochs", "2", "50"]) == 0
+    assert done[3:] == [("isda", 2)]
 
 
 def test_command_records_runs_and_goes_on(tree, tmp_path, small_flow, capsys):
@@ -443,6 +462,8 @@ def test_a_flow_is_trained_on_the_runs_own_images(tree, tmp_path, monkeypatch):
     [
         (["--arms", "glem"], "arm glem needs --flow glem=NAME"),
         (["--arms", "sa", "--flow", "sa=x"], "--flow takes ARM=NAME with an arm of"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--jobs", "2", "--arms", "glem", "--flow", "glem=train:linear.cifar10_jpeg"], "so it needs --jobs 1"),
         (["--fraction", "0"], "--fraction must be above 0"),
         (["--split", "test", "held"], "choose one split"),
         (["--arms", "glem", "--flow", "glem=x"], "--flow-trained-on is needed with flow x"),

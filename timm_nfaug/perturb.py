@@ -74,8 +74,9 @@ def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, mod
         else:
             energy = prior.variance.topk(modes, dim=1).values.sum(1)
         return noise * (energy / flow.dim).sqrt()[y].unsqueeze(1)
-    if kind == "pca" and noise.is_cuda and len(y):  # which would wait for the CPU, class after class
+    if kind == "pca" and noise.is_cuda and len(y):
         return gathered_move(prior, y, noise, modes)
+    # class by class, on a CPU: gathering would move 400 kB an image
     order = y.argsort()
     moves = []
     for k, own in enumerate(noise[order].split(torch.bincount(y, minlength=1).tolist())):

@@ -39,7 +39,7 @@ ORDER, NOISE, FLIP, GAUSSIANS, START, MODES = range(6)  # purposes of random num
 
 
 def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator keyed by a seed and small integers."""
+    """A generator keyed by a seed and small integers; on another kind of device it draws other numbers."""
     for k in key:
         seed = (seed * 6364136223846793005 + k + 1442695040888963407) % 2**63
     return torch.Generator(device).manual_seed(seed)

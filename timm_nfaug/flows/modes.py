@@ -3,7 +3,7 @@
 The components come from incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of
 everything seen so far, and folds new rows in by a thin SVD (Ross et al., "Incremental Learning for Robust Visual
 Tracking", IJCV 2008). Memory is K * sketch * D floats and 256 MB of rows that wait for their fold, whatever the size of
-the data, on the GPU where the codes are on one.
+the data; on the GPU where the first codes are on one and the sketches take at most 1 GB.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 WAITING = 2**26  # floats
+ON_GPU = 2**28  # floats of sketches that may lie there
 
 
 class ClassMoments:
@@ -40,16 +41,17 @@ class ClassMoments:
         self._sketch: list[Tensor | None] = [None] * num_classes
         self._pending: list[list[Tensor]] = [[] for _ in range(num_classes)]
         self._pending_rows = [0] * num_classes
+        self._started = False
 
     @torch.no_grad()
     def update(self, z: Tensor, y: Tensor) -> None:
         """Adds codes z (B, D) of labels y (B,)."""
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {int(y.min())}..{int(y.max())}")
-        z = z.detach() if z.is_cuda else z.detach().cpu()  # other devices may lack float64
-        if z.device != self.mean.device:
+        if not self._started and z.is_cuda and self.num_classes * self.sketch_rows * self.dim <= ON_GPU:
             self.mean, self.square = self.mean.to(z.device), self.square.to(z.device)
-        y = y.to(z.device)
+        self._started = True
+        z, y = z.detach().to(self.mean.device), y.to(self.mean.device)
         for k in y.unique().tolist():
             rows = z[y == k]
             if self.num_modes:
