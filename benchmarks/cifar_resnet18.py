@@ -252,9 +252,10 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
     flow = None
     if arm in NEEDS_FLOW:
         flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
-        if Path(flow).is_dir():  # train_flow saves into OUT/flow
+        if Path(flow).is_dir():  # train_flow saves into OUT/flow and OUT/flow-STEP
             path = Path(flow).resolve()
-            flow = path.parent.name if path.name == "flow" else path.name
+            own, step = path.name == "flow", path.name.removeprefix("flow-")
+            flow = path.parent.name if own else f"{path.parent.name}_{step}" if step.isdigit() else path.name
         if flow.startswith(TRAIN):
             flow = TRAIN + config_name(flow.removeprefix(TRAIN))
         settings["flow_trained_on"] = "the run's own images" if flow.startswith(TRAIN) else args.flow_trained_on

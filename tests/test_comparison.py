@@ -377,6 +377,14 @@ def test_jobs_give_the_runs_of_one_after_another_and_outlast_a_failure(tree, tmp
     capsys.readouterr()
 
 
+def test_a_flow_is_called_by_its_training(tmp_path):
+    for folder, name in (("flow", "mine"), ("flow-20", "mine_20"), ("flow-of-mine", "flow-of-mine")):
+        path = tmp_path / "mine" / folder
+        path.mkdir(parents=True)
+        args = cifar_resnet18.parse(["--data", "cifar10", "--arms", "glem", "--flow", f"glem={path}", "--flow-trained-on", "x"])
+        assert cifar_resnet18.describe(args, "glem", 0, Recipe(), "d", "test")["flow"] == name
+
+
 def test_no_run_is_begun_that_would_outlast_the_time_limit(tree, tmp_path, monkeypatch, capsys):
     """At the pace of the slowest epoch so far: of 1 and of 50 epochs in one command the short ones go on."""
     now, done = [1000.0], []

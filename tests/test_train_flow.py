@@ -252,6 +252,26 @@ def test_a_training_can_start_from_a_flow(toy_trainer, tmp_path):
         toy_trainer("third", init=str(first.out / "flow"), network={**TOY["network"], "depth": 1})
 
 
+@pytest.mark.parametrize("objective", ["glem", "joint"])
+def test_snapshots_are_flows_on_the_way_and_change_nothing(objective, toy_trainer):
+    plain = toy_trainer("plain", steps=6, objective=objective)
+    kept = toy_trainer("kept", steps=6, objective=objective, snapshots=[2, 4, 6])
+    for trainer in (plain, kept):
+        assert trainer.run()
+        trainer.finish()
+    own, other = plain.flow.state_dict(), kept.flow.state_dict()
+    assert all(torch.equal(own[k], other[k]) for k in own)
+    assert sorted(p.name for p in kept.out.glob("flow*")) == ["flow", "flow-2", "flow-4"]
+    first, last = (nfa.ConditionalFlow.from_pretrained(kept.out / f"flow-{step}") for step in (2, 4))
+    assert "2 steps of batch" in first.config.info["training"] and "4 steps of batch" in last.config.info["training"]
+    assert any(not torch.equal(v, last.state_dict()[k]) for k, v in first.state_dict().items())
+    logged = [json.loads(line) for line in (kept.out / "log.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["bits_per_dim"] for row in logged if row.get("snapshot")}
+    assert found == pytest.approx({s: f.config.info["metrics"]["bits_per_dim"] for s, f in ((2, first), (4, last))}, rel=1e-4)
+    with pytest.raises(ValueError, match=r"snapshots must be steps, integers of at least 1, got \[0\]"):
+        toy_trainer("wrong", snapshots=[0])
+
+
 def test_a_limited_evaluation_sees_every_class(small_flow, toy_images):
     data = Images(*toy_images, ["a", "b", "c"])  # sorted by class
     few = data.subset(torch.tensor([0, 10, 20, 30, 40, 50]))

@@ -78,6 +78,7 @@ class TrainConfig:
     eval_every: int = 1000  # steps; 0: at the end only
     eval_images: int = 2000  # of the validation set, during training
     checkpoint_seconds: float = 60.0
+    snapshots: list = field(default_factory=list)  # steps after which the flow is also saved as it then is, in OUT/flow-STEP
     mode_images: int = 0  # training images that the principal modes are estimated from; 0: all
     half: bool = False  # store kernels and modes in float16; the report is made from the stored flow
 
@@ -93,6 +94,8 @@ class TrainConfig:
         for name in ("batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(isinstance(step, int) and step > 0 for step in self.snapshots):
+            raise ValueError(f"snapshots must be steps, integers of at least 1, got {self.snapshots!r}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.shift < 0 or self.discriminative < 0:

@@ -6,6 +6,7 @@ training is the uninterrupted one, bit for bit.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -271,7 +272,8 @@ class Trainer:
     def _load(self) -> None:
         # step counts stay on the CPU, where Adam reads them without waiting for a GPU
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        mine, theirs = self.config.to_dict(), state["config"]
+        # a setting that is newer than the checkpoint had its default
+        mine, theirs = self.config.to_dict(), TrainConfig(data="digits").to_dict() | state["config"]
         changed = [k for k in mine if theirs.get(k) != mine[k]]
         if changed:
             raise ValueError(
@@ -431,6 +433,9 @@ class Trainer:
                 )  # fmt: skip
                 bar.set_postfix_str(f"{bpd:.3f} bits/dim, accuracy {accuracy:.3f}, {speed:.0f} images/s")
                 window, window_start = [], time.monotonic()
+            if self.step in c.snapshots and self.step < self.steps and self.rank == 0:
+                self.log(step=self.step, snapshot=True, **self._export(copy.deepcopy(self.best()), f"flow-{self.step}"))
+                window_start = time.monotonic()
             if c.eval_every and self.step % c.eval_every == 0 and self.step < self.steps and self.val_data is not None:
                 if self.rank == 0:
                     report = evaluate(self.best(), self.val_data, limit=c.eval_images)
@@ -455,12 +460,17 @@ class Trainer:
         dist.broadcast(flag, 0)
         return bool(flag)
 
-    @torch.no_grad()
     def finish(self) -> dict:
         """Estimates the modes, saves out/flow, evaluates what was saved, and returns the report."""
+        report = self._export(self.best(), "flow")
+        self.log(step=self.step, final=True, **report)
+        return report
+
+    @torch.no_grad()
+    def _export(self, flow: ConditionalFlow, folder: str) -> dict:
         c = self.config
-        flow = self.best().eval()
-        flow.set_net_dtype(None)
+        flow = flow.eval().set_net_dtype(None)
+        name = self.out.name + folder.removeprefix("flow").replace("-", "_")
         data = self.train_data
         if c.mode_images and c.mode_images < len(data):
             _, pick = stratified_split(data.labels.cpu(), c.mode_images / len(data), c.seed)
@@ -473,18 +483,17 @@ class Trainer:
             flow.prior.set_modes(modes, std)
         info = {"data": c.data_name or c.data, "license": "apache-2.0", "training_seconds": round(self.seconds, 1)}
         flow.config.info = info
-        flow.save_pretrained(self.out / "flow", c.half, name=self.out.name)
+        flow.save_pretrained(self.out / folder, c.half, name=name)
         report = {}
         if self.val_data is not None:
-            stored = ConditionalFlow.from_pretrained(self.out / "flow").to(self.device)
+            stored = ConditionalFlow.from_pretrained(self.out / folder).to(self.device)
             report = evaluate(stored, self.val_data)
             split = "held out of training" if c.val_fraction else "validation"
             dropped = {"images"} | ({"class_accuracy", "mean_pairwise_kl"} if flow.num_classes == 1 else set())
             info["metrics"] = {k: v for k, v in report.items() if k not in dropped}
             info["metrics"]["measured_on"] = f"{report['images']} {split} images"
         info["training"] = self._describe()
-        flow.save_pretrained(self.out / "flow", c.half, name=self.out.name)
-        self.log(step=self.step, final=True, **report)
+        flow.save_pretrained(self.out / folder, c.half, name=name)
         return report
 
     def _describe(self) -> str:
