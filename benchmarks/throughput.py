@@ -305,9 +305,13 @@ def table(rows: list[dict[str, Any]], sizes: list[int]) -> str:
     cells = [head]
     for name in names:
         own = [f"{_rounded(cost[name, s])} ({over[name, s]:.2f})" if (name, s) in cost else "" for s in sizes]
-        shares = [f"{cost[name, s] / cost[step, s]:.2%}" if (name, s) in cost else "" for s, step in steps.items()]
+        shares = [_share(cost[name, s] / cost[step, s]) if (name, s) in cost else "" for s, step in steps.items()]
         cells.append([name, *own, *([""] * len(steps) if name.startswith(STEP) else shares)])
     return markdown_table(cells)
+
+
+def _share(part: float) -> str:
+    return f"{part:.{0 if part >= 0.1 else 2}%}"
 
 
 def _rounded(microseconds: float) -> str:
