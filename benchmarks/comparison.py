@@ -200,10 +200,10 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
                 control = arms.get(name.partition(", ")[0].replace("glem", "linear", 1), {}).get(epochs)
                 if run["arm"] == "glem" and bits and control:
                     mean, half, _, seeds = paired(metric(found), metric(control))
-                    if seeds > 1:
+                    if seeds > 2:
                         points.append((title(data, fraction, epochs, run), bits, mean, half, run))
     if len(points) < 2:
-        raise SystemExit("nothing to draw: two flows with bits/dim, of two seeds or more, are needed beside linear")
+        raise SystemExit("nothing to draw: two flows with bits/dim, of three seeds or more, are needed beside linear")
     figure = Figure((8, 4), layout="constrained")
     axis = figure.subplots()
     for i, head in enumerate(dict.fromkeys(p[0] for p in points)):
@@ -214,7 +214,7 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
             short = run["flow"].replace(".cifar10_jpeg", "").removeprefix("conv_p4_small").strip("_") or "bundled"
             axis.annotate(short, (b, m), (-4, 4), textcoords="offset points", fontsize=7, ha="right")
     axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-    axis.margins(x=0.15)  # for the names
+    axis.margins(x=0.3)  # for the names
     axis.invert_xaxis()
     axis.set_xlabel("bits/dim of the flow on the validation images (better to the right)")
     axis.set_ylabel("top-1 minus that of linear, points")

@@ -551,7 +551,8 @@ def test_picture_of_flow_quality_pairs_each_flow_with_linear_of_its_settings():
         return a_run(arm=arm, seed=seed, metrics={"top1": top1, "nll": 1.0, "ece": 1.0}, settings=settings, **more)
 
     runs = [run("linear", s, 50.0 + s) for s in range(3)] + [run("linear", s, 90.0, strength=0.5) for s in range(3)]
-    runs += [run("glem", s, 49.0 + s, "x_short", 3.5) for s in range(3)] + [run("glem", s, 51.5 + s, "x", 3.0) for s in range(2)]
+    runs += [run("glem", s, 49.0 + s, "x_short", 3.5) for s in range(3)] + [run("glem", s, 51.5 + s, "x", 3.0) for s in range(3)]
+    runs += [run("glem", s, 51.5 + s, "y", 2.5) for s in range(2)]  # two seeds are too few
     runs += [run("glem", 0, 70.0, "once", 2.0)]
     (axis,) = draw_quality(runs).axes
     (points,) = axis.containers
