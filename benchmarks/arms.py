@@ -79,8 +79,10 @@ class Arm:
         return F.cross_entropy(model(x), target)  # target: labels (B,) or, of a mix, probabilities (B, K)
 
 
-def apply_policy(policy: Policy, levels: Tensor) -> Tensor:
-    """Each of the uint8 images (B, C, H, W) under `policy`, by way of PIL."""
+def apply_policy(policy: Policy | None, levels: Tensor) -> Tensor:
+    """Each of the uint8 images (B, C, H, W) under `policy`, by way of PIL; without one as they are."""
+    if policy is None:
+        return levels
     moved = [v2.functional.pil_to_tensor(policy(v2.functional.to_pil_image(image))) for image in levels.cpu()]
     return torch.stack(moved).to(levels.device)
 

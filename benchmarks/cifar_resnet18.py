@@ -35,7 +35,7 @@ from torch import multiprocessing
 from benchmarks import records
 from benchmarks.arms import ARMS, LINEAR, NEEDS_FLOW, SHRINKS_NOT, Settings, make_arm
 from benchmarks.classifier import MODELS, Recipe, test, train
-from benchmarks.common import ROOT, command_line, environment
+from benchmarks.common import ROOT, command_line, environment, flow_title
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.hub import write_atomically
 from train_flow.config import load_config
@@ -252,10 +252,8 @@ def describe(args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name
     flow = None
     if arm in NEEDS_FLOW:
         flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
-        if Path(flow).is_dir():  # train_flow saves into OUT/flow and OUT/flow-STEP
-            path = Path(flow).resolve()
-            own, step = path.name == "flow", path.name.removeprefix("flow-")
-            flow = path.parent.name if own else f"{path.parent.name}_{step}" if step.isdigit() else path.name
+        if Path(flow).is_dir():
+            flow = flow_title(flow)
         if flow.startswith(TRAIN):
             flow = TRAIN + config_name(flow.removeprefix(TRAIN))
         settings["flow_trained_on"] = "the run's own images" if flow.startswith(TRAIN) else args.flow_trained_on

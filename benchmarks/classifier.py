@@ -129,7 +129,7 @@ class _UnderPolicy(Dataset):
         self.batches, self.policy = batches, policy
 
     def __getitem__(self, step: int) -> Tensor:
-        random_seed(int(torch.randint(0, 2**31, (), generator=generator(self.batches.seed, AUGMENT, step))))
+        seed_globals(generator(self.batches.seed, AUGMENT, step))
         levels = self.batches.data.levels[self.batches.indices(step)]
         return apply_policy(self.policy, self.batches.crop_and_flip(levels, step))
 
@@ -161,18 +161,14 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -
     for step in range(steps):
         index = batches.indices(step).to(device, non_blocking=True)
         y, g = data.labels[index], generator(seed, AUGMENT, step)
-        # timm's and torchvision's augmentations draw from the global generators
-        step_seed = int(torch.randint(0, 2**31, (), generator=g))
+        step_seed = seed_globals(g)
         if ready:
             levels = next(ready).to(device, non_blocking=True)
         else:
-            random_seed(step_seed)
             levels = data.levels[index]
             if arm.before is not None:
                 levels = arm.before(levels, y, g)
-            levels = batches.crop_and_flip(levels, step)
-            if arm.policy is not None:
-                levels = apply_policy(arm.policy, levels)
+            levels = apply_policy(arm.policy, batches.crop_and_flip(levels, step))
         if arm.policy is not None:
             random_seed(step_seed + 1)  # what comes next is the same wherever the policy ran
         x, target = arm.tensors(normalize(arm.images(levels, y, g)), y)
@@ -187,6 +183,13 @@ def train(data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0) -
     del ready  # ends the workers, whose time then counts
     seconds, cpu = time.perf_counter() - wall, cpu_time() - cpu
     return model, {"images_seen": steps * recipe.batch_size, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def seed_globals(g: torch.Generator) -> int:
+    """Seeds the global generators, from which timm's and torchvision's augmentations draw, from `g`; returns the seed."""
+    seed = int(torch.randint(0, 2**31, (), generator=g))
+    random_seed(seed)
+    return seed
 
 
 def cpu_time() -> float:

@@ -79,8 +79,10 @@ def command_line(module: str, argv: list[str] | None = None) -> str:
 
 
 def flow_title(name: str) -> str:
-    """How a record calls a flow: without the directories before it, nor train_flow's own OUT/flow."""
-    return name.rstrip("/").removesuffix("/flow").rpartition("/")[2]
+    """How a record calls a flow: without the directories before it; of train_flow's OUT/flow OUT, of OUT/flow-STEP OUT_STEP."""
+    path = Path(name).resolve() if Path(name).is_dir() else Path(name)
+    step = path.name.removeprefix("flow-")
+    return path.parent.name if path.name == "flow" else f"{path.parent.name}_{step}" if step.isdigit() else path.name
 
 
 def write_result(name: str, payload: dict[str, Any]) -> Path:

@@ -17,11 +17,10 @@ import sys
 from typing import Any
 
 import torch
-from timm.utils import random_seed
 from torch import Tensor, nn
 
 from benchmarks.arms import Arm, Settings, apply_policy, make_arm
-from benchmarks.classifier import Recipe, crop_and_flip, load_saved, logits_of, normalize, penultimate
+from benchmarks.classifier import Recipe, crop_and_flip, load_saved, logits_of, normalize, penultimate, seed_globals
 from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow
 from train_flow.data import Images, load_data
@@ -85,9 +84,8 @@ def measure(arm: Arm, model: nn.Module, data: Images, seed: int) -> dict[str, An
         was = logits_of(model, levels, bf16=False).argmax(1) == y
         for version in range(ROUNDS):
             g = generator(seed, version, start)
-            random_seed(int(torch.randint(0, 2**31, (), generator=g)))  # timm's and torchvision's draw from the global ones
-            x = levels if arm.policy is None else apply_policy(arm.policy, levels)
-            x, _ = arm.tensors(normalize(arm.images(x, y, g)), y)
+            seed_globals(g)
+            x, _ = arm.tensors(normalize(arm.images(apply_policy(arm.policy, levels), y, g)), y)
             f = penultimate(model, x)
             versions[version].append(f)
             kept += (was & (model.get_classifier()(f).argmax(1) == y)).sum().item()

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
                 "us_min": 1e6 * t["min"] / images, "us_max": 1e6 * t["max"] / images,
                 "over_randaugment": t["median"] / images / timings[BASE]["median"],
                 "cpu_per_wall": t["cpu_per_wall"],
-                "disturbed": args.device == "cpu" and disturbed(t, 1 if "PIL" in name or "image)" in name else args.threads),
+                "disturbed": args.device == "cpu" and disturbed(t, 1 if _single(name) else args.threads),
             })  # fmt: skip
         print(f"{size} px\n{table(rows, [size])}\n", flush=True)
     claim = {
@@ -183,8 +183,12 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
     normalised = copy.deepcopy(linear).to(device)
     normalised.mean, normalised.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     found["NFA linear (float batch)"] = (lambda: normalised(normal, labels), batch)
-    single = [name for name in found if "PIL" in name or "image)" in name]  # on the CPU
-    return {n: (call if n in single else _synchronised(call, device), count) for n, (call, count) in found.items()}
+    return {n: (call if _single(n) else _synchronised(call, device), count) for n, (call, count) in found.items()}
+
+
+def _single(name: str) -> bool:
+    """Whether a candidate takes one image at a time, which is on the CPU and by one thread."""
+    return "PIL" in name or "image)" in name
 
 
 def cached(image: Image.Image) -> Call:

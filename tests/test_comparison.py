@@ -84,8 +84,7 @@ def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small
 
     def batch(seed):
         torch.manual_seed(seed)
-        levels_out = levels if arm.policy is None else apply_policy(arm.policy, levels)
-        levels_out = arm.images(levels_out, y, generator(seed))
+        levels_out = arm.images(apply_policy(arm.policy, levels), y, generator(seed))
         x, target = arm.tensors(levels_out.float() / 255, y)
         return levels_out, x, target
 
@@ -374,7 +373,6 @@ def test_jobs_give_the_runs_of_one_after_another_and_outlast_a_failure(tree, tmp
     assert "tangent, seed 0, failed: ValueError: arm tangent" in capsys.readouterr().err
     assert {a: r["metrics"] for a, r in alone.items()} == {a: r["metrics"] for a, r in beside.items()}
     assert all(r["device"].endswith("2 at once") for r in beside.values())
-    capsys.readouterr()
 
 
 def test_a_flow_is_called_by_its_training(tmp_path):
