@@ -8,7 +8,7 @@ from timm_nfaug.flows.actnorm import ActNorm
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
 from timm_nfaug.flows.bijection import Bijection
 from timm_nfaug.flows.chain import Chain
-from timm_nfaug.flows.conditioner import ConvNet, ResNet
+from timm_nfaug.flows.conditioner import ConvNet, ResNet, ViT
 from timm_nfaug.flows.conv1x1 import Conv1x1
 from timm_nfaug.flows.coupling import AffineCoupling
 from timm_nfaug.flows.multiscale import Multiscale
@@ -21,6 +21,7 @@ SMALL = {  # arguments that make each architecture small; a new architecture nee
     "conv_p4_tiny": CONV,
     "conv_p4_small": CONV,
     "conv_p4_base": CONV,
+    "jet_p4": {**CONV, "heads": 2},
     "resnet_ms3": {"levels": 3, "steps": 2, "blocks": [2, 1, 1], "hidden": 8},
 }
 
@@ -41,6 +42,7 @@ CATALOGUE: dict[str, tuple[Callable[[], Bijection], tuple[int, ...]]] = {
     "coupling, convolutions": (lambda: coupling(4), (4, 3, 4)),
     "coupling, convolutions, odd channels": (lambda: coupling(5), (5, 4, 3)),
     "coupling, residual, odd channels": (lambda: coupling(3, ResNet, blocks=2), (3, 4, 4)),
+    "coupling, transformer, odd channels": (lambda: coupling(5, ViT, size=(3, 4), blocks=2, heads=2), (5, 3, 4)),
     "chain": (lambda: Chain([ActNorm(4), Conv1x1(4), coupling(4), Flatten((4, 3, 3))]), (4, 3, 3)),
     "multiscale, odd channels": (
         lambda: Multiscale([Chain([Conv1x1(5), coupling(5)]), Squeeze(2), Conv1x1(6)], (5, 4, 4)),

@@ -113,6 +113,19 @@ def test_bfloat16_networks_keep_the_inverse(small_flow, toy_images):
     assert (small_flow.inverse(exact) - x).abs().max() < 2e-5  # float32 through whitening and two couplings
 
 
+def test_transformer_sees_the_whole_image_and_keeps_its_head_in_float32():
+    layer, x = make("coupling, transformer, odd channels", torch.float32)
+    far = x.clone()
+    far[:, 0, -1, -1] += 1
+    assert (layer(x)[0] - layer(far)[0])[:, 3:, 0, 0].abs().min() > 0  # opposite corners: no convolution here reaches
+    seen = []
+    layer.net.head.register_forward_hook(lambda m, i, o: seen.append((i[0].dtype, o.dtype)))
+    layer.net.blocks.register_forward_hook(lambda m, i, o: seen.append(m[0].mlp.fc1(o).dtype))
+    layer.net_dtype = torch.bfloat16
+    layer(x)
+    assert seen == [torch.bfloat16, (torch.float32, torch.float32)]
+
+
 def layer_by_layer(chain: Chain, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The slow twin of Chain.forward: every layer by itself, in float64."""
     log_det = 0
@@ -268,6 +281,8 @@ def test_couplings_start_as_the_identity_and_refuse_what_cannot_be():
         AffineCoupling(layer.net, 1)
     with pytest.raises(ValueError, match="clamp must be positive"):
         AffineCoupling(layer.net, 4, clamp=0)
+    with pytest.raises(ValueError, match="multiple of the 3 heads, got 8"):
+        build_network("jet_p4", (3, 32, 32), {"depth": 1, "hidden": 8, "heads": 3})
     with pytest.raises(ValueError, match="multiples of 4, got 30 x 32"):
         build_network("conv_p4_tiny", (3, 30, 32), {})
 
@@ -279,7 +294,7 @@ def test_log_scale_is_bounded_by_the_clamp():
     assert per_value.max() <= layer.clamp + 1e-9
 
 
-REVERSIBLE = [n for n in CATALOGUE if n.startswith(("chain", "multiscale", "conv_p4", "architecture conv", "architecture res"))]
+REVERSIBLE = [n for n in CATALOGUE if n.startswith(("chain", "multiscale", "conv_p4", "architecture conv", "architecture jet", "architecture res"))]
 
 
 @pytest.mark.parametrize("name", REVERSIBLE)

@@ -50,11 +50,22 @@ def test_half_lowers_kernels_and_modes_only(small_flow, tmp_path):
     half = load(small_flow.save_pretrained(tmp_path / "half", half=True)).state_dict()
     assert {t.dtype for t in half.values()} == {torch.float32}
     lowered = {k for k in whole if not torch.equal(whole[k], half[k])}
-    assert lowered == {k for k, v in whole.items() if v.ndim == 4} | {"prior.modes"}
+    assert lowered == {k for k, v in whole.items() if ".net." in k and k.endswith("weight")} | {"prior.modes"}
     for key in lowered:
         assert torch.equal(half[key], whole[key].half().float()), key
     size = lambda name: (tmp_path / name / hub.WEIGHTS_NAME).stat().st_size
     assert size("half") < 0.8 * size("whole")  # the kernels and modes are most of this flow
+
+
+def test_half_lowers_the_matrices_of_a_transformer_too(tmp_path):
+    flow = nfa.create_flow("jet_p4", input_size=(1, 8, 8), num_classes=2, depth=1, hidden=16)
+    stored = load_file(flow.save_pretrained(tmp_path, half=True) / hub.WEIGHTS_NAME)
+    lowered = {k for k, v in stored.items() if v.dtype == torch.float16 and ".net." in k}
+    assert {k.split(".net.")[1] for k in lowered} == {
+        "position", "embed.weight", "head.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight",
+    }  # fmt: skip
+    assert all(v.dtype == torch.float32 for k, v in stored.items() if ".net." not in k and k != "prior.modes")
 
 
 def test_the_bundled_flows_load_by_name():

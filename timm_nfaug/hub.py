@@ -130,8 +130,8 @@ class HubMixin:
 
         Args:
             name: title of the card; by default the directory's.
-            half: stores convolution kernels and principal modes in float16 (loaded as float32 again); everything
-                else, affine, 1x1, whitening and Gaussians, stays float32. Measure the flow as loaded.
+            half: stores the kernels of the couplings' networks and the principal modes in float16 (loaded as float32
+                again); everything else, affine, 1x1, whitening and Gaussians, stays float32. Measure the flow as loaded.
         """
         directory = Path(directory)
         tensors = {k: _stored(k, v, half) for k, v in self.state_dict().items()}
@@ -163,7 +163,8 @@ class HubMixin:
 
 def _stored(key: str, value: torch.Tensor, half: bool) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
-    lower = half and (value.ndim == 4 or key == "prior.modes") and value.dtype == torch.float32
+    kernel = ".net." in key and value.ndim > 1  # of a network inside a coupling
+    lower = half and (kernel or key == "prior.modes") and value.dtype == torch.float32
     return value.half() if lower else value
 
 

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from .actnorm import ActNorm
 from .bijection import Bijection
 from .chain import Chain
-from .conditioner import ConvNet, ResNet
+from .conditioner import ConvNet, ResNet, ViT
 from .config import check_keys, closest
 from .conv1x1 import Conv1x1
 from .coupling import AffineCoupling
@@ -29,13 +31,38 @@ def conv_p4(
     shape: Shape, depth: int = 12, hidden: int = 128, patch: int = 4, clamp: float = 0.6, whiten: bool = True
 ) -> Bijection:
     """Squeeze by `patch`, patch-PCA whitening, then `depth` steps of [affine, 1x1, convolutional coupling]."""
+    return _on_patches(shape, patch, whiten, depth, lambda i, o, size: ConvNet(i, hidden, o), clamp)
+
+
+def jet_p4(
+    shape: Shape,
+    depth: int = 32,
+    hidden: int = 128,
+    blocks: int = 1,
+    heads: int = 4,
+    patch: int = 4,
+    clamp: float = 0.6,
+    whiten: bool = True,
+) -> Bijection:
+    """As `conv_p4`, with a vision transformer of `blocks` blocks in each coupling: every coupling sees the whole image."""
+    return _on_patches(shape, patch, whiten, depth, lambda i, o, size: ViT(i, hidden, o, size, blocks, heads), clamp)
+
+
+def _on_patches(
+    shape: Shape,
+    patch: int,
+    whiten: bool,
+    depth: int,
+    make_net: Callable[[int, int, tuple[int, int]], nn.Module],
+    clamp: float,
+) -> Bijection:
+    """`make_net` gets the channels that go in, those that come out, and (H, W) after the squeeze."""
     squeeze = Squeeze(patch)
     inner = squeeze.output_shape(shape)
-    channels = inner[0]
+    channels, half = inner[0], inner[0] // 2
     steps: list[Bijection] = [Whiten(channels)] if whiten else []
     for _ in range(depth):
-        half = channels // 2
-        net = ConvNet(channels - half, hidden, 2 * half)
+        net = make_net(channels - half, 2 * half, inner[1:])
         steps += [ActNorm(channels), Conv1x1(channels), AffineCoupling(net, channels, clamp)]
     return Chain([squeeze, *steps, Flatten(inner)])
 
@@ -74,6 +101,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Bijection], dict[str, Any], dict[st
     "conv_p4_tiny": (conv_p4, {"depth": 6, "hidden": 64}, {"num_modes": 32}),
     "conv_p4_small": (conv_p4, {"depth": 12, "hidden": 128}, {"num_modes": 32}),
     "conv_p4_base": (conv_p4, {"depth": 24, "hidden": 256}, {"num_modes": 32}),
+    "jet_p4": (jet_p4, {"depth": 32, "hidden": 128}, {"num_modes": 32}),
     "resnet_ms3": (resnet_ms, {"levels": 3, "steps": 8, "blocks": [8, 4, 2]}, {"num_modes": 32}),
 }
 

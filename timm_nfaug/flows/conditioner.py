@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
@@ -48,7 +50,32 @@ class ResNet(nn.Sequential):
         )
 
 
-def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
+class ViT(nn.Module):
+    """A vision transformer whose tokens are the pixels of (B, C, H, W) (Kolesnikov et al., Jet, 2024), of timm's blocks.
+
+    The last layer, which makes scale and shift, stays in the dtype of its weights under autocast.
+    """
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, size: tuple[int, int], blocks: int, heads: int):
+        super().__init__()
+        if hidden % heads:
+            raise ValueError(f"hidden must be a multiple of the {heads} heads, got {hidden}")
+        self.embed = nn.Linear(in_channels, hidden)
+        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(size[0] * size[1], hidden), std=0.02))
+        self.blocks = nn.Sequential(*(Block(hidden, heads, qkv_bias=True) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(hidden)
+        self.head = zero_init(nn.Linear(hidden, out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = self.embed(x.permute(0, 2, 3, 1).reshape(b, h * w, c)) + self.position
+        tokens = self.norm(self.blocks(tokens))
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.head(tokens.to(self.head.weight.dtype))
+        return out.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
