@@ -294,7 +294,8 @@ def test_log_scale_is_bounded_by_the_clamp():
     assert per_value.max() <= layer.clamp + 1e-9
 
 
-REVERSIBLE = [n for n in CATALOGUE if n.startswith(("chain", "multiscale", "conv_p4", "architecture conv", "architecture jet", "architecture res"))]
+KINDS = ("chain", "multiscale", "conv_p4", "architecture conv", "architecture jet", "architecture res")
+REVERSIBLE = [n for n in CATALOGUE if n.startswith(KINDS)]
 
 
 @pytest.mark.parametrize("name", REVERSIBLE)

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, create_transform
+from PIL import Image
+from timm.data import (
+    AugMixDataset,
+    FastCollateMixup,
+    IterableImageDataset,
+    create_dataset,
+    create_loader,
+    create_transform,
+)
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -19,7 +27,7 @@ import timm_nfaug as nfa
 from timm_nfaug import timm_fit
 from timm_nfaug.timm_dataset import WorkerDataset
 from timm_nfaug.timm_fit import NFAError, check_classes, fit_to_dataset, spread
-from timm_nfaug.timm_hook import NFALoader
+from timm_nfaug.timm_hook import NFALoader, loader_factory
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -140,6 +148,84 @@ def test_fit_without_classes_reads_a_part_of_all_images(tmp_path, monkeypatch, c
     assert not torch.equal(augment(x, torch.tensor([0, 7, 900, 3]))[0], x)
 
 
+class Tree:
+    """A reader of timm's for streams, of an ImageFolder tree: every other image to either of two workers."""
+
+    def __init__(self, root):
+        self.samples, self.class_to_idx = ImageFolder(str(root)).samples, {"a": 0, "b": 1}
+
+    def set_loader_cfg(self, num_workers):
+        self.num_workers = num_workers
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        for path, k in self.samples[info.id if info else 0 :: max(self.num_workers, 1)]:
+            yield Image.open(path).convert("RGB"), k
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
+    """timm's iterable data sets (wds/, tfds/): their first images are read, in any number of workers."""
+    root = tree(tmp_path / "data", ["a", "b"], count=12)
+    stream = IterableImageDataset("", Tree(root))
+    whole, part, map_style = to_fit(modes=3), to_fit(modes=1), to_fit(modes=3)
+    state = torch.get_rng_state()
+    with caplog.at_level("INFO"):
+        fit_to_dataset(whole, stream, FIT | {"num_workers": workers})
+    assert "modes of 2 classes from the first 24 images of a stream" in caplog.messages[-1]
+    assert torch.equal(torch.get_rng_state(), state) and stream.transform is None
+    fit_to_dataset(map_style, ImageFolder(str(root)), FIT)
+    torch.testing.assert_close(whole.flow.prior.mu, map_style.flow.prior.mu)
+    torch.testing.assert_close(whole.flow.prior.mode_std, map_style.flow.prior.mode_std)
+    assert whole.flow.config.class_names == ["a", "b"]
+    monkeypatch.setattr(timm_fit, "FIT_IMAGES", 1)  # 8 a mode, so 16 in all, in batches of up to 256
+    monkeypatch.setattr(timm_fit, "BATCH", 4)
+    with caplog.at_level("INFO"):
+        fit_to_dataset(part, stream, FIT | {"num_workers": workers})
+    assert "from the first 16 images of a stream" in caplog.messages[-1]
+
+    def batches(augment):
+        make = create_loader if augment is None else loader_factory(create_loader, augment)
+        loader = make(
+            stream, input_size=(3, 40, 40), batch_size=6, is_training=True, hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0),
+            color_jitter=0.0, num_workers=workers, persistent_workers=False, device=torch.device("cpu"),
+        )  # fmt: skip
+        return torch.cat([x for x, _ in loader])
+
+    stock, moved = batches(None), batches(whole)
+    assert len(stock) == 24 and ((stock - moved).abs() > 1e-3).flatten(1).any(1).all()
+    with pytest.raises(NFAError, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"):
+        loader_factory(create_loader, whole, place="dataset")(stream, input_size=(3, 40, 40), batch_size=6, is_training=True)
+
+
+def fit_a_share(rank, root, out):
+    """As the process `rank` of two does, whose reader gives it images of its own."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
+    reader = Tree(root)
+    reader.samples = reader.samples[rank::2]
+    augment = to_fit(modes=2)
+    fit_to_dataset(augment, IterableImageDataset("", reader), FIT)
+    torch.save(augment.flow.state_dict(), out / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_the_modes_of_a_stream(tmp_path):
+    root = tree(tmp_path / "data", ["a", "b"])
+    torch.multiprocessing.spawn(fit_a_share, (root, tmp_path), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert found[0]["prior.mode_std"].min() > 0 and all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+def test_labels_come_from_a_reader_that_gives_them_one_by_one():
+    """As timm's reader of the Hub's data sets does: without an image being read."""
+
+    class Reader(list):
+        def iter_targets(self):
+            yield from (2, 0, 1)
+
+    assert timm_fit._labels(Reader("abc")) == [2, 0, 1]
+
+
 @pytest.mark.parametrize("targets", [torch.zeros(6, 8), [[0, 1]] * 6, ["cat"] * 6, [0] * 5, None])
 def test_labels_that_are_not_one_a_sample_are_left_alone(targets):
     class Data(list):
@@ -153,11 +239,6 @@ def test_labels_that_are_not_one_a_sample_are_left_alone(targets):
 
 
 def test_what_cannot_be_fitted_is_named(tmp_path):
-    class Stream(torch.utils.data.IterableDataset):
-        __iter__ = None
-
-    with pytest.raises(NFAError, match="fitted to map-style data sets, got Stream"):
-        fit_to_dataset(to_fit(), Stream(), FIT)
     with pytest.raises(NFAError, match="TensorDataset does not know its classes; say how many there are with --num-classes"):
         fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)), FIT)
     dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.data import AugMixDataset, create_transform
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
@@ -19,6 +20,7 @@ _logger = logging.getLogger(__name__)
 # read to find the modes, or eight a mode where that is more: all of ImageNet would take hours at every launch
 FIT_IMAGES = 256  # of a class
 FIT_IMAGES_POOLED = 10_000  # where the modes are of no class
+BATCH = 256
 
 
 class NFAError(ValueError):
@@ -35,8 +37,9 @@ def fit_to_dataset(
     """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
 
     It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set, or
-    `FIT_IMAGES_POOLED` of all; where labels cannot be had without the images, all of them. Draws nothing from the global
-    generators.
+    `FIT_IMAGES_POOLED` of all; where labels cannot be had without the images, all of them. Of a stream (an iterable data
+    set) it reads as many in all, the first ones; there the first process fits, and the others take its modes. Draws nothing
+    from the global generators.
 
     Args:
         given: the arguments of timm's `create_loader` for training on it.
@@ -49,11 +52,6 @@ def fit_to_dataset(
     classes = 1 if pooled else num_classes
     if mapping:
         classes = max(mapping.values()) + 1  # names may share a label, and labels have gaps
-    if isinstance(base, IterableDataset):
-        raise NFAError(
-            f"NFA is fitted to map-style data sets, got {type(base).__name__}; fit one beforehand (NFAugment.fit, then "
-            "augment.flow.save_pretrained) and name its directory with --nfa-flow"
-        )
     if not classes:
         raise NFAError(f"{type(base).__name__} does not know its classes; say how many there are with --num-classes")
     wanted = given.get("input_size", size)
@@ -65,24 +63,57 @@ def fit_to_dataset(
         size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
     )
     set_transform(data, plain)
-    labels, count = ([0] * len(base), FIT_IMAGES_POOLED) if pooled else (_labels(base), FIT_IMAGES)
-    if labels is not None:
-        data = Subset(data, spread(labels, max(count, 8 * augment.modes)))
-    loader = DataLoader(data, 256, num_workers=given.get("num_workers", 1), generator=torch.Generator())
+    count, workers = max(FIT_IMAGES_POOLED if pooled else FIT_IMAGES, 8 * augment.modes), given.get("num_workers", 1)
+    stream = isinstance(base, IterableDataset)
+    if stream:
+        if hasattr(base, "set_loader_cfg"):  # timm's readers share out a stream among as many workers as they are told
+            base.set_loader_cfg(num_workers=max(workers, 1))
+        # in a worker, whose copy of the stream it is that moves on
+        loader = _First(DataLoader(data, BATCH, num_workers=max(workers, 1), generator=torch.Generator()), count * classes)
+    else:
+        labels = [0] * len(base) if pooled else _labels(base)
+        if labels is not None:
+            data = Subset(data, spread(labels, count))
+        loader = DataLoader(data, BATCH, num_workers=workers, generator=torch.Generator())
     augment.mean = augment.std = None  # the images come in [0, 1]
     augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
+    if stream:
+        _take_modes_of_first_process(augment)
     if mapping and len(mapping) == classes:
         augment.flow.config.class_names = _names(mapping)
     if quiet:
         return
     found = (augment.flow.prior.mode_std > 0).sum(1)
     seconds = time.monotonic() - start
-    _logger.info("NFA: modes of %d classes from %d of %d images in %.1f s", classes, len(data), len(base), seconds)
+    read = f"the first {loader.images} images of a stream" if stream else f"{len(data)} of {len(base)} images"
+    _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, read, seconds)
     if (few := int((found < augment.modes).sum())):
         _logger.warning(
             "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d",
             few, classes, augment.modes, int(found.min()),
         )  # fmt: skip
+
+
+class _First:
+    """The batches of a loader until `count` images have come; `images` says how many that were."""
+
+    def __init__(self, loader: DataLoader, count: int):
+        self.loader, self.count, self.images = loader, count, 0
+
+    def __iter__(self):
+        for batch in self.loader:
+            self.images += len(batch[0])
+            yield batch
+            if self.images >= self.count:
+                return
+
+
+def _take_modes_of_first_process(augment: NFAugment) -> None:
+    """Each process of a distributed training reads a share of its own of a stream."""
+    if dist.is_available() and dist.is_initialized():
+        for tensor in augment.flow.prior.state_dict().values():
+            dist.broadcast(tensor, 0)
+        dist.broadcast(augment.flow.log_prior, 0)
 
 
 def _labels(dataset) -> list[int] | None:
@@ -92,7 +123,12 @@ def _labels(dataset) -> list[int] | None:
     reader = getattr(dataset, "reader", dataset)
     try:
         labels = getattr(reader, "targets", None)
-        labels = [k for _, k in reader.samples] if labels is None else torch.as_tensor(labels).tolist()
+        if labels is not None:
+            labels = torch.as_tensor(labels).tolist()
+        elif hasattr(reader, "iter_targets"):  # of timm's reader of the Hub's data sets
+            labels = list(reader.iter_targets())
+        else:
+            labels = [k for _, k in reader.samples]
         labels = [int(k) for k in labels]
     except (AttributeError, TypeError, ValueError):  # there are none, or they are not one integer a sample
         return None
