@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.data import TensorDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -307,6 +308,9 @@ def test_from_data_is_the_linear_flow_of_the_data(toy_images):
         inside = change @ v[:3].T
         torch.testing.assert_close(inside.abs()[0], 0.1 * 0.2 * std, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(inside @ v[:3], change, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="no image of class 3 was seen"):
+        nfa.NFAugment.from_data([(levels, y)], 4)
+    assert nfa.NFAugment.from_data([(levels, y)], 4, allow_empty=True).flow.num_classes == 4
     big = torch.rand(4, 3, 48, 48)
     assert aug(big, torch.arange(4) % 3)[0].shape == big.shape
     with pytest.raises(ValueError, match="pass num_classes="):
@@ -417,7 +421,15 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.nf_augment_transform("nfa-q3", f), "unknown key 'q'"),
         (lambda f, x: nfa.nf_augment_transform("rand-m9", f), "starts with 'nfa'"),
         (lambda f, x: nfa.nf_augment_transform("nfa-k0.5", f), "takes an integer"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-m9", f), "takes pca, axes, isotropic, got '9'.*the strength is s"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-lsome", f), "takes given, posterior, none, got 'some' in 'nfa-lsome'$"),
+        (lambda f, x: nfa.nf_augment_transform("nfa", "linear"), r"NFAugment\.from_data\(loader\)"),
         (lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz"), "conv_p4_tiny.digits"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60, 3), 1 / 3)), r"integer labels \(60,\), got .* \(60, 3\)"),
+        (lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)), "got a data set, TensorDataset: DataLoader"),
+        (lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3), r"batches \(images \(B, C, H, W\), labels \(B,\)\), got dict"),
+        (lambda f, x: nfa.NFAugment.from_data([(x[0], 1)], 3), r"got a tensor \(3, 32, 32\)"),
+        (lambda f, x: nfa.NFAugment.from_data([x], 3), r"got a tensor \(60, 3, 32, 32\)"),
     ],
 )
 def test_bad_input_is_refused(small_flow, toy_images, call, message):

@@ -572,19 +572,22 @@ def test_the_summary_shows_the_setting_that_the_held_out_images_chose(fraction, 
         return a_run(arm=arm, seed=seed, split=split, settings=settings) | made | more
 
     runs = []
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         runs += [run("baseline", seed, 40.0), run("sa", seed, 42.0), run("sa+linear", seed, 45.0 + seed, strength=0.5)]
         for strength, on_test, on_held in ((1.0, 60.0, 50.0), (0.5, 50.0, 55.0)):
             runs += [run("linear", seed, on_test, strength=strength), run("linear", seed, on_held, "held", strength=strength)]
         for top1, bits, seen in ((44.0, 3.1, "images"), (43.0, 3.0, "images"), (70.0, 2.9, "images, with labels")):
             runs.append(run("glem", seed, top1, flow=f"f{bits}", bits=bits, trained_on=seen, strength=1.0))
+        runs += [run("baseline", seed, 50.0 + seed, epochs=8), run("sa", seed, 52.0 + seed, epochs=8)][: 1 + (seed < 2)]
         runs += [run(arm, seed, 40.0, epochs=7) for arm in ("baseline", "linear")]  # without SA it is no line of the summary
+    runs.append(run("sa", 9, 99.0, epochs=8))
     monkeypatch.setattr(tables, "_runs", lambda split: [r for r in runs if r["split"] == split])
-    line, end = tables.cifar_summary().splitlines()[2:4]
+    few, line, end = tables.cifar_summary().splitlines()[2:5]
     assert not end
+    assert "d: 5 images, 8 epochs, 3 seeds | 51.0 | 52.5 (+2.00, 2 seeds) |" in few, "means over the baseline's seeds alone"
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "d: 5 images, 9 epochs, 2 seeds", "40.0", "42.0 (+2.00 ± 0.00)", "50.0 (+10.00 ± 0.00)<br>s0.5",
-        "45.5 (+3.50 ± 6.35 over sa)<br>s0.5", glem,
+        "d: 5 images, 9 epochs, 3 seeds", "40.0", "42.0 (+2.00 ± 0.00)", "50.0 (+10.00 ± 0.00)<br>s0.5",
+        "46.0 (+4.00 ± 2.48 over sa)<br>s0.5", glem,
     ]  # fmt: skip
 
 
@@ -607,7 +610,25 @@ def test_statistics_are_those_of_scipy():
     assert count == 3 and difference == pytest.approx(0.9) and p == pytest.approx(reference.pvalue)
     assert (difference - half, difference + half) == (pytest.approx(low), pytest.approx(high))
     assert records.paired(a, {9: 1.0})[3] == 0
-    assert math.isnan(records.mean_interval([3.0])[1])
+    assert math.isnan(records.mean_interval([3.0, 9.0])[1]), "the interval of two is itself chance"
+    assert math.isnan(records.paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0})[2])
+    needed = records.seeds_for(0.5, 1.0)
+    assert records.half_width(1.0, needed) <= 0.5 < records.half_width(1.0, needed - 1)
+    assert records.mean_interval([1.0, 2.0, 3.0])[1] == pytest.approx(records.half_width(1.0, 3))
+
+
+def test_power_pools_the_deviations_of_all_arms(monkeypatch):
+    def run(arm, seed, top1):
+        settings = {"epochs": 9, "model": "m"}
+        return a_run(arm=arm, seed=seed, metrics={"top1": top1}, settings=settings, training_images=5)
+
+    spread = {"baseline": 0, "mixup": 1, "cutmix": 7, "sa+linear": 3, "sa": 2}
+    runs = [run(arm, s, 50.0 + by * s) for s in range(3) for arm, by in spread.items() if arm != "cutmix" or s < 2]
+    monkeypatch.setattr(tables, "_runs", lambda split: runs)
+    cells = [cell.strip() for cell in tables.cifar_power().splitlines()[2].strip("|").split("|")]
+    deviation = ((1 + 9 + 4) / 3) ** 0.5  # of the arms with three seeds
+    assert cells[:3] == ["d: 5 images, 9 epochs", f"{deviation:.2f} (3 arms)", f"{records.half_width(deviation, 3):.2f}"]
+    assert cells[5] == str(records.seeds_for(0.33, deviation)) and cells[6] == "1.00 (1 arm)"
 
 
 def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
@@ -641,6 +662,14 @@ def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():
     plain, shrunk = ({k.strip(): v.strip() for k, v in zip(rows[0], row, strict=True)} for row in rows[3:])
     assert shrunk["arm"] == "linear s0.5-k8-p1 shrinkage 30" and shrunk["against linear with shrinkage"] == ""
     assert shrunk["against linear"].startswith("+1.97 ± ") and plain["against linear with shrinkage"].startswith("-1.97 ± ")
+    controls = [run("linear", s, 70.0, 10, 150.0, strength=1.0, modes=8, p=1.0) for s in range(3)]
+    found = table(next(iter(comparisons([*runs, *controls]).values())), 10).splitlines()
+    column = found[0].split("|").index(" against linear ")
+    gains = {line.split("|")[1].strip(): line.split("|")[column].strip() for line in found[2:]}
+    assert gains["linear s0.5-k8-p1"] == "" and gains["linear s1-k8-p1"].startswith("+"), "the default, not the best"
+    pixels = [r | {"arm": "pixel-pca", "flow_seconds": 450.0} for r in runs[6:]]
+    last = table(next(iter(comparisons([*runs, *pixels]).values())), 10).splitlines()[-1]
+    assert "(its time" not in last and "450" not in last, "the training of a flow that it does not use"
     quick = [run("quick", s, 52.0 + s, 10, 50.0) for s in range(2)]
     rows = [line.strip("|").split("|") for line in table(next(iter(comparisons([*runs, *quick]).values())), 10).splitlines()]
     quick = {k.strip(): v.strip() for k, v in zip(rows[0], rows[-1], strict=True)}

@@ -262,6 +262,7 @@ def test_half_precision_images_and_autocast_do_not_lower_the_state(small_flow, t
 def test_create_flow_names_the_closest():
     for call, match in (
         (lambda: nfa.create_flow("conv_p4_tinny"), "unknown flow 'conv_p4_tinny'.*did you mean 'conv_p4_tiny'"),
+        (lambda: nfa.create_flow("linear.cifar10_jpeg"), "^linear.cifar10_jpeg is a pretrained flow: pass pretrained=True"),
         (lambda: nfa.create_flow("conv_p4_tiny", dept=3), "unknown key 'dept'.*'depth'"),
         (lambda: nfa.create_flow("linear", prior={"modes": 3}), "unknown key 'modes' in prior.*'num_modes'"),
         (lambda: nfa.create_flow("linear", input_size=(3, 32)), r"three positive integers.*got \(3, 32\)"),

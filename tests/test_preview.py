@@ -1,5 +1,6 @@
 """The preview's pictures, from the command line, on real files."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,6 +26,22 @@ def test_three_pictures(flow_dir, image_folder, tmp_path):
             sizes[name] = sheet.size
             assert sum(v > 0 for v in sheet.convert("L").histogram()) > 50  # not an empty sheet
     assert sizes["augment"][1] > sizes["samples"][1] > sizes["interpolate"][1]  # 4, 3 and 2 rows
+
+
+def test_eigen_images_of_a_folder(image_folder, tmp_path, capsys):
+    """--flow linear takes no weights: it shows what a training on these class folders would do."""
+    for images in (image_folder, image_folder / "val"):
+        out = tmp_path / f"{images.name}.png"
+        flags = ["--images", str(images), "--count", "3", "--modes", "3", "--strengths", "0.5", "--out", str(out)]
+        main(["--flow", "linear", *flags])
+        sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
+        cells = [sheet[26:122, sheet.shape[1] - 100 * (3 - i) : sheet.shape[1] - 100 * (3 - i) + 96] for i in range(3)]
+        assert np.abs(cells[1] - cells[0]).mean() > 2 < np.abs(cells[2] - cells[0]).mean()
+    (tmp_path / "none").mkdir()
+    for flags, message in ((["--samples"], "--images is required"), (["--images", str(tmp_path / "none")], "found 0 images")):
+        with pytest.raises(SystemExit):
+            main(["--flow", "linear", *flags])
+        assert message in capsys.readouterr().err.lower()
 
 
 def test_same_seed_same_picture(flow_dir, image_folder, tmp_path):

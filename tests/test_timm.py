@@ -462,6 +462,8 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
     ("flags", "message"),
     [
         (["--aug", "nfa-z3"], "unknown key 'z'"),
+        (["--nfa-fit"], "error: --nfa-fit does nothing without --aug: add --aug nfa"),
+        (["--nfa-flow", "conv_p4_tiny.digits"], "error: --nfa-flow does nothing without --aug"),
         (["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digitz"], "did you mean 'conv_p4_tiny.digits'"),
         (["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digits"], "the flow knows the classes 0, 1, 2, 3"),
     ],
@@ -473,11 +475,12 @@ def test_errors(launch, flags, message):
 def test_a_script_of_another_shape_is_named(tmp_path):
     script = tmp_path / "train.py"
     script.write_text("print('hello')\n")
-    for argument, message in ((str(script), "no timm train.py"), (str(tmp_path / "x.py"), "no file"), ("", "usage")):
-        done = subprocess.run(
-            [sys.executable, "-m", "timm_nfaug.train", argument], capture_output=True, text=True, cwd=ROOT
-        )
-        assert done.returncode != 0 and message in done.stderr
+    for argument, message in (
+        (str(script), "no timm train.py"), (str(tmp_path / "x.py"), "no file"), ("--help", "--nfa-place {batch,dataset}"),
+        ("--aug", "expected the path of a train.py first, got --aug; train.py comes with timm's repository"),
+    ):  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", argument], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode == 0) == (argument == "--help") and message in done.stdout + done.stderr
 
 
 def test_every_process_fits_a_plain_loader_alike(toy_images):

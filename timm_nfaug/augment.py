@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -21,7 +21,7 @@ from .flows.config import check_keys
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .flows.registry import create_flow
-from .perturb import check_kind, check_probability, check_strength, class_move, displacement, draw_noise, noise_size
+from .perturb import KINDS, check_kind, check_probability, check_strength, class_move, displacement, draw_noise, noise_size
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 LABELS = ("given", "posterior", "none")
@@ -91,23 +91,31 @@ class NFAugment(v2.Transform):
 
         `modes` defaults to 32 or to what the flow stores, if that is less.
         """
+        if name == "linear":
+            raise ValueError("linear has no weights of its own: NFAugment.from_data(loader) finds the eigen-images of your data")
         flow = ConditionalFlow.from_pretrained(name, revision)
         kwargs.setdefault("modes", min(32, flow.prior.num_modes))
         return cls(flow, **kwargs)
 
     @classmethod
     def from_data(
-        cls, loader, num_classes: int | None = None, input_size=(3, 32, 32), shrinkage: float = SHRINKAGE, **kwargs
+        cls,
+        loader,
+        num_classes: int | None = None,
+        input_size=(3, 32, 32),
+        shrinkage: float = SHRINKAGE,
+        allow_empty: bool = False,
+        **kwargs,
     ) -> NFAugment:
         """The augmentation with the linear flow of `loader`: the eigen-images of each class; no network, no training.
 
         Args:
-            loader, num_classes, shrinkage: as for `fit`.
+            loader, num_classes, shrinkage, allow_empty: as for `fit`.
             input_size: (C, H, W) that the eigen-images have; images of another size go through the lift.
             kwargs: as for the class.
         """
         return cls.to_fit(create_flow("linear", input_size=input_size), **kwargs).fit(
-            loader, num_classes, shrinkage=shrinkage
+            loader, num_classes, allow_empty, shrinkage
         )
 
     @classmethod
@@ -149,6 +157,8 @@ class NFAugment(v2.Transform):
             raise TypeError(f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}")
         if self.strength and self.p:
             labels = _find_labels(flat)
+            if labels is None and self.labels == "given" and self.flow.num_classes > 1:
+                _refuse_soft_labels(flat, _count(flat[where[0]]), self.flow.num_classes)
             params = self.make_params([flat[i] for i in where], labels, generator)
             for i in where:
                 flat[i] = self.transform(flat[i], params)
@@ -360,6 +370,8 @@ class NFAugment(v2.Transform):
                 (`ClassMoments`). 100 is about the best for 20 to 500 images a class (benchmarks/README.md); of 5,000 it would
                 be 2%.
         """
+        if isinstance(loader, Dataset):
+            raise TypeError(f"expected a loader of batches, got a data set, {type(loader).__name__}: DataLoader(dataset, 256)")
         pooled = self.labels == "none"
         classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
         if pooled:
@@ -371,7 +383,7 @@ class NFAugment(v2.Transform):
         size = self.flow.config.input_size[1:]
         batches = (
             (lift.down(self._checked(x), size), torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y))
-            for x, y, *_ in loader
+            for x, y, *_ in map(_checked_batch, loader)
         )
         low_rank = self.flow.prior.low_rank
         moments = self.flow.moments(batches, num_classes, self.modes, allow_empty, shrinkage)
@@ -381,6 +393,16 @@ class NFAugment(v2.Transform):
         self.flow = self.flow.with_prior(prior, names)
         self.flow.log_prior[moments.empty] = -torch.inf
         return self
+
+
+def _checked_batch(batch: Any) -> Any:
+    """(images, labels, ...) of a loader; refuses batches of another make."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) > 1
+    images = batch[0] if pair else batch
+    if not (pair and isinstance(images, Tensor) and images.ndim == 4):
+        got = f"a tensor {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"expected batches (images (B, C, H, W), labels (B,)), got {got}; take a collate_fn that makes them")
+    return batch
 
 
 def _image_positions(flat: list[Any]) -> list[int]:
@@ -401,6 +423,16 @@ def _find_labels(flat: list[Any]) -> Tensor | None:
             if not v.is_floating_point() and v.dtype != torch.bool:
                 return v.reshape(-1)
     return None
+
+
+def _refuse_soft_labels(flat: list[Any], count: int, classes: int) -> None:
+    """Probabilities (B, K) in the place of labels, as mixup makes them, name no class to move along."""
+    for v in flat:
+        if isinstance(v, Tensor) and v.is_floating_point() and v.shape == (count, classes):
+            raise ValueError(
+                f"expected integer labels ({count},), got a float tensor {tuple(v.shape)}: run NFA before mixup and one-hot "
+                'encoding, or let the flow choose the class with labels="posterior"'
+            )
 
 
 def _count(image: Any) -> int:
@@ -427,8 +459,12 @@ def parse_config(text: str) -> dict[str, Any]:
         name = KEYS[key]
         if name in values:
             raise ValueError(f"{key} stands twice in {text!r}")
+        known = {"m": KINDS, "l": LABELS}.get(key)
+        if known and value not in known:
+            hint = "; the strength is s, as in s0.5" if value[0].isdigit() else ""
+            raise ValueError(f"{key} ({name}) takes {', '.join(known)}, got {value!r} in {text!r}{hint}")
         try:
-            values[name] = value if key in "ml" else int(value) if key == "k" else float(value)
+            values[name] = value if known else int(value) if key == "k" else float(value)
         except ValueError:
             kind = "an integer" if key == "k" else "a number"
             raise ValueError(f"{key} ({name}) takes {kind}, got {value!r} in {text!r}") from None

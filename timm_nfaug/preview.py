@@ -13,14 +13,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from timm.data import create_dataset
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from . import lift, pixels
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
+from .flows.registry import create_flow
 from .hub import write_atomically
 from .perturb import KINDS
+from .timm_fit import fit_to_dataset
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -147,9 +150,26 @@ def preview_interpolation(flow: ConditionalFlow, images: list[tuple[Image.Image,
     return draw_grid([[to_pil(f) for f in row] for row in frames], [f"{i / (steps - 1):.2f}" for i in range(steps)], names)
 
 
+def eigen_images(root: Path, modes: int) -> ConditionalFlow:
+    """The linear flow of an ImageFolder tree, or of its ``train`` folder, as a training with ``--aug nfa`` takes it."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no directory {root}")
+    augment = NFAugment.to_fit(create_flow("linear"), modes=modes)
+    try:
+        dataset = create_dataset("", root=str(root), split="train")
+    except RuntimeError as e:  # of timm: no images
+        raise ValueError(str(e)) from None
+    fit_to_dataset(augment, dataset, {"num_workers": 0})
+    return augment.flow
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m timm_nfaug.preview", description=__doc__.split("\n")[0])
-    parser.add_argument("--flow", default=DEFAULT_FLOW, help="a bundled name, a directory, or a Hub id (default: %(default)s)")
+    parser.add_argument(
+        "--flow", default=DEFAULT_FLOW,
+        help="a bundled name, a directory, a Hub id, or linear: the eigen-images of the class folders in --images "
+        "(default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--images", type=Path, help="folder of images; the name of a class folder gives the label")
     parser.add_argument("--out", type=Path, default=Path("preview.png"))
     parser.add_argument("--count", type=int, default=8, help="images (default: %(default)s)")
@@ -164,10 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.samples and args.interpolate:
         parser.error("--samples and --interpolate are two pictures: choose one")
-    if args.images is None and not args.samples:
-        parser.error("--images is required (only --samples goes without)")
+    linear = args.flow == "linear"
+    if args.images is None and (linear or not args.samples):
+        parser.error("--images is required (only --samples of a pretrained flow goes without)")
     try:
-        flow = ConditionalFlow.from_pretrained(args.flow)
+        flow = eigen_images(args.images, args.modes or 32) if linear else ConditionalFlow.from_pretrained(args.flow)
         if args.samples:
             sheet = preview_samples(flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed)
         else:

@@ -77,6 +77,9 @@ def _checked(text: str) -> str:
 def augment_from_args(args) -> NFAugment | None:
     """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
     if not getattr(args, "aug", None):
+        others = {"nfa_flow": LINEAR, "nfa_fit": False, "nfa_place": PLACES[0], "nfa_cache": None}
+        if given := [k for k, usual in others.items() if getattr(args, k, usual) != usual]:
+            raise ValueError(f"--{given[0].replace('_', '-')} does nothing without --aug: add --aug nfa, or drop it")
         return None
     if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
         raise ValueError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")

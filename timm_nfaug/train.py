@@ -18,7 +18,7 @@ from .pillow import guard_posterize
 from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
-    "usage: python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
+    "python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
     "[--nfa-place batch|dataset] [--nfa-cache DIR] [train.py's flags]"
 )
 
@@ -116,10 +116,14 @@ def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
 
 def main() -> None:
     if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
-        raise SystemExit(f"{USAGE}\ntrain.py comes with timm's repository, not with its package: copy it from there")
+        where = "train.py comes with timm's repository, not with its package: copy it from there"
+        parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=f"{where}. After its path --help shows its own.")
+        add_args(parser)
+        parser.parse_args([a for a in sys.argv[1:2] if a in ("-h", "--help")])  # shows it and ends
+        parser.error(f"expected the path of a train.py first, got {' '.join(sys.argv[1:2]) or 'nothing'}; {where}")
     path = Path(sys.argv[1])
     if not path.is_file():
-        raise SystemExit(f"no file {path}\n{USAGE}")
+        raise SystemExit(f"no file {path}\nusage: {USAGE}")
     sys.argv = sys.argv[1:]
     module = load_script(path)
     install(module)

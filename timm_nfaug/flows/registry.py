@@ -54,10 +54,10 @@ def create_flow(
             raise ValueError(f"a pretrained flow brings its own {', '.join(given)}; leave them out")
         return ConditionalFlow.from_pretrained(_with_tag(name))
     if name not in ARCHITECTURES:
-        hint = "; pass pretrained=True for its weights" if name in hub.bundled_flows() else ""
+        if name in hub.bundled_flows():
+            raise ValueError(f"{name} is a pretrained flow: pass pretrained=True for it")
         raise ValueError(
-            f"unknown flow {name!r}{closest(name, [*ARCHITECTURES, *hub.bundled_flows()])}{hint}; "
-            f"known: {', '.join(list_flows())}"
+            f"unknown flow {name!r}{closest(name, [*ARCHITECTURES, *hub.bundled_flows()])}; known: {', '.join(list_flows())}"
         )
     own = {k: kwargs.pop(k) for k in ("code_rows", "prior", "class_names", "info") if k in kwargs}
     size, classes, depth = input_size or (3, 32, 32), 10 if num_classes is None else num_classes, 8 if bits is None else bits
