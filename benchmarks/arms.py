@@ -218,8 +218,9 @@ NEEDS_FLOW = {
 KEEPS_MODES = ("ce", "own-modes")  # of its flow, instead of fitting them to the run's own images
 # arms that shrinkage does not change: one class leans on itself, and a rotation about the mean takes no modes
 SHRINKS_NOT = (*KEEPS_MODES, "pooled", "linear-pooled", "rotation", "linear-rotation")
-# the same steps on the linear flow
-LINEAR = ("linear", "sa+linear", "linear-pooled", "linear-rotation", "linear-mode-rotation", "linear-safe")
+# the same steps on the linear flow, alone and with an arm without a flow, in the order of timm
+ADDED = ("sa+linear", "trivial+linear", "mixup+linear", "cutmix+linear")
+LINEAR = ("linear", *ADDED, "linear-pooled", "linear-rotation", "linear-mode-rotation", "linear-safe")
 ARMS = ("baseline", "sa", *LINEAR, "isda", "mixup", "cutmix", "trivial", *NEEDS_FLOW)
 
 
@@ -289,13 +290,15 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
             control.flow.prior.set_modes(*deep_modes(flow, data, control.modes, s.shrinkage))
         control.strength *= mean_move(augment, data) / mean_move(control, data)
         return with_step(nfa_step(control), s)
-    return with_step(nfa_step(augment), s, sa=name.startswith("sa+"))
+    other, plus, _ = name.partition("+")
+    return with_step(nfa_step(augment), s, make_arm(other, data, None, s) if plus else None)
 
 
-def with_step(step: LevelsStep, s: Settings, sa: bool = False) -> Arm:
-    """The arm that takes `step` before the crop, or after the crop and, of `sa`, RandAugment."""
-    where = {"before": step} if s.place == "before" else {"levels": step}
-    return Arm(randaugment(s.randaugment) if sa else None, reprob=s.reprob if sa else 0.0, **where)
+def with_step(step: LevelsStep, s: Settings, arm: Arm | None = None) -> Arm:
+    """The baseline, or `arm`, with `step` before the crop, or after the crop and the policy of `arm`."""
+    arm = arm or Arm()
+    setattr(arm, "before" if s.place == "before" else "levels", step)
+    return arm
 
 
 def randaugment(config: str) -> Policy:
