@@ -9,6 +9,7 @@ import io
 import json
 import math
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.arms import LINEAR, NEEDS_FLOW
+from benchmarks.arms import LINEAR, NEEDS_FLOW, Settings
 from benchmarks.common import ROOT, markdown_table
-from benchmarks.records import key, mean_interval, paired, read, standard_error, suite_file
+from benchmarks.records import FEWEST, key, mean_interval, paired, read, standard_error, suite_file
 from timm_nfaug.hub import write_atomically
 
 Runs = dict[int, dict[str, Any]]  # by seed
@@ -41,6 +42,7 @@ def comparisons(runs: list[dict[str, Any]]) -> dict[tuple, dict[str, dict[int, R
     return found
 
 
+NO_FLOW = ("pixel-pca", "patch-pca")  # the flow of their record only says how far they move
 KINDS = ("NFA, linear", "NFA, deep flow", "other")
 SHORT = (("strength", "s"), ("modes", "k"), ("p", "p"), ("temperature", "t"))
 
@@ -69,7 +71,11 @@ def cost(runs: Runs) -> float:
 
 def whole_cost(runs: Runs) -> float:
     """`cost` with the training of the flow and the fit of its modes."""
-    return cost(runs) + fmean(r["flow_seconds"] for r in runs.values())
+    return cost(runs) + flow_seconds(runs)
+
+
+def flow_seconds(runs: Runs) -> float:
+    return fmean(0.0 if r["arm"] in NO_FLOW else r["flow_seconds"] for r in runs.values())
 
 
 def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
@@ -77,7 +83,7 @@ def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
 
 
 def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
-    """One comparison: top-1 in percent with 95% intervals and standard errors over seeds; differences are paired by seed.
+    """One comparison: means over seeds with 95% intervals (of top-1) and standard errors; differences are paired by seed.
 
     The column of equal time compares with the baseline of another length whose time is nearest to that of the arm, the training
     of its flow included.
@@ -86,9 +92,9 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     controls = [name for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by]
     for title, shrunk in (("against linear", False), ("against linear with shrinkage", True)):
         own = [name for name in controls if any("shrinkage" in r["settings"] for r in _runs(arms[name], epochs)) == shrunk]
-        if own:  # the one with most seeds, of these the best
-            others[max(own, key=lambda n: (len(arms[n][epochs]), fmean(metric(arms[n][epochs]).values())))] = title
-    head = ["arm", "seeds", "top-1", *others.values(), "NLL", "ECE", "time", "flow, s"]
+        if own:
+            others[min(own, key=lambda n: _usual(n, arms[n][epochs]))] = title
+    head = ["arm", "seeds", "top-1", *others.values(), "NLL (SE)", "ECE (SE)", "time", "flow, s"]
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs and not math.isnan(cost(b))}
     slow = {
         name: min(baselines, key=lambda e: abs(math.log(cost(baselines[e]) / whole_cost(by[epochs]))))
@@ -97,34 +103,46 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     }  # epochs of the baseline whose time is nearest
     longer = any(e > epochs for e in slow.values())
     robust = any("corrupted_top1" in r["metrics"] for by in arms.values() for r in _runs(by, epochs))
-    rows = [head + ["against baseline of equal time"] * longer + ["corrupted"] * robust]
+    rows = [head + ["against baseline of equal time"] * longer + ["corrupted (SE)"] * robust]
     unit = cost(baselines[epochs]) if epochs in baselines else math.nan
     for name, by_epochs in sorted(arms.items(), key=lambda item: item[0] != "baseline"):
         runs = by_epochs.get(epochs)
         if not runs:
             continue
         top1 = metric(runs).values()
-        error = f" (SE {standard_error(top1):.2f})" if len(runs) > 1 else ""
-        row = [name, str(len(runs)), interval(*mean_interval(top1)) + error]
+        row = [name, str(len(runs)), interval(*mean_interval(top1)) + error(top1, 2, "SE ")]
         for other in others:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
-        row += [f"{mean_interval(metric(runs, 'nll').values())[0]:.3f}", f"{mean_interval(metric(runs, 'ece').values())[0]:.1f}"]
+        for measure, digits in (("nll", 3), ("ece", 1)):
+            row.append(f"{fmean(metric(runs, measure).values()):.{digits}f}" + error(metric(runs, measure).values(), digits))
         row += ["" if math.isnan(cost(runs) / unit) else f"{cost(runs) / unit:.2f}"]
-        row += [f"{mean_interval([r['flow_seconds'] for r in runs.values()])[0]:.0f}"]
+        row.append(f"{flow_seconds(runs):.0f}")
         if longer:
             e, its = slow.get(name), whole_cost(runs)
             note = f" (its time: {epochs * its / unit:.0f})" if e and its > 1.5 * cost(baselines[e]) else ""
             row.append("" if e in (None, epochs) else f"{difference(metric(runs), metric(baselines[e]))}, {e} epochs{note}")
         if robust:
             scores = [r["metrics"]["corrupted_top1"] for r in runs.values() if "corrupted_top1" in r["metrics"]]
-            row.append(f"{mean_interval(scores)[0]:.1f}" if scores else "")
+            row.append(f"{fmean(scores):.1f}" + error(scores, 1) if scores else "")
         rows.append(row)
     return markdown_table(rows)
 
 
 def _runs(by_epochs: dict[int, Runs], epochs: int) -> list[dict[str, Any]]:
     return list(by_epochs.get(epochs, {}).values())
+
+
+def _usual(name: str, runs: Runs) -> tuple[int, float, float, str]:
+    """Orders the settings of a control by what is no result: most seeds first, then the nearest to the defaults."""
+    s = next(iter(runs.values()))["settings"]
+    return -len(runs), abs(s.get("strength", 0.0) - Settings.strength), abs(s.get("p", 0.0) - Settings.p), name
+
+
+def error(values: Iterable[float], digits: int, what: str = "") -> str:
+    """The standard error in brackets, where there is one."""
+    values = list(values)
+    return f" ({what}{standard_error(values):.{digits}f})" if len(values) > 1 else ""
 
 
 def interval(mean: float, half: float) -> str:
@@ -135,7 +153,8 @@ def difference(arm: dict[int, float], other: dict[int, float]) -> str:
     _, _, p, count = paired(arm, other)
     if not count:
         return ""
-    notes = ([] if math.isnan(p) else [f"p {p:.2g}"]) + ([] if count == len(arm) else [f"{count} seed{'s' * (count > 1)}"])
+    notes = [] if math.isnan(p) else [f"p {p:.2g}"]
+    notes += [f"{count} seed{'s' * (count > 1)}"] if count < FEWEST or count < len(arm) else []
     return gain(arm, other) + (f" ({', '.join(notes)})" if notes else "")
 
 
@@ -161,13 +180,13 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         for epochs in sorted(every & set(arms.get("baseline", {}))):
             base = metric(arms["baseline"][epochs])
             found = {n: paired(metric(by[epochs]), base) for n, by in arms.items() if n != "baseline" and epochs in by}
-            several = {n: g for n, g in found.items() if g[3] > 1}  # one seed has no interval
+            several = {n: g for n, g in found.items() if g[3] >= FEWEST}  # the others have no interval
             if several:
                 panels.append((title(data, fraction, epochs, _runs(arms["baseline"], epochs)[0]), several))
     if not panels:
-        raise SystemExit("nothing to draw: no arm has two seeds or more beside a baseline of the same")
+        raise SystemExit("nothing to draw: no arm has three seeds or more beside a baseline of the same")
     height = sum(len(p[1]) for p in panels)
-    figure = Figure((8, 0.4 + 0.9 * len(panels) + 0.24 * height), layout="constrained")
+    figure = Figure((9.5, 0.6 + 0.8 * len(panels) + 0.2 * height), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(p[1]) + 2 for p in panels])[:, 0]
     for axis, (head, found) in zip(axes, panels, strict=True):
         names = sorted(found, key=lambda n: found[n][0])
@@ -180,10 +199,9 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         # with the flow where only that tells arms apart
         flows = [n.rpartition(", ")[2].replace(".cifar10_jpeg", "") for n in names]
         named = [s if short.count(s) == 1 else f"{s}, {f}" for s, f in zip(short, flows, strict=True)]
-        axis.set_yticks(range(len(names)), named, fontsize=8)
+        axis.set_yticks(range(len(names)), [n.replace("conv_p4_", "") for n in named], fontsize=8)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        lines = [textwrap.fill(part, 62) for part in head.replace("; ", ";\n", 1).replace(", started", ",\nstarted").split("\n")]
-        axis.set_title("\n".join(lines), fontsize=8, loc="left")
+        axis.set_title(textwrap.fill(head, 80), fontsize=8, loc="left")  # no wider than the axes
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(KINDS))
     axes[-1].set_xlabel("top-1 minus the baseline's, points; 95% intervals, paired", fontsize=9)
     return figure
@@ -200,7 +218,7 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
                 control = arms.get(name.partition(", ")[0].replace("glem", "linear", 1), {}).get(epochs)
                 if run["arm"] == "glem" and bits and control:
                     mean, half, _, seeds = paired(metric(found), metric(control))
-                    if seeds > 2:
+                    if seeds >= FEWEST:
                         points.append((title(data, fraction, epochs, run), bits, mean, half, run))
     if len(points) < 2:
         raise SystemExit("nothing to draw: two flows with bits/dim, of three seeds or more, are needed beside linear")
@@ -211,8 +229,8 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
         bits, means, halves = ([p[j] for p in own] for j in (1, 2, 3))
         axis.errorbar(bits, means, yerr=halves, fmt="o", color=f"C{i}", capsize=3, label=head)
         for _, b, m, _, run in own:
-            short = run["flow"].replace(".cifar10_jpeg", "").removeprefix("conv_p4_small").strip("_") or "bundled"
-            axis.annotate(short, (b, m), (-4, 4), textcoords="offset points", fontsize=7, ha="right")
+            short = run["flow"].replace(".cifar10_jpeg", "").removeprefix("conv_p4_small").removeprefix("conv_p4_").strip("_")
+            axis.annotate(short or "bundled", (b, m), (-4, 4), textcoords="offset points", fontsize=7, ha="right")
     axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     axis.margins(x=0.3)  # for the names
     axis.invert_xaxis()
@@ -224,7 +242,7 @@ def draw_quality(runs: list[dict[str, Any]]) -> Figure:
 
 def _kind(name: str) -> str:
     arm = name.split(" ")[0]
-    if arm in LINEAR or arm in ("pixel-pca", "patch-pca") or name.partition(", ")[2].startswith("linear"):
+    if arm in LINEAR or arm in NO_FLOW or name.partition(", ")[2].startswith("linear"):
         return KINDS[0]
     return KINDS[1 if arm in NEEDS_FLOW and arm != "samples" else 2]
 

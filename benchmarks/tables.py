@@ -7,10 +7,11 @@ the files with the results.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any
 
 from benchmarks import comparison, records
@@ -30,6 +31,7 @@ from benchmarks.common import RESULTS, ROOT, markdown_table
 from benchmarks.schema import validate_file
 from timm_nfaug.hub import write_atomically
 
+PAPER_GAINS = (0.33, 0.04)  # of NFA over the baseline and of both over SA: top-1 on ImageNet-ReaL, points
 FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "timm.md")
 SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -219,6 +221,7 @@ def cifar_resnet18() -> str:
 def cifar_summary() -> str:
     """Top-1 of the arms of most interest, a line for each data set, fraction and length with SA; in brackets paired differences.
 
+    Means are over the seeds that the line's baseline has too, so that where no count is given they differ by the gain.
     Of several settings of an arm the one that is best on the held-out images is shown, where none was tried there the
     default; of deep flows the best by bits/dim that has not seen the labels of other images. Full-size networks first.
     """
@@ -227,32 +230,70 @@ def cifar_summary() -> str:
     rows = [["", *shown]]
     found = comparison.comparisons(_runs("test"))
     for key in sorted(found, key=lambda key: (json.loads(key[3])["model"] != "resnet18", key)):
-        (data, _, fraction, recipe), arms = key, found[key]
-        searched = held.get((data, "held", fraction, recipe), {})
+        (data, _, _, recipe), arms = key, found[key]
+        searched = held.get((data, "held", key[2], recipe), {})
         for epochs in sorted({e for by_epochs in arms.values() for e in by_epochs} & set(arms.get("baseline", {}))):
             chosen = {arm: _chosen(arm, arms, searched, epochs) for arm in shown}
             if not chosen["sa"]:
                 continue  # what was trained for the sake of one question only stands with the whole comparison
+            base = arms["baseline"][epochs]
             top1 = {arm: comparison.metric(arms[name][epochs]) for arm, name in chosen.items() if name}
             cells = []
             for arm in shown:
-                if arm not in top1:
+                shared = [v for seed, v in top1.get(arm, {}).items() if seed in base]
+                if not shared:
                     cells.append("")
                     continue
                 other = "sa" if arm == "sa+linear" and "sa" in top1 else "baseline"
                 over = " over sa" if other == "sa" else ""
+                count = len(set(top1[arm]) & set(top1[other]))
+                over += f", {count} seed{'s' * (count > 1)}" if count != len(base) else ""
                 setting = " ".join(chosen[arm].partition(", ")[0].split(" ")[1:])
                 gain = "" if arm == "baseline" else f" ({comparison.gain(top1[arm], top1[other])}{over})"
-                cells.append(f"{fmean(top1[arm].values()):.1f}{gain}" + (f"<br>{setting}" if setting else ""))
-            runs = arms["baseline"][epochs]
-            any_run = next(iter(runs.values()))
-            tuned = ", fine-tuned" if "init" in any_run["settings"] else ""
-            model = "ResNet18, " if any_run["settings"]["model"] == "resnet18" else ""
-            length = f"{model}{any_run['training_images']} images, {epochs} epochs{tuned}"
-            counts = {len(values) for values in top1.values()}
-            seeds = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
-            rows.append([f"{data}: {length}, {seeds} seed{'' if seeds == '1' else 's'}", *cells])
+                cells.append(f"{fmean(shared):.1f}{gain}" + (f"<br>{setting}" if setting else ""))
+            rows.append([f"{_line(next(iter(base.values())))}, {len(base)} seed{'s' * (len(base) > 1)}", *cells])
     return f"{markdown_table(rows)}\n\n{_made(_runs('test'))}"
+
+
+def _line(run: dict[str, Any]) -> str:
+    """What a line of a table compares on, in short; `run` is any of its runs."""
+    s = run["settings"]
+    model, tuned = "ResNet18, " * (s["model"] == "resnet18"), ", fine-tuned" * ("init" in s)
+    return f"{run['data']}: {model}{run['training_images']} images, {s['epochs']} epochs{tuned}"
+
+
+def cifar_power() -> str:
+    """Which gains so many seeds show, by the standard deviations of the paired differences on record.
+
+    They are pooled over all arms of three seeds or more, in bfloat16 and in float32.
+    """
+    found: dict[str, dict[str, list[list[float]]]] = {}  # line to what is compared with to the differences of each arm
+    for _, arms in sorted(comparison.comparisons(_runs("test")).items()):
+        for name, by_epochs in arms.items():
+            for epochs, runs in by_epochs.items():
+                line = found.setdefault(_line(next(iter(runs.values()))), {"baseline": [], "sa": []})
+                for other in ["baseline"] * (name != "baseline") + ["sa"] * name.startswith("sa+"):
+                    own, base = comparison.metric(runs), comparison.metric(arms.get(other, {}).get(epochs, {}))
+                    differences = [own[seed] - base[seed] for seed in own if seed in base]
+                    if len(differences) >= records.FEWEST:
+                        line[other].append(differences)
+    head = [""]
+    for what, gain in zip(("over crop and flip", "`sa+...` over `sa`"), PAPER_GAINS, strict=True):
+        head += [f"{what}: deviation", "3 seeds see", "5 seeds", "10 seeds", f"seeds for {gain:+.2f}"]
+    rows = [head]
+    for line, others in found.items():
+        if not others["baseline"]:
+            continue
+        rows.append([line])
+        for arms, gain in zip(others.values(), PAPER_GAINS, strict=True):
+            if not arms:
+                rows[-1] += [""] * 5
+                continue
+            deviation = math.sqrt(sum((len(d) - 1) * variance(d) for d in arms) / sum(len(d) - 1 for d in arms))
+            rows[-1] += [f"{deviation:.2f} ({len(arms)} arm{'s' * (len(arms) > 1)})"]
+            rows[-1] += [f"{records.half_width(deviation, n):.2f}" for n in (3, 5, 10)]
+            rows[-1] += [f"{records.seeds_for(gain, deviation):,}"]
+    return markdown_table(rows)
 
 
 def _chosen(arm: str, arms: dict, searched: dict, epochs: int) -> str | None:
@@ -373,8 +414,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_resnet18,
-        cifar_search,
+        flows, moves, flow_speed, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_power,
+        cifar_resnet18, cifar_search,
         generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, throughput_cuda, tangents, linearity,
         shrinkage,
         label_drift,

@@ -91,15 +91,29 @@ def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small
     out, x, target = batch(1)
     assert torch.equal(levels, before), "the caller's images were changed"
     assert out.shape == levels.shape and out.dtype == torch.uint8
-    if name not in ("sa", "sa+glem", "sa+linear", "trivial", "mixup", "cutmix"):  # timm's parts draw from Python's generators
+    other = name.partition("+")[0]
+    if other not in ("sa", "trivial", "mixup", "cutmix"):  # timm's parts draw from Python's generators
         again = batch(1)
         assert torch.equal(out, again[0]) and torch.equal(x, again[1])
     draws = [batch(seed) for seed in range(5)]  # cutmix leaves half of the batches as they are
     changed = any(not torch.equal(o, levels) or not torch.equal(v, levels.float() / 255) for o, v, _ in draws)
     assert changed == (name not in ("baseline", "isda"))
-    assert (target.ndim == 2) == (name in ("mixup", "cutmix"))
+    assert (target.ndim == 2) == (other in ("mixup", "cutmix"))
     loss = arm.loss(model, x, target, 0)
     assert loss.isfinite() and loss.requires_grad
+
+
+@pytest.mark.parametrize("other", ["sa", "trivial", "mixup", "cutmix"])
+def test_arms_with_linear_added_have_both(other, data):
+    """The move is that of `linear` and the rest that of the other arm, whichever side of the crop it is on."""
+    for place in ("after", "before"):
+        s = Settings(modes=4, p=1.0, place=place, reprob=0.5)
+        both, alone, linear = (make_arm(name, data, None, s) for name in (f"{other}+linear", other, "linear"))
+        assert type(both.policy) is type(alone.policy) and type(both.mix) is type(alone.mix)
+        assert bool(both.erase) == bool(alone.erase) == (other == "sa") and (both.policy or both.mix)
+        step, own = (a.before if place == "before" else a.levels for a in (both, linear))
+        moved = step(data.levels, data.labels, generator())
+        assert torch.equal(moved, own(data.levels, data.labels, generator())) and not torch.equal(moved, data.levels)
 
 
 @pytest.mark.parametrize("name", ["sa", "sa+linear", "trivial"])

@@ -5,9 +5,11 @@ import json
 import re
 import subprocess
 import time
+from itertools import pairwise
 
 import pytest
 
+import timm_nfaug as nfa
 from benchmarks import cifar_resnet18, common, generation, imagenet_real, records
 from benchmarks.schema import validate, validate_file
 from train_flow.config import load_config
@@ -182,6 +184,7 @@ def test_the_gpu_queue_is_made_of_commands_that_exist():
         if module in parsers:
             parsers[module](argv)
         if "--config" in argv:
-            load_config(argv[argv.index("--config") + 1], [])
+            settings = [value for flag, value in pairwise(argv) if flag == "--set"]
+            assert load_config(argv[argv.index("--config") + 1], settings).flow in nfa.list_flows()
     items = re.findall(r"\[(\w)\]\(#commands\)", text)
     assert items == re.findall(r"^(\w)\. ?", text, re.M) == sorted(items)
