@@ -1,9 +1,9 @@
 """How far tangents are from the exact flow: error of the change they make, and what they take on disk.
 
 Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (8 bits). The error is the L2
-norm of the difference over that of the exact change, both clamped to the range of images; a flow's own class posterior says
-how often both give the same class. Tangents are fitted to moves of `--steps` times the strength. "Without the
-bend" leaves the pictures out that are no tangents, those of second order.
+norm of the difference over that of the exact change, both clamped to the range of images; a flow's own class posterior, and
+with `--classifier` (a file of cifar_resnet18 --save) that network, say how often both give the same class. Tangents are fitted
+to moves of `--steps` times the strength. "Without the bend" leaves the pictures out that are no tangents, those of second order.
 
     python -m benchmarks.tangents --flow conv_p4_small.cifar10_jpeg --data-dir DIR --data-name "CIFAR-10 (JPEG)"
 """
@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from benchmarks.classifier import load_saved, normalize
 from benchmarks.common import command_line, environment, flow_title, markdown_table, write_result
 from timm_nfaug import ConditionalFlow, pixels
 from timm_nfaug.cache import packed, summed, tangents, weights
@@ -35,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--modes", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 1.0, 1.5], help="of the differences, over the strength")
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--classifier", help="a file of cifar_resnet18 --save")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", metavar="NAME", default="tangents")
     args = parser.parse_args(argv)
@@ -43,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if data is None:
         parser.exit(2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n")
     some = data.subset(torch.arange(args.images) * len(data) // args.images)
-    rows = [row for strength in args.strengths for step in args.steps for row in errors(flow, some, strength, step, args)]
+    model = load_saved(args.classifier, len(data.class_names))[1] if args.classifier else None
+    rows = [row for strength in args.strengths for step in args.steps for row in errors(flow, some, strength, step, args, model)]
     # judged at the step of the size of the moves, NFACache's default at its default strength, not at the best of the steps
     median = {f"strength {r['strength']:g}, {r['modes']} modes": r["median"] for r in rows if r["step"] == 1}
     default = median.get(DEFAULT)
@@ -55,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": f"{args.data_name}, {len(some)} of {len(data)} validation images",
         "seeds": [args.seed],
         "environment": environment(),
-        "settings": {"flow": flow_title(args.flow)},
+        "settings": {"flow": flow_title(args.flow), "classifier": Path(args.classifier).stem if args.classifier else None},
         "results": {"rows": rows, "median_at_step_1": median, "claim_met": met},
     })  # fmt: skip
     print(markdown_table(table(rows)))
@@ -63,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @torch.no_grad()
-def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, args: argparse.Namespace) -> list[dict[str, Any]]:
+def errors(
+    flow: ConditionalFlow, data: Images, strength: float, step: float, args: argparse.Namespace, model: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """One row for each number of modes."""
     x, y = pixels.levels_to_model(data.levels), data.labels
     z, _ = flow(x)
@@ -85,19 +92,24 @@ def errors(flow: ConditionalFlow, data: Images, strength: float, step: float, ar
             "mean_levels": 128 * (moved - exact).abs().mean().item(),
             "same_class": same.double().mean().item(), "bytes_an_image": kept[0].numel(),
         })  # fmt: skip
+        if model is not None:
+            first, second = (model(normalize(pixels.model_to_levels(v))).argmax(1) for v in (exact, moved))
+            found[-1]["same_class_classifier"] = (first == second).double().mean().item()
         print(found[-1], flush=True)
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Cells; of the steps the one of the least median."""
-    head = ["strength", "modes", "step", "error, median", "99%", "without the bend", "mean error (levels)", "same class"]
-    cells = [[*head, "kB an image", "GB for ImageNet"]]
+    network = any("same_class_classifier" in r for r in rows)
+    head = ["strength", "modes", "step", "error, median", "99%", "without the bend", "mean error (levels)", "same class: flow"]
+    cells = [[*head, *["classifier"] * network, "kB an image", "GB for ImageNet"]]
     for strength, modes in dict.fromkeys((r["strength"], r["modes"]) for r in rows):
         r = min((r for r in rows if (r["strength"], r["modes"]) == (strength, modes)), key=lambda r: r["median"])
         cells.append([
             f"{strength:g}", str(modes), f"{r['step']:g}", f"{r['median']:.2f}", f"{r['p99']:.2f}",
             f"{r['median_without_bend']:.2f}", f"{r['mean_levels']:.1f}", f"{100 * r['same_class']:.0f}%",
+            *([f"{100 * r['same_class_classifier']:.0f}%"] if network else []),
             f"{r['bytes_an_image'] / 1e3:.0f}", f"{r['bytes_an_image'] * IMAGENET / 1e9:.0f}",
         ])  # fmt: skip
     return cells
