@@ -38,7 +38,8 @@ class AffineCoupling(Bijection):
         with torch.autocast(x1.device.type, dtype=self.net_dtype or torch.bfloat16, enabled=lower):
             out = self.net(x1)
         raw, shift = out.to(x1.dtype).chunk(2, dim=1)
-        return self.clamp * torch.tanh(raw / self.clamp), shift
+        # in place, here and below, where backward does not ask for what is overwritten
+        return (raw / self.clamp).tanh_() * self.clamp, shift
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.split(self.sizes, dim=1)
@@ -57,7 +58,7 @@ class AffineCoupling(Bijection):
     def restore(self, y1: Tensor, y2: Tensor) -> Tensor:
         """x2 (B, C // 2, H, W) from both halves of an output."""
         log_scale, shift = self._log_scale_and_shift(y1)
-        return (y2 - shift) * torch.exp(-log_scale)
+        return (y2 - shift).mul_(log_scale.neg().exp_())
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, clamp={self.clamp}"

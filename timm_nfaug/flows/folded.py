@@ -76,11 +76,8 @@ class Affine:
 
     def __call__(self, halves: Sequence[Tensor]) -> list[Tensor]:
         """Rows of pixels, (N, C1) and (N, C2), to the same."""
-        out = []
-        for bias, blocks in zip(self.biases, self.blocks, strict=True):
-            y = torch.addmm(bias, halves[0], blocks[0])
-            out.append(torch.addmm(y, halves[1], blocks[1]))
-        return out
+        blocks = zip(self.biases, self.blocks, strict=True)
+        return [torch.addmm(bias, halves[0], one).addmm_(halves[1], other) for bias, (one, other) in blocks]
 
 
 class FoldedRun:
