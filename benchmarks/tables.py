@@ -81,6 +81,11 @@ def flow_speed() -> str:
     return f"{markdown_table(speed.table(result('flow_speed')['results']))}\n\n{source('flow_speed')}"
 
 
+def flow_speed_equal() -> str:
+    r = result("flow_speed_equal")["results"]
+    return "\n\n".join([markdown_table(speed.equal_table(r)), markdown_table(speed.profile_table(r)), source("flow_speed_equal")])
+
+
 def flow_batches() -> str:
     return f"{markdown_table(batch_sizes.table(result('flow_batches')['results']['rows']))}\n\n{source('flow_batches')}"
 
@@ -429,7 +434,7 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_power,
+        flows, moves, flow_speed, flow_speed_equal, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_power,
         cifar_resnet18, cifar_search,
         generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, throughput_cuda, tangents, linearity,
         shrinkage,
