@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_nfaug import ConditionalFlow, create_flow, pixels
+from timm_nfaug.flows.conditioner import ViT
 from timm_nfaug.flows.coupling import AffineCoupling
 from train_flow.trainer import emulates_bfloat16
 
@@ -303,7 +304,7 @@ def random_flow(name: str, images: Tensor, seed: int) -> ConditionalFlow:
     flow = create_flow(name, input_size=SHAPE).to(images.device).eval()
     for module in flow.modules():
         if isinstance(module, AffineCoupling):
-            _randomize(module.net[-1])
+            _randomize(module.net.head if isinstance(module.net, ViT) else module.net[-1])
     flow.initialize(images)
     return flow
 

@@ -292,8 +292,11 @@ def cifar_power() -> str:
         for name, by_epochs in arms.items():
             for epochs, runs in by_epochs.items():
                 line = found.setdefault(_line(next(iter(runs.values()))), {"baseline": [], "sa": []})
+                s = next(iter(runs.values()))["settings"]
+                sa = {"arm": "sa", "flow": None, "settings": {k: s[k] for k in ("randaugment", "reprob") if k in s}}
+                control = {"baseline": "baseline", "sa": comparison.label(sa)}  # with the RandAugment of the arm
                 for other in ["baseline"] * (name != "baseline") + ["sa"] * name.startswith("sa+"):
-                    own, base = comparison.metric(runs), comparison.metric(arms.get(other, {}).get(epochs, {}))
+                    own, base = comparison.metric(runs), comparison.metric(arms.get(control[other], {}).get(epochs, {}))
                     differences = [own[seed] - base[seed] for seed in own if seed in base]
                     if len(differences) >= records.FEWEST:
                         line[other].append(differences)
@@ -434,7 +437,8 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_speed_equal, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary, cifar_power,
+        flows, moves, flow_speed, flow_speed_equal, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary,
+        cifar_power,
         cifar_resnet18, cifar_search,
         generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, throughput_cuda, tangents, linearity,
         shrinkage,

@@ -330,6 +330,9 @@ def test_without_classes_the_modes_are_those_of_all_images(toy_images):
         out = pooled(levels, *more, generator=torch.Generator().manual_seed(0))
         assert torch.equal(out[0] if more else out, expected)
     assert nfa.nf_augment_transform("nfa-k3-lnone", pooled.flow).labels == "none"
+    for alone in (levels, [levels]):  # batches of a loader of images
+        again = nfa.NFAugment.from_data([alone], labels="none", modes=3).flow.prior.modes
+        assert torch.equal(again, pooled.flow.prior.modes)
 
 
 def test_fit_to_other_classes(small_flow, toy_images):
@@ -426,6 +429,8 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.nf_augment_transform("nfa", "linear"), r"NFAugment\.from_data\(loader\)"),
         (lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz"), "conv_p4_tiny.digits"),
         (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60, 3), 1 / 3)), r"integer labels \(60,\), got .* \(60, 3\)"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, F.one_hot(torch.zeros(60, dtype=torch.int64), 5)), r"probabilities \(60, 5\)"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], torch.tensor([0.2, 0.8])), r"integer labels \(1,\), got probabilities"),
         (lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)), "got a data set, TensorDataset: DataLoader"),
         (lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3), r"batches \(images \(B, C, H, W\), labels \(B,\)\), got dict"),
         (lambda f, x: nfa.NFAugment.from_data([(x[0], 1)], 3), r"got a tensor \(3, 32, 32\)"),

@@ -1,7 +1,18 @@
 """The benchmark of batch sizes times every flow at every batch, leaves out what is too slow, and records what its table shows."""
 
-from benchmarks import flow_batches
+import torch
+
+from benchmarks import flow_batches, flow_speed
 from benchmarks.schema import validate_file
+from timm_nfaug.flows.coupling import AffineCoupling
+
+
+def test_no_layer_of_a_random_flow_is_an_identity():
+    for name in ("conv_p4_tiny", "jet_p4"):
+        flow = flow_speed.random_flow(name, flow_speed.synthetic_images(2, 0), 0)
+        couplings = [m for m in flow.modules() if isinstance(m, AffineCoupling)]
+        x = torch.randn(1, 24, 8, 8)
+        assert couplings and all(m.net(x).abs().min() > 0 for m in couplings)
 
 
 def test_every_batch_is_timed_and_recorded(tmp_path, capsys):

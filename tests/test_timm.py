@@ -198,6 +198,24 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
         loader_factory(create_loader, whole, place="dataset")(stream, input_size=(3, 40, 40), batch_size=6, is_training=True)
 
 
+def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
+    """Of a stream without end, too."""
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            g = torch.Generator().manual_seed(0)
+            while True:
+                yield torch.rand(3, 32, 32, generator=g), int(torch.randint(2, (), generator=g))
+
+    monkeypatch.setattr(timm_fit, "FIT_IMAGES", 20)
+    loader = nfa.wrap_loader(DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2)
+    by_hand = to_fit(modes=2)
+    assert timm_fit.fit_to_stream(by_hand, DataLoader(Endless(), batch_size=10), 2) == 40
+    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
+    x = next(iter(loader))[0]
+    assert (x != next(iter(DataLoader(Endless(), batch_size=10)))[0]).flatten(1).any(1).all()
+
+
 def fit_a_share(rank, root, out):
     """As the process `rank` of two does, whose reader gives it images of its own."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -158,7 +158,7 @@ class NFAugment(v2.Transform):
         if self.strength and self.p:
             labels = _find_labels(flat)
             if labels is None and self.labels == "given" and self.flow.num_classes > 1:
-                _refuse_soft_labels(flat, _count(flat[where[0]]), self.flow.num_classes)
+                _refuse_soft_labels(flat, _count(flat[where[0]]))
             params = self.make_params([flat[i] for i in where], labels, generator)
             for i in where:
                 flat[i] = self.transform(flat[i], params)
@@ -363,14 +363,14 @@ class NFAugment(v2.Transform):
 
         Args:
             loader: batches (images, labels, ...); images as the transform takes them, labels integers (B,), which are not
-                looked at with ``labels="none"``.
+                looked at with ``labels="none"`` and may be missing there.
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty: classes without images have no modes and are never the posterior's; without, they raise.
             shrinkage: the spread within all classes counts for each as if it had been seen in so many more images of it
                 (`ClassMoments`). 100 is about the best for 20 to 500 images a class (benchmarks/README.md); of 5,000 it would
                 be 2%.
         """
-        if isinstance(loader, Dataset):
+        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):  # one may give batches
             raise TypeError(f"expected a loader of batches, got a data set, {type(loader).__name__}: DataLoader(dataset, 256)")
         pooled = self.labels == "none"
         classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
@@ -383,7 +383,7 @@ class NFAugment(v2.Transform):
         size = self.flow.config.input_size[1:]
         batches = (
             (lift.down(self._checked(x), size), torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y))
-            for x, y, *_ in map(_checked_batch, loader)
+            for x, y in (_images_and_labels(batch, pooled) for batch in loader)
         )
         low_rank = self.flow.prior.low_rank
         moments = self.flow.moments(batches, num_classes, self.modes, allow_empty, shrinkage)
@@ -395,14 +395,13 @@ class NFAugment(v2.Transform):
         return self
 
 
-def _checked_batch(batch: Any) -> Any:
-    """(images, labels, ...) of a loader; refuses batches of another make."""
-    pair = isinstance(batch, (tuple, list)) and len(batch) > 1
-    images = batch[0] if pair else batch
-    if not (pair and isinstance(images, Tensor) and images.ndim == 4):
-        got = f"a tensor {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:
+    """Of a loader's batch; without labels where they are not needed. Refuses batches of another make."""
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if not (len(parts) >= 2 - pooled and isinstance(parts[0], Tensor) and parts[0].ndim == 4):
+        got = f"a tensor {tuple(parts[0].shape)}" if isinstance(parts[0], Tensor) else type(parts[0]).__name__
         raise TypeError(f"expected batches (images (B, C, H, W), labels (B,)), got {got}; take a collate_fn that makes them")
-    return batch
+    return parts[0], parts[1] if len(parts) > 1 else None
 
 
 def _image_positions(flat: list[Any]) -> list[int]:
@@ -425,12 +424,15 @@ def _find_labels(flat: list[Any]) -> Tensor | None:
     return None
 
 
-def _refuse_soft_labels(flat: list[Any], count: int, classes: int) -> None:
-    """Probabilities (B, K) in the place of labels, as mixup makes them, name no class to move along."""
+def _refuse_soft_labels(flat: list[Any], count: int) -> None:
+    """Probabilities (B, K) or (K,), as mixup and one-hot encoding make them, name no class to move along."""
     for v in flat:
-        if isinstance(v, Tensor) and v.is_floating_point() and v.shape == (count, classes):
+        if not isinstance(v, Tensor) or isinstance(v, tv_tensors.TVTensor) or v.ndim not in (1, 2) or v.shape[-1] < 2:
+            continue
+        rows = v.reshape(-1, v.shape[-1]).double()
+        if len(rows) == count > 0 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-2).all()):
             raise ValueError(
-                f"expected integer labels ({count},), got a float tensor {tuple(v.shape)}: run NFA before mixup and one-hot "
+                f"expected integer labels ({count},), got probabilities {tuple(v.shape)}: run NFA before mixup and one-hot "
                 'encoding, or let the flow choose the class with labels="posterior"'
             )
 

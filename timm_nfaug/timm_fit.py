@@ -38,8 +38,8 @@ def fit_to_dataset(
 
     It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set, or
     `FIT_IMAGES_POOLED` of all; where labels cannot be had without the images, all of them. Of a stream (an iterable data
-    set) it reads as many in all, the first ones; there the first process fits, and the others take its modes. Draws nothing
-    from the global generators.
+    set) it reads as many in all, the first ones; there the modes that the first process finds are those of all. Draws
+    nothing from the global generators.
 
     Args:
         given: the arguments of timm's `create_loader` for training on it.
@@ -63,29 +63,31 @@ def fit_to_dataset(
         size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
     )
     set_transform(data, plain)
-    count, workers = max(FIT_IMAGES_POOLED if pooled else FIT_IMAGES, 8 * augment.modes), given.get("num_workers", 1)
+    workers = given.get("num_workers", 1)
     stream = isinstance(base, IterableDataset)
     if stream:
         if hasattr(base, "set_loader_cfg"):  # timm's readers share out a stream among as many workers as they are told
             base.set_loader_cfg(num_workers=max(workers, 1))
         # in a worker, whose copy of the stream it is that moves on
-        loader = _First(DataLoader(data, BATCH, num_workers=max(workers, 1), generator=torch.Generator()), count * classes)
+        loader = DataLoader(data, BATCH, num_workers=max(workers, 1), generator=torch.Generator())
     else:
         labels = [0] * len(base) if pooled else _labels(base)
         if labels is not None:
-            data = Subset(data, spread(labels, count))
+            data = Subset(data, spread(labels, _wanted(augment)))
         loader = DataLoader(data, BATCH, num_workers=workers, generator=torch.Generator())
     augment.mean = augment.std = None  # the images come in [0, 1]
-    augment.to(given.get("device", "cpu")).fit(loader, classes, allow_empty=True)
+    augment.to(given.get("device", "cpu"))
     if stream:
-        _take_modes_of_first_process(augment)
+        images = fit_to_stream(augment, loader, classes)
+    else:
+        augment.fit(loader, classes, allow_empty=True)
     if mapping and len(mapping) == classes:
         augment.flow.config.class_names = _names(mapping)
     if quiet:
         return
     found = (augment.flow.prior.mode_std > 0).sum(1)
     seconds = time.monotonic() - start
-    read = f"the first {loader.images} images of a stream" if stream else f"{len(data)} of {len(base)} images"
+    read = f"the first {images} images of a stream" if stream else f"{len(data)} of {len(base)} images"
     _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, read, seconds)
     if (few := int((found < augment.modes).sum())):
         _logger.warning(
@@ -94,15 +96,29 @@ def fit_to_dataset(
         )  # fmt: skip
 
 
+def _wanted(augment: NFAugment) -> int:
+    """Images of a class, or of all where there are none."""
+    return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
+
+
+def fit_to_stream(augment: NFAugment, loader, num_classes: int | None) -> int:
+    """Fits to the first images that a loader gives, the same modes in every process; returns how many images it read."""
+    first = _First(loader, _wanted(augment) * (num_classes or 1))
+    augment.fit(first, num_classes, allow_empty=True)
+    _take_modes_of_first_process(augment)
+    return first.images
+
+
 class _First:
     """The batches of a loader until `count` images have come; `images` says how many that were."""
 
     def __init__(self, loader: DataLoader, count: int):
         self.loader, self.count, self.images = loader, count, 0
+        self.dataset = getattr(loader, "dataset", None)  # which may know its classes
 
     def __iter__(self):
         for batch in self.loader:
-            self.images += len(batch[0])
+            self.images += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
             yield batch
             if self.images >= self.count:
                 return
@@ -110,10 +126,13 @@ class _First:
 
 def _take_modes_of_first_process(augment: NFAugment) -> None:
     """Each process of a distributed training reads a share of its own of a stream."""
-    if dist.is_available() and dist.is_initialized():
-        for tensor in augment.flow.prior.state_dict().values():
-            dist.broadcast(tensor, 0)
-        dist.broadcast(augment.flow.log_prior, 0)
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    for tensor in (*augment.flow.prior.state_dict().values(), augment.flow.log_prior):
+        shared = tensor.to(device)
+        dist.broadcast(shared, 0)
+        tensor.copy_(shared)
 
 
 def _labels(dataset) -> list[int] | None:

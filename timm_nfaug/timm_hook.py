@@ -28,7 +28,7 @@ from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .perturb import keyed_generator
 from .timm_dataset import WorkerDataset, check_map_style
-from .timm_fit import NFAError, check_classes, fit_to_dataset
+from .timm_fit import NFAError, check_classes, fit_to_dataset, fit_to_stream
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
@@ -77,9 +77,6 @@ def _checked(text: str) -> str:
 def augment_from_args(args) -> NFAugment | None:
     """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
     if not getattr(args, "aug", None):
-        others = {"nfa_flow": LINEAR, "nfa_fit": False, "nfa_place": PLACES[0], "nfa_cache": None}
-        if given := [k for k, usual in others.items() if getattr(args, k, usual) != usual]:
-            raise ValueError(f"--{given[0].replace('_', '-')} does nothing without --aug: add --aug nfa, or drop it")
         return None
     if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
         raise ValueError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")
@@ -234,14 +231,15 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
         fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=process_rank() > 0)
     else:
-        whole = loader
-        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        if isinstance(loader.dataset, IterableDataset):
+            fit_to_stream(augment, loader, num_classes)
+        else:
             # every process fits to all of it, in order, whatever the loader's sampler chooses
-            whole = DataLoader(
+            whole = loader if not isinstance(loader, DataLoader) else DataLoader(
                 loader.dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
                 generator=torch.Generator(),
             )  # fmt: skip
-        augment.fit(whole, num_classes, allow_empty=True)
+            augment.fit(whole, num_classes, allow_empty=True)
     splits = loader.dataset.num_splits if isinstance(loader.dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .pillow import guard_posterize
-from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
+from .timm_hook import LINEAR, PLACES, NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
     "python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
@@ -52,6 +52,7 @@ def install(module: ModuleType) -> None:
     def parse_args(*args, **kwargs):
         values = parse(*args, **kwargs)
         _aa_to_aug(module.parser, values)
+        _check_alone(module.parser, values)
         hook(values)
         return values
 
@@ -65,6 +66,14 @@ def _aa_to_aug(parser: argparse.ArgumentParser, values: argparse.Namespace) -> N
     if values.aug:
         parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one of them")
     values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
+
+
+def _check_alone(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
+    """Refuses flags of NFA that would do nothing."""
+    usual = {"nfa_flow": LINEAR, "nfa_fit": False, "nfa_place": PLACES[0], "nfa_cache": None}
+    given = [] if values.aug else [k for k, v in usual.items() if getattr(values, k) != v]
+    if given:
+        parser.error(f"--{given[0].replace('_', '-')} does nothing without --aug: add --aug nfa, or drop it")
 
 
 def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:

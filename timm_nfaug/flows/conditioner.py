@@ -53,7 +53,8 @@ class ResNet(nn.Sequential):
 class ViT(nn.Module):
     """A vision transformer whose tokens are the pixels of (B, C, H, W) (Kolesnikov et al., Jet, 2024), of timm's blocks.
 
-    The last layer, which makes scale and shift, stays in the dtype of its weights under autocast.
+    The last layer, which makes scale and shift, stays in the dtype of its weights under autocast. torch's attention has no
+    forward-mode derivative.
     """
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int, size: tuple[int, int], blocks: int, heads: int):

@@ -38,7 +38,7 @@ class AffineCoupling(Bijection):
         with torch.autocast(x1.device.type, dtype=self.net_dtype or torch.bfloat16, enabled=lower):
             out = self.net(x1)
         raw, shift = out.to(x1.dtype).chunk(2, dim=1)
-        # in place, here and below, where backward does not ask for what is overwritten
+        # in place, here and below: nobody else sees what is overwritten
         return (raw / self.clamp).tanh_() * self.clamp, shift
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
