@@ -85,16 +85,14 @@ def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
 def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     """One comparison: means over seeds with 95% intervals (of top-1) and standard errors; differences are paired by seed.
 
-    The column of equal time compares with the baseline of another length whose time is nearest to that of the arm, the training
-    of its flow included.
+    An arm is compared with `linear` of its own settings, or of the nearest on record (`_nearest`), whatever their result. The
+    column of equal time compares with the baseline of another length whose time is nearest to that of the arm, the training of
+    its flow included.
     """
     others = {"baseline": "against baseline", "sa": "against SA"}
-    controls = [name for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by]
-    for title, shrunk in (("against linear", False), ("against linear with shrinkage", True)):
-        own = [name for name in controls if any("shrinkage" in r["settings"] for r in _runs(arms[name], epochs)) == shrunk]
-        if own:
-            others[min(own, key=lambda n: _usual(n, arms[n][epochs]))] = title
-    head = ["arm", "seeds", "top-1", *others.values(), "NLL (SE)", "ECE (SE)", "time", "flow, s"]
+    controls = {name: by[epochs] for name, by in arms.items() if name.split(" ")[0] == "linear" and epochs in by}
+    head = ["arm", "seeds", "top-1", *others.values(), *["against linear"] * bool(controls), "NLL (SE)", "ECE (SE)", "time"]
+    head.append("flow, s")
     baselines = {e: b for e, b in arms.get("baseline", {}).items() if e >= epochs and not math.isnan(cost(b))}
     slow = {
         name: min(baselines, key=lambda e: abs(math.log(cost(baselines[e]) / whole_cost(by[epochs]))))
@@ -114,6 +112,9 @@ def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
         for other in others:
             same = name == other or epochs not in arms.get(other, {})
             row.append("" if same else difference(metric(runs), metric(arms[other][epochs])))
+        if controls:
+            control = _nearest(name, runs, controls)
+            row.append(difference(metric(runs), metric(controls[control])) if control else "")
         for measure, digits in (("nll", 3), ("ece", 1)):
             row.append(f"{fmean(metric(runs, measure).values()):.{digits}f}" + error(metric(runs, measure).values(), digits))
         row += ["" if math.isnan(cost(runs) / unit) else f"{cost(runs) / unit:.2f}"]
@@ -133,10 +134,25 @@ def _runs(by_epochs: dict[int, Runs], epochs: int) -> list[dict[str, Any]]:
     return list(by_epochs.get(epochs, {}).values())
 
 
-def _usual(name: str, runs: Runs) -> tuple[int, float, float, str]:
-    """Orders the settings of a control by what is no result: most seeds first, then the nearest to the defaults."""
-    s = next(iter(runs.values()))["settings"]
-    return -len(runs), abs(s.get("strength", 0.0) - Settings.strength), abs(s.get("p", 0.0) - Settings.p), name
+def _nearest(name: str, runs: Runs, controls: dict[str, Runs]) -> str | None:
+    """The setting of `linear` that an arm is compared with: its own, or the nearest; without any, that nearest to the default.
+
+    `linear` itself is compared with another of its settings, the nearest to the default.
+    """
+    usual = {"strength": Settings.strength, "p": Settings.p, "shrinkage": Settings.shrinkage, "place": Settings.place}
+    own = next(iter(runs.values()))["settings"]
+    flow = "strength" in own and name not in controls
+    wanted = {k: own.get(k, {"shrinkage": 0.0, "place": "after"}.get(k, v)) if flow else v for k, v in usual.items()}
+
+    def distance(other: str) -> tuple:
+        s = next(iter(controls[other].values()))["settings"]
+        few = min(len(set(runs) & set(controls[other])), FEWEST)
+        return (
+            -few, s.get("shrinkage", 0.0) != wanted["shrinkage"], abs(s.get("strength", 0.0) - wanted["strength"]),
+            abs(s.get("p", 0.0) - wanted["p"]), s.get("place", "after") != wanted["place"], -len(controls[other]), other,
+        )  # fmt: skip
+
+    return min((other for other in controls if other != name), key=distance, default=None)
 
 
 def error(values: Iterable[float], digits: int, what: str = "") -> str:

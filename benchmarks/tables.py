@@ -239,10 +239,10 @@ def cifar_summary() -> str:
     Means are over the seeds that the line's baseline has too, so that where no count is given they differ by the gain.
     Of several settings of an arm the one that is best on the held-out images is shown, where none was tried there the
     default; of deep flows the best by bits/dim that has not seen the labels of other images. Of lines of one name, in bfloat16
-    and in float32, the one stays in which `linear` leans on other classes, as it does by default. Full-size networks first.
+    and in float32, the one stays whose settings were searched for. Full-size networks first.
     """
     held = comparison.comparisons(_runs("held"))
-    lines: dict[str, tuple[bool, list[str]]] = {}  # whether with shrinkage, and the row
+    lines: dict[str, list[str]] = {}
     found = comparison.comparisons(_runs("test"))
     for key in sorted(found, key=lambda key: (json.loads(key[3])["model"] != "resnet18", key)):
         (data, _, _, recipe), arms = key, found[key]
@@ -254,10 +254,9 @@ def cifar_summary() -> str:
             base = arms["baseline"][epochs]
             runs = {arm: arms[name][epochs] for arm, name in chosen.items() if name}
             name = f"{_line(next(iter(base.values())))}; {len(base)} seed{'s' * (len(base) > 1)}"
-            leans = any("shrinkage" in r["settings"] for r in runs.get("linear", {}).values())
-            if leans or name not in lines:
-                lines[name] = leans, [name, *(_summary_cell(arm, runs) for arm in SUMMARY)]
-    return markdown_table([["", *SUMMARY.values()], *(row for _, row in lines.values())])
+            if searched or name not in lines:
+                lines[name] = [name, *(_summary_cell(arm, runs) for arm in SUMMARY)]
+    return markdown_table([["", *SUMMARY.values()], *lines.values()])
 
 
 def _summary_cell(arm: str, runs: dict[str, comparison.Runs]) -> str:
