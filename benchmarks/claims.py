@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks import comparison, flow_memory, flow_speed, records, tangents, throughput
-from benchmarks.common import ROOT, pin_threads, timed
+from benchmarks.common import ROOT, pin_threads, pinned, timed
 from timm_nfaug import ConditionalFlow
 from timm_nfaug.pillow import guard_posterize
 from train_flow.data import load_data
 
 Claim = tuple[str, float, str, float]  # what, figure, "at most" or "at least", limit
-
 
 ONE_BY_ONE = ("NFA linear (PIL)", "NFA, cached tangents (PIL)")
 # "two to three times", "about as much": what rounds to that
@@ -93,14 +92,10 @@ def rivals() -> Iterator[Claim]:
 def accuracy() -> Iterator[Claim]:
     """Read, not measured: runs that differ in nothing but tangents for the exact flow. The limit is their 95% interval."""
     runs = [run for run in records.read(records.suite_file("cifar_resnet18")) if run["split"] == "test"]
-    for arms in comparison.comparisons(runs).values():
-        for name in arms:
-            exact = arms.get(name.replace("tangent ", "glem ", 1), {}) if name.startswith("tangent ") else {}
-            for epochs in arms[name].keys() & exact.keys():
-                gain, half, _, seeds = records.paired(*(comparison.metric(by[epochs]) for by in (arms[name], exact)))
-                if seeds >= records.FEWEST:
-                    what = f"{name}: top-1 off that of the exact flow, points, {seeds} seeds on record"
-                    yield what, abs(gain), "at most", half
+    for name, tangent, exact in comparison.tangent_pairs(runs):
+        gain, half, _, seeds = records.paired(tangent, exact)
+        if seeds >= records.FEWEST:
+            yield f"{name}: top-1 off that of the exact flow, points, {seeds} seeds on record", abs(gain), "at most", half
 
 
 def errors(data_dir: str) -> Iterator[Claim]:
@@ -169,9 +164,9 @@ def main(argv: list[str] | None = None) -> int:
             continue
         command = [sys.executable, "-m", "benchmarks.claims", "--group", name]
         command += ["--data-dir", args.data_dir] if args.data_dir else []
-        # what pin_threads wants: finding it, the process need not start, and import everything, a second time
-        pinned = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": str(GROUPS[name][0])}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | pinned)
+        # finding what pin_threads wants, the process need not start, and import everything, a second time
+        env = os.environ | pinned(GROUPS[name][0])
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
         if done.returncode:
             raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
         line = next(s for s in done.stdout.splitlines() if s.startswith("CLAIMS "))

@@ -94,12 +94,14 @@ def write_result(name: str, payload: dict[str, Any]) -> Path:
     return path
 
 
-def pin_threads(n: int) -> None:
-    """Starts the running command again with `n` OpenMP threads bound to cores, unless it runs so already.
+def pinned(n: int) -> dict[str, str]:
+    """The environment of a process with `n` OpenMP threads bound to cores; OpenMP reads it once, when torch is loaded."""
+    return {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": str(n)}
 
-    OpenMP reads these variables once, when torch is loaded, so setting them later does nothing.
-    """
-    wanted = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": str(n)}
+
+def pin_threads(n: int) -> None:
+    """Starts the running command again with the environment of `pinned`, unless it runs so already."""
+    wanted = pinned(n)
     if all(os.environ.get(k) == v for k, v in wanted.items()):
         return
     sys.stdout.flush()

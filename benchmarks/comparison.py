@@ -9,7 +9,7 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,6 +40,15 @@ def comparisons(runs: list[dict[str, Any]]) -> dict[tuple, dict[str, dict[int, R
             raise ValueError(f"two runs on record are {label(run)}, seed {run['seed']}, on {run['data']}; remove one")
         seeds[run["seed"]] = run
     return found
+
+
+def tangent_pairs(runs: list[dict[str, Any]]) -> Iterator[tuple[str, dict[int, float], dict[int, float]]]:
+    """Arms with tangents, and top-1 by seed with them and with the exact flow of the same settings."""
+    for arms in comparisons(runs).values():
+        for name, by_epochs in arms.items():
+            exact = arms.get(name.replace("tangent", "glem", 1), {}) if name.startswith("tangent ") else {}
+            for epochs in sorted(set(by_epochs) & set(exact)):
+                yield name, metric(by_epochs[epochs]), metric(exact[epochs])
 
 
 NO_FLOW = ("pixel-pca", "patch-pca")  # the flow of their record only says how far they move

@@ -143,14 +143,8 @@ def tangents() -> str:
 
 
 def _tangents_paired() -> list[str]:
-    found = []
-    for arms in comparison.comparisons(_runs("test")).values():
-        for name, by_epochs in arms.items():
-            exact = arms.get(name.replace("tangent", "glem", 1), {}) if name.startswith("tangent ") else {}
-            for epochs in sorted(set(by_epochs) & set(exact)):
-                tangent, glem = (comparison.metric(by[epochs]) for by in (by_epochs, exact))
-                found.append(f"`{name}` {comparison.gain(tangent, glem)} ({len(set(tangent) & set(glem))} seeds)")
-    return found
+    pairs = comparison.tangent_pairs(_runs("test"))
+    return [f"`{name}` {comparison.gain(own, exact)} ({len(set(own) & set(exact))} seeds)" for name, own, exact in pairs]
 
 
 def throughput(name: str = "throughput") -> str:

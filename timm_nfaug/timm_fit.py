@@ -66,15 +66,12 @@ def fit_to_dataset(
     workers = given.get("num_workers", 1)
     stream = isinstance(base, IterableDataset)
     if stream:
+        workers = max(workers, 1)  # it is a worker's copy of the stream that moves on
         if hasattr(base, "set_loader_cfg"):  # timm's readers share out a stream among as many workers as they are told
-            base.set_loader_cfg(num_workers=max(workers, 1))
-        # in a worker, whose copy of the stream it is that moves on
-        loader = DataLoader(data, BATCH, num_workers=max(workers, 1), generator=torch.Generator())
-    else:
-        labels = [0] * len(base) if pooled else _labels(base)
-        if labels is not None:
-            data = Subset(data, spread(labels, _wanted(augment)))
-        loader = DataLoader(data, BATCH, num_workers=workers, generator=torch.Generator())
+            base.set_loader_cfg(num_workers=workers)
+    elif (labels := [0] * len(base) if pooled else _labels(base)) is not None:
+        data = Subset(data, spread(labels, _wanted(augment)))
+    loader = DataLoader(data, BATCH, num_workers=workers, generator=torch.Generator())
     augment.mean = augment.std = None  # the images come in [0, 1]
     augment.to(given.get("device", "cpu"))
     if stream:

@@ -230,16 +230,17 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
     elif hasattr(loader.dataset, "transform"):  # read without the training's random crops
         given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
         fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=process_rank() > 0)
+    elif isinstance(loader.dataset, IterableDataset):
+        fit_to_stream(augment, loader, num_classes)
     else:
-        if isinstance(loader.dataset, IterableDataset):
-            fit_to_stream(augment, loader, num_classes)
-        else:
+        whole = loader
+        if isinstance(loader, DataLoader):
             # every process fits to all of it, in order, whatever the loader's sampler chooses
-            whole = loader if not isinstance(loader, DataLoader) else DataLoader(
+            whole = DataLoader(
                 loader.dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
                 generator=torch.Generator(),
             )  # fmt: skip
-            augment.fit(whole, num_classes, allow_empty=True)
+        augment.fit(whole, num_classes, allow_empty=True)
     splits = loader.dataset.num_splits if isinstance(loader.dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .pillow import guard_posterize
-from .timm_hook import LINEAR, PLACES, NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
+from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
 
 USAGE = (
     "python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
@@ -70,9 +70,12 @@ def _aa_to_aug(parser: argparse.ArgumentParser, values: argparse.Namespace) -> N
 
 def _check_alone(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
     """Refuses flags of NFA that would do nothing."""
-    usual = {"nfa_flow": LINEAR, "nfa_fit": False, "nfa_place": PLACES[0], "nfa_cache": None}
-    given = [] if values.aug else [k for k, v in usual.items() if getattr(values, k) != v]
-    if given:
+    if values.aug:
+        return
+    own = argparse.ArgumentParser()
+    add_args(own)
+    usual = vars(own.parse_args([]))
+    if given := [k for k, v in usual.items() if k != "aug" and getattr(values, k) != v]:
         parser.error(f"--{given[0].replace('_', '-')} does nothing without --aug: add --aug nfa, or drop it")
 
 
