@@ -10,9 +10,10 @@ All run side by side in one process with pinned threads, on the same images, eve
 image at a time, as a loader's worker has it: "PIL", "uint8 image". Many at a time, where the batch lies: "uint8 batch",
 "float batch" (normalised). Policies of timm exist for PIL images only. With --device cuda the batches lie on the GPU and
 the PIL images stay on the CPU. torchvision's policies draw once for a batch, whose images are then all changed alike.
-The training steps (forward, backward, SGD; autocast to bfloat16 unless the CPU only emulates
-that) say what share of a training an augmentation is on the same threads, with no worker to hide it. On a GPU TF32 is off,
-batches have 4 times and steps 16 times the images, and tangents are still added up on the CPU.
+The slow flows have smaller batches, the paper's resnet_ms3 a sixteenth. The training steps (forward, backward, SGD; autocast
+to bfloat16 unless the CPU only emulates that) say what share of a training an augmentation is on the same threads, with no
+worker to hide it. On a GPU TF32 is off, batches have 4 times and steps 16 times the images, and tangents are still added up
+on the CPU.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from benchmarks.arms import RANDAUGMENT
 from benchmarks.classifier import make_classifier
 from benchmarks.common import command_line, disturbed, environment, markdown_table, pin_threads, timed, write_result
 from timm_nfaug import CachedNFADataset, NFACache, NFAugment, create_flow, lift, pixels
+from timm_nfaug.flows.architectures import ARCHITECTURES
 from timm_nfaug.hub import write_atomically
 from timm_nfaug.perturb import displacement, draw_noise
 from timm_nfaug.pillow import guard_posterize
@@ -58,13 +60,15 @@ CLAIM = 0.5  # of the time of BASE, at CLAIMED_SIZES
 CLAIMED_SIZES = (32, 224)
 CLASSES = 10
 STEP = "training step, "
-FLOWS = ("linear", "conv_p4_tiny", "conv_p4_small")
+FEWER = {"conv_p4_base": 4, "jet_p4": 4, "resnet_ms3": 16}  # of the slow flows a batch is so many times smaller
+FEWEST = 8
 Call = Callable[[], Any]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 224, 448])
+    parser.add_argument("--flows", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), help="beside linear")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--min-seconds", type=float, default=0.2)
@@ -76,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False  # as in flow_speed
     guard_posterize()
-    flows = {name: augmentation(name) for name in FLOWS}
+    flows = {name: augmentation(name) for name in dict.fromkeys(["linear", *args.flows])}
     rows = []
     for size in args.sizes:
         calls = candidates(size, flows, args.device) | training_steps(size, args.device)
@@ -115,11 +119,11 @@ def main(argv: list[str] | None = None) -> int:
 def augmentation(name: str, **network: int) -> NFAugment:
     """NFA at its full price: 32 modes, every image. The weights are random, which costs what trained ones do."""
     g = torch.Generator().manual_seed(0)
-    images = smooth_levels(64 * CLASSES, 32, g)
+    images = smooth_levels(36 * CLASSES, 32, g)  # a class has more than its modes
     labels = torch.arange(len(images)) % CLASSES
     flow = create_flow(name, **network)
     if not flow.is_linear:
-        flow.initialize(pixels.dequantize(images, generator=g))
+        flow.initialize(pixels.dequantize(images[:64], generator=g))
     return NFAugment.to_fit(flow.eval(), p=1.0, seed=0).fit([(images, labels)], CLASSES)
 
 
@@ -171,13 +175,15 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> dict[str,
     found["NFA linear (PIL)"] = (lambda: linear(image, 3), 1)
     for name, augment in flows.items():
         moved = copy.deepcopy(augment).to(device)
-        found[f"NFA {name} (uint8 batch)"] = (lambda a=moved: a(levels, labels), batch)
+        count = max(FEWEST, batch // FEWER.get(name, 1))
+        x, y = levels[:count], labels[:count]
+        found[f"NFA {name} (uint8 batch)"] = (lambda a=moved, x=x, y=y: a(x, y), count)
         if not moved.flow.is_linear:
-            found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, levels, labels), batch)
+            found[f"NFA {name}, decode only (uint8 batch)"] = (decoding(moved, x, y), count)
             if not emulates_bfloat16(device):
                 half = copy.deepcopy(moved)
                 half.flow.set_net_dtype(torch.bfloat16)
-                found[f"NFA {name}, bfloat16 networks (uint8 batch)"] = (lambda a=half: a(levels, labels), batch)
+                found[f"NFA {name}, bfloat16 networks (uint8 batch)"] = (lambda a=half, x=x, y=y: a(x, y), count)
     found["NFA, cached tangents (PIL)"] = (cached(image), 1)
     found["NFA, cached tangents (uint8 batch)"] = (cached_batch(levels, labels), batch)
     normalised = copy.deepcopy(linear).to(device)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_candidate_is_timed_and_recorded(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "--repeats", "1", "--min-seconds", "0.001",
-         "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
+         "--flows", "conv_p4_small", "jet_p4", "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     result = validate_file(tmp_path / "mine.json")
@@ -31,6 +31,7 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
         *throughput.CLAIMED,
         "NFA linear (PIL)",
         "NFA conv_p4_small (uint8 batch)",
+        "NFA jet_p4, decode only (uint8 batch)",
         "timm AugMix (PIL)",
         "torchvision RandAugment (uint8 batch, all alike)",
     } <= names
