@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
 
-from benchmarks import comparison, records
+from benchmarks import comparison, quoted, records
 from benchmarks import flow_batches as batch_sizes
 from benchmarks import flow_memory as memory
 from benchmarks import flow_pareto as paretos
@@ -312,6 +312,10 @@ def cifar_power() -> str:
     return markdown_table(rows)
 
 
+def cifar_quoted() -> str:
+    return quoted.table(_runs("test"))
+
+
 def _chosen(arm: str, arms: dict, searched: dict, epochs: int) -> str | None:
     """Which of the settings of an arm that are on record at this length."""
     names = [n for n, by in arms.items() if n.partition(", ")[0].split(" ")[0] == arm and epochs in by]
@@ -431,7 +435,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         flows, moves, flow_speed, flow_speed_equal, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary,
-        cifar_power,
+        cifar_power, cifar_quoted,
         cifar_resnet18, cifar_search,
         generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, throughput_cuda, tangents, linearity,
         shrinkage,

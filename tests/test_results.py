@@ -165,6 +165,20 @@ def test_the_documents_show_what_the_results_say():
         assert filled(text) == text, f"{path.name} is out of date: python -m benchmarks.tables"
 
 
+def test_intervals_in_the_prose_are_of_the_record():
+    """Each "1.2 ± 0.8" outside of the tables is a paired difference of the table of quoted ones, rounded."""
+    from benchmarks.tables import FILES, SECTION, cifar_quoted
+
+    interval = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
+    known = {(float(m[1]), float(m[2])) for m in interval.finditer(cifar_quoted())}
+    said = [(path.name, m) for path in FILES for m in interval.finditer(SECTION.sub("", path.read_text(encoding="utf-8")))]
+    assert len(said) > 10
+    for name, m in said:
+        reach = 0.5 * 10 ** -len(m[1].partition(".")[2]) + 0.0051  # rounded twice
+        near = [k for k in known if all(abs(float(v) - w) < reach for v, w in zip(m.groups(), k, strict=True))]
+        assert near, f"{name} says {m[0]}, which is no difference of benchmarks/quoted.py"
+
+
 def test_the_gpu_queue_is_made_of_commands_that_exist():
     """Every command, as the shell expands it, is understood by the parser of its module, and every item has one."""
     text = (common.ROOT / "benchmarks" / "gpu_queue.md").read_text(encoding="utf-8")
