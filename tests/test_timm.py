@@ -27,7 +27,7 @@ import timm_nfaug as nfa
 from timm_nfaug import timm_fit
 from timm_nfaug.timm_dataset import WorkerDataset
 from timm_nfaug.timm_fit import NFAError, check_classes, fit_to_dataset, spread
-from timm_nfaug.timm_hook import NFALoader, loader_factory
+from timm_nfaug.timm_hook import NFALoader, augment_from_args, loader_factory
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -447,6 +447,27 @@ def test_wrapping_a_plain_loader(toy_images):
     assert not torch.equal(torch.cat([x for x, _ in other]), first)
     with pytest.raises(ValueError, match="pass num_classes="):
         nfa.wrap_loader(batches, args)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images, flow_dir, dtype):
+    levels, y = toy_images
+    batches = DataLoader(list(zip(levels, y.tolist())), batch_size=60)
+
+    def moved(**amp):
+        flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir)]
+        loader = nfa.wrap_loader(batches, argparse.Namespace(**vars(parsed(*flags)), **amp))
+        ((images, _),) = loader
+        return images.float(), {m.net_dtype for m in loader.augment.flow.modules() if hasattr(m, "net_dtype")}
+
+    exact, full = moved(amp=False, amp_dtype=dtype)
+    lower, kind = moved(amp=True, amp_dtype=dtype)
+    assert full == {None} and kind == {getattr(torch, dtype)}
+    assert 0 < (exact - lower).abs().max() <= 2, "levels"
+    for elsewhere in ({"nfa_place": "dataset"}, {"nfa_cache": "there"}):  # in workers, and in what later trainings read
+        flags = vars(parsed("--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir))) | elsewhere
+        augment = augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
+        assert {m.net_dtype for m in augment.flow.modules() if hasattr(m, "net_dtype")} == {None}
 
 
 def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder, small_flow, tmp_path):

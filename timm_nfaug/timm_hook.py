@@ -91,6 +91,9 @@ def augment_from_args(args) -> NFAugment | None:
         augment = NFAugment.to_fit(ConditionalFlow.from_pretrained(args.nfa_flow), **parse_config(args.aug))
     else:
         augment = nf_augment_transform(args.aug, args.nfa_flow)
+    if getattr(args, "amp", False) and args.nfa_place == "batch" and not getattr(args, "nfa_cache", None):
+        # beside a training in mixed precision; workers stay on the CPU, and a cache is made once for all trainings
+        augment.flow.set_net_dtype({"bfloat16": torch.bfloat16, "float16": torch.float16}.get(getattr(args, "amp_dtype", None)))
     own = augment.flow.config.input_size[0]
     if channels not in (None, own):
         raise ValueError(

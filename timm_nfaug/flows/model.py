@@ -84,7 +84,7 @@ class ConditionalFlow(HubMixin, nn.Module):
         return self.config.architecture == "linear" and not self.config.code_rows
 
     def set_net_dtype(self, dtype: torch.dtype | None) -> ConditionalFlow:
-        """Runs the networks inside the couplings in `dtype` (bfloat16) or, with None, in that of the parameters.
+        """Runs the networks inside the couplings in `dtype` (bfloat16, float16) or, with None, in that of the parameters.
 
         The state stays in full precision, so the flow stays invertible; it becomes a slightly different flow.
         """
