@@ -14,7 +14,7 @@ from benchmarks.common import markdown_table
 CIFAR = "CIFAR-10 (JPEG)"
 ALL, FEW, NONE = ", conv_p4_small.cifar10_jpeg_unlabelled", ", conv_p4_tiny_glem.cifar10_jpeg", ", linear.cifar10_jpeg_unlabelled"
 BEFORE, SHRUNK = "s1-k32-p0.5 before the crop", "s1-k32-p0.5 shrinkage 100 before the crop"
-# fraction, epochs, bfloat16 networks, arm, less which other (of another number of epochs after an @), as `comparison.label` has them
+# fraction, epochs, whether in bfloat16, arm, less which other (@ its epochs, if others), as `comparison.label` has them
 QUOTED = [
     (0.01, 480, True, "sa+linear s0.5-k32-p0.5", "sa"),
     (0.01, 120, True, "sa+linear s0.5-k32-p0.5", "sa"),
