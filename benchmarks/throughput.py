@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         "results": {"claim_ratios": claim, "claim_holds": holds, "rows": rows},
     })  # fmt: skip
     if args.plot:  # last: a changed picture would make the commit on record another one
-        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
+        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=95))
     return int(holds is False)
 
 
