@@ -265,6 +265,18 @@ def test_lift_adds_to_a_pil_image_as_to_a_batch(size, channels):
     assert (got.int() - wanted.int()).abs().max() <= 1 and (got == wanted).double().mean() > 0.999
 
 
+@pytest.mark.parametrize("size", [(32, 32), (90, 70)])
+def test_the_largest_changes_end_at_the_ends_of_the_range(size):
+    levels = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for value, end in ((256.0, 255), (-256.0, 0)):
+        change = torch.full((3, 32, 32), value)
+        assert (lift.add(levels.unsqueeze(0), change.unsqueeze(0), [0] * 3, [255] * 3) == end).all()
+        assert (np.array(lift.add_to_image(pil(levels), change.numpy())) == end).all()
+    still = torch.full((3, 32, 32), 0.49)
+    assert torch.equal(lift.add(levels.unsqueeze(0), still.unsqueeze(0), [0] * 3, [255] * 3)[0], levels)
+    assert torch.equal(lift.add(levels.unsqueeze(0), -still.unsqueeze(0), [0] * 3, [255] * 3)[0], levels)
+
+
 def test_linear_flow_adds_its_eigen_images(toy_images):
     levels, y = toy_images
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 4})
