@@ -216,6 +216,23 @@ def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
     assert (x != next(iter(DataLoader(Endless(), batch_size=10)))[0]).flatten(1).any(1).all()
 
 
+def test_wrapping_batches_that_come_from_no_data_set(toy_images, flow_dir):
+    """As loaders of webdataset, ffcv or DALI are, or a list."""
+    levels, y = toy_images
+    batches = list(zip(levels.split(20), y.split(20), strict=True))
+    args = parsed("--aug", "nfa-k2-p1")
+    loader = nfa.wrap_loader(batches, args, num_classes=3)
+    assert torch.equal(loader.augment.flow.prior.modes, nfa.NFAugment.from_data(batches, 3, modes=2).flow.prior.modes)
+    for _ in range(2):
+        moved = list(loader)
+        assert len(moved) == len(loader) == 3
+        assert all((x != own).flatten(1).any(1).all() for (x, _), (own, _) in zip(moved, batches, strict=True))
+    deep = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir)))
+    assert (next(iter(deep))[0] != batches[0][0]).flatten(1).any(1).all()
+    with pytest.raises(NFAError, match="a generator gives its images once.*wrap a list"):
+        nfa.wrap_loader((b for b in batches), args, num_classes=3)
+
+
 def fit_a_share(rank, root, out):
     """As the process `rank` of two does, whose reader gives it images of its own."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)

@@ -201,7 +201,8 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
     process's rank, epoch and batch; set `epoch` on the result when a training resumes.
 
     Args:
-        loader: timm's, or any that gives batches (images, labels) of hard labels (B,), uint8 or float images on any device.
+        loader: timm's, or anything that gives batches (images, labels) of hard labels (B,), uint8 or float images on any
+            device, in every pass anew. Where it has no `dataset` modes are fitted to the first batches it gives.
         mean, std: per channel, of normalised float images; a prefetching loader of timm knows its own. Without, floats are in
             [0, 1].
         num_classes: where modes are fitted and neither `loader.dataset` nor `args.num_classes` knows.
@@ -228,23 +229,29 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         if isinstance(inner.collate_fn, FastCollateMixup):
             mixup, inner.collate_fn = _batch_mixup(inner.collate_fn), fast_collate
     augment.mean, augment.std = mean, std
+    dataset = getattr(loader, "dataset", None)
     if not needs_fit(args):
-        check_classes(loader.dataset, augment)
-    elif hasattr(loader.dataset, "transform"):  # read without the training's random crops
+        check_classes(dataset, augment)
+    elif hasattr(dataset, "transform"):  # read without the training's random crops
         given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
-        fit_to_dataset(augment, loader.dataset, given, num_classes, quiet=process_rank() > 0)
-    elif isinstance(loader.dataset, IterableDataset):
+        fit_to_dataset(augment, dataset, given, num_classes, quiet=process_rank() > 0)
+    elif dataset is None or isinstance(dataset, IterableDataset):
+        if isinstance(loader, Iterator):
+            raise NFAError(
+                f"a {type(loader).__name__} gives its images once, and modes are fitted to images that the training needs again; "
+                "wrap a list or a loader"
+            )
         fit_to_stream(augment, loader, num_classes)
     else:
         whole = loader
         if isinstance(loader, DataLoader):
             # every process fits to all of it, in order, whatever the loader's sampler chooses
             whole = DataLoader(
-                loader.dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
+                dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
                 generator=torch.Generator(),
             )  # fmt: skip
         augment.fit(whole, num_classes, allow_empty=True)
-    splits = loader.dataset.num_splits if isinstance(loader.dataset, AugMixDataset) else 0
+    splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
 
 
