@@ -68,6 +68,15 @@ def test_loop(dataset, monkeypatch):
         )
 
 
+def test_accelerate(dataset):
+    parser = argparse.ArgumentParser()
+    nfa.add_args(parser)
+    dataset.classes, model = ["a", "b", "c"], Seen()
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), [p.clone() for p in model.parameters()]
+    run_recipe("accelerate", model=model, dataset=dataset, optimizer=optimizer, args=parser.parse_args(["--aug", "nfa-p1"]))
+    assert changed(model, dataset) == 1 and any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
 def test_lightning(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where it keeps its logs
     parser = argparse.ArgumentParser()
