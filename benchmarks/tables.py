@@ -223,8 +223,10 @@ SUMMARY = {  # arms of the summary and the heads of their columns
     "trivial": "TrivialAugment",
     "linear": "NFA",
     "sa+linear": "RandAugment + RandomErasing + NFA (over those two)",
+    "cutmix+linear": "CutMix + NFA (over CutMix)",
     "glem": "NFA, deep flow, before the crop",
 }
+OVER = {"sa+linear": "sa", "cutmix+linear": "cutmix"}  # what they are compared with; the others with the baseline
 
 
 def cifar_summary() -> str:
@@ -242,7 +244,7 @@ def cifar_summary() -> str:
         (data, _, _, recipe), arms = key, found[key]
         searched = held.get((data, "held", key[2], recipe), {})
         for epochs in sorted({e for by_epochs in arms.values() for e in by_epochs} & set(arms.get("baseline", {}))):
-            chosen = {arm: _chosen(arm, arms, searched, epochs) for arm in SUMMARY}
+            chosen = {arm: _chosen(arm, arms, searched, epochs) for arm in {*SUMMARY, *OVER.values()}}
             if not chosen["sa"]:
                 continue  # what was trained for the sake of one question only stands with the whole comparison
             base = arms["baseline"][epochs]
@@ -256,11 +258,11 @@ def cifar_summary() -> str:
 def _summary_cell(arm: str, runs: dict[str, comparison.Runs]) -> str:
     top1 = {name: comparison.metric(own) for name, own in runs.items()}
     shared = [v for seed, v in top1.get(arm, {}).items() if seed in top1["baseline"]]
-    if not shared:
+    if not shared or OVER.get(arm, "baseline") not in top1:
         return ""
     if arm == "baseline":
         return f"{fmean(shared):.1f}"
-    mean, half, _, count = records.paired(top1[arm], top1["sa" if arm == "sa+linear" else "baseline"])
+    mean, half, _, count = records.paired(top1[arm], top1[OVER.get(arm, "baseline")])
     notes = [f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")]
     notes += [f"{count} seed{'s' * (count > 1)}"] * (count != len(top1["baseline"]))
     strength = next(iter(runs[arm].values()))["settings"].get("strength", Settings.strength)

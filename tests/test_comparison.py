@@ -588,18 +588,22 @@ def test_the_summary_shows_the_setting_that_the_held_out_images_chose(fraction, 
     runs = []
     for seed in (0, 1, 2):
         runs += [run("baseline", seed, 40.0), run("sa", seed, 42.0), run("sa+linear", seed, 45.0 + seed, strength=0.5)]
+        runs += [run("cutmix", seed, 41.0), run("cutmix+linear", seed, 47.0, strength=0.5)]
         for strength, on_test, on_held in ((1.0, 60.0, 50.0), (0.5, 50.0, 55.0)):
             runs += [run("linear", seed, on_test, strength=strength), run("linear", seed, on_held, "held", strength=strength)]
         for top1, bits, seen in ((44.0, 3.1, "images"), (43.0, 3.0, "images"), (70.0, 2.9, "images, with labels")):
             runs.append(run("glem", seed, top1, flow=f"f{bits}", bits=bits, trained_on=seen, strength=1.0))
         runs += [run("baseline", seed, 50.0 + seed, epochs=8), run("sa", seed, 52.0 + seed, epochs=8)][: 1 + (seed < 2)]
+        runs += [run("cutmix+linear", seed, 99.0, epochs=8, strength=0.5)]  # without CutMix it says nothing
         runs += [run(arm, seed, 40.0, epochs=7) for arm in ("baseline", "linear")]  # without SA it is no line of the summary
     runs.append(run("sa", 9, 99.0, epochs=8))
     monkeypatch.setattr(tables, "_runs", lambda split: [r for r in runs if r["split"] == split])
     few, line = tables.cifar_summary().splitlines()[2:]
     assert "d: 5 images, 8 epochs; 3 seeds | 51.0 | 52.5 (+2.0, 2 seeds) |" in few, "means over the baseline's seeds alone"
+    assert "99.0" not in few
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "d: 5 images, 9 epochs; 3 seeds", "40.0", "42.0 (+2.0 ± 0.0)", "", "50.0 (+10.0 ± 0.0)", "46.0 (+4.0 ± 2.5)", glem,
+        "d: 5 images, 9 epochs; 3 seeds", "40.0", "42.0 (+2.0 ± 0.0)", "", "50.0 (+10.0 ± 0.0)", "46.0 (+4.0 ± 2.5)",
+        "47.0 (+6.0 ± 0.0)", glem,
     ]  # fmt: skip
     runs += [run(arm, s, 60.0, bf16=False) for s in range(3) for arm in ("baseline", "sa", "linear")]
     assert set(tables.cifar_summary().splitlines()[2:]) == {few, line}, "the line whose settings were searched for stays"
