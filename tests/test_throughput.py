@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_candidate_is_timed_and_recorded(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "--repeats", "1", "--min-seconds", "0.001",
-         "--flows", "conv_p4_small", "jet_p4", "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
+         "--flows", "conv_p4_small", "conv_p4_base", "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     result = validate_file(tmp_path / "mine.json")
@@ -31,10 +31,11 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
         *throughput.CLAIMED,
         "NFA linear (PIL)",
         "NFA conv_p4_small (uint8 batch)",
-        "NFA jet_p4, decode only (uint8 batch)",
+        "NFA conv_p4_base, decode only (uint8 batch)",
         "timm AugMix (PIL)",
         "torchvision RandAugment (uint8 batch, all alike)",
     } <= names
+    assert {rows[32, f"NFA conv_p4_{which} (uint8 batch)"]["images"] for which in ("small", "base")} == {128, 32}
     for r in rows.values():
         assert r["us_min"] <= r["us_per_image"] <= r["us_max"] and r["images"] in (1, 32, 128)
         assert f"| {r['name']} |" in done.stdout
