@@ -38,6 +38,12 @@ QUOTED = [
     (0.01, 120, False, "cutmix+linear s1-k32-p0.5 shrinkage 100", "cutmix"),
     (0.01, 120, False, "cutmix+linear s0.5-k32-p0.5 shrinkage 100", "linear s0.5-k32-p0.5 shrinkage 100"),
     (0.01, 120, False, "cutmix+linear s1-k32-p0.5 shrinkage 100", f"linear {SHRUNK}"),
+    (0.01, 120, True, "cutmix+linear s1-k32-p0.5 shrinkage 100", "cutmix"),
+    (0.01, 120, True, "cutmix+linear s1-k32-p0.5 shrinkage 100", "linear s1-k32-p0.5"),
+    (0.05, 96, True, "cutmix+linear s0.5-k32-p0.5 shrinkage 100", "cutmix"),
+    (0.05, 96, True, "cutmix+linear s0.5-k32-p0.5 shrinkage 100", "linear s0.5-k32-p0.5"),
+    (0.1, 48, True, "cutmix+linear s0.5-k32-p0.5 shrinkage 100", "cutmix"),
+    (0.1, 48, True, "cutmix+linear s0.5-k32-p0.5 shrinkage 100", "linear s0.5-k32-p0.5"),
     (0.1, 48, True, "linear s0.5-k32-p0.5", f"glem s0.5-k32-p0.5 before the crop{ALL}"),
 ]  # fmt: skip
 
