@@ -30,7 +30,7 @@ from train_flow.data import load_data
 Claim = tuple[str, float, str, float]  # what, figure, "at most" or "at least", limit
 
 ONE_BY_ONE = ("NFA linear (PIL)", "NFA, cached tangents (PIL)")
-# "two to three times", "about as much": what rounds to that
+# "one to two and a half times", "about as much": what rounds to that, and to three times on other machines
 ONE_BY_ONE_LIMITS = {32: 3.5, 224: 1.5}
 
 

@@ -6,12 +6,13 @@ benchmarks/README.md (``1.2 ± 0.8``) is one of them. Quoting a new one means ad
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from benchmarks import comparison
 from benchmarks.common import markdown_table
 
-CIFAR = "CIFAR-10 (JPEG)"
+CIFAR, MODEL = "CIFAR-10 (JPEG)", "resnet10_quarter"
 ALL, FEW, NONE = ", conv_p4_small.cifar10_jpeg_unlabelled", ", conv_p4_tiny_glem.cifar10_jpeg", ", linear.cifar10_jpeg_unlabelled"
 BEFORE, SHRUNK = "s1-k32-p0.5 before the crop", "s1-k32-p0.5 shrinkage 100 before the crop"
 # fraction, epochs, whether in bfloat16, arm, less which other (@ its epochs, if others), as `comparison.label` has them
@@ -49,20 +50,21 @@ QUOTED = [
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A line for each of `QUOTED`; `runs` are those on the test images, trained from scratch.
+    """A line for each of `QUOTED`; of `runs`, those on the test images, it takes the small network's, trained from scratch.
 
     Raises:
         KeyError: no run on record is of such an arm.
     """
-    found: dict[tuple, comparison.Runs] = {}
-    for run in runs:
-        if run["data"] == CIFAR and "init" not in run["settings"]:
-            s = run["settings"]
-            found.setdefault((run["fraction"], s["epochs"], s["bf16"], comparison.label(run)), {})[run["seed"]] = run
+    found = {}
+    for (data, _, fraction, recipe), arms in comparison.comparisons(runs).items():
+        s = json.loads(recipe)
+        if (data, s["model"], s["init"]) == (CIFAR, MODEL, None):
+            found[fraction, s["bf16"]] = arms
     rows = [["images", "epochs", "arm", "less", "top-1", "seeds"]]
     for fraction, epochs, bf16, arm, other in QUOTED:
         less, _, longer = other.partition("@")
-        own, base = found[fraction, epochs, bf16, arm], found[fraction, int(longer or epochs), bf16, less]
+        arms = found[fraction, bf16]
+        own, base = arms[arm][epochs], arms[less][int(longer or epochs)]
         images = f"{next(iter(own.values()))['training_images']:,}"
         length = f"{epochs}{'' if bf16 else ', float32'}"
         gain, seeds = comparison.gain(comparison.metric(own), comparison.metric(base)), len(own.keys() & base.keys())

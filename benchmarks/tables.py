@@ -258,11 +258,12 @@ def cifar_summary() -> str:
 def _summary_cell(arm: str, runs: dict[str, comparison.Runs]) -> str:
     top1 = {name: comparison.metric(own) for name, own in runs.items()}
     shared = [v for seed, v in top1.get(arm, {}).items() if seed in top1["baseline"]]
-    if not shared or OVER.get(arm, "baseline") not in top1:
+    base = top1.get(OVER.get(arm, "baseline"))
+    if not shared or base is None:
         return ""
     if arm == "baseline":
         return f"{fmean(shared):.1f}"
-    mean, half, _, count = records.paired(top1[arm], top1[OVER.get(arm, "baseline")])
+    mean, half, _, count = records.paired(top1[arm], base)
     notes = [f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")]
     notes += [f"{count} seed{'s' * (count > 1)}"] * (count != len(top1["baseline"]))
     strength = next(iter(runs[arm].values()))["settings"].get("strength", Settings.strength)

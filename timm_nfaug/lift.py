@@ -38,17 +38,17 @@ def add(x: Tensor, change: Tensor, low: Sequence[float], high: Sequence[float], 
         rows: indices (b,) of the images that change; None: all, in order.
     """
     out = torch.empty_like(x) if rows is None else x.clone()
-    same, levels = change.shape[2:] == x.shape[2:], x.dtype == torch.uint8
-    if levels:  # integers are quicker than floats, which would be converted back
-        change = change + SHIFT
+    levels = x.dtype == torch.uint8
+    change = change + SHIFT if levels else change.clone()  # the caller's stays as it is
+    if levels:
         low, high = ([v + int(SHIFT) for v in limits] for limits in (low, high))
     step = max(1, CHUNK // x.shape[1:].numel() if x.device.type == "cpu" else len(change))
     with torch.autocast(x.device.type, enabled=False):
         for i in range(0, len(change), step):
             where = slice(i, i + step) if rows is None else rows[i : i + step]
-            part = change[i : i + step]
-            part = part if same and levels else enlarged(part, x.shape[2:])
-            part = part.to(torch.int16) if levels else part
+            part = enlarged(change[i : i + step], x.shape[2:])
+            if levels:  # integers are quicker than floats, which would be converted back
+                part = part.to(torch.int16)
             part.add_(x[where])
             if len(set(low)) == len(set(high)) == 1:
                 part.clamp_(low[0], high[0])
@@ -91,9 +91,12 @@ def _added(levels: np.ndarray, change: np.ndarray) -> np.ndarray:
 
 
 def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) to (B, C, H, W), a new tensor; bilinear as `F.interpolate` has it, but several times quicker on a CPU."""
+    """(B, C, h, w) to (B, C, H, W); bilinear as `F.interpolate` has it, but several times quicker on a CPU.
+
+    The change itself where it has that size.
+    """
     if tuple(change.shape[2:]) == tuple(size):
-        return change.clone()
+        return change
     b, c, h, w = change.shape
     lines = change.reshape(b * c * h, w) @ _bilinear(w, size[1], change.device)
     if change.device.type != "cpu":
