@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -193,6 +193,53 @@ def test_isotropic_has_the_energy_of_the_modes(small_flow):
     move = displacement(small_flow, y, noise, "isotropic", 4)
     expected = small_flow.prior.mode_std[0, :4].square().sum()
     torch.testing.assert_close(move.square().sum(1).mean(), expected, rtol=0.02, atol=0)  # 500 x 3072 draws
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, y: (x, y.unsqueeze(1)),
+        lambda x, y: (x, y.numpy()),
+        lambda x, y: (x, y.numpy().astype(np.uint16)),
+        lambda x, y: (x, y, torch.arange(len(y)).flip(0)),  # row numbers after the labels
+        lambda x, y: ({"id": torch.arange(len(y)).flip(0), "image": x, "label": y},),
+        lambda x, y: ({"weight": torch.rand(len(y)), "pixels": x, "labels": y.unsqueeze(1)},),
+    ],
+)
+def test_labels_are_found_in_every_usual_form(small_flow, toy_images, form):
+    levels, y = toy_images[0], (toy_images[1] + 1) % 3  # not what the flow would guess
+    aug = nfa.NFAugment(small_flow, modes=4, p=1.0)
+    told = aug(levels, y, generator=torch.Generator().manual_seed(0))[0]
+    out = aug(*form(levels, y), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(told, next(v for v in (out.values() if isinstance(out, dict) else out) if v.ndim == 4))
+    image, k = Image.fromarray(levels[0].permute(1, 2, 0).numpy()), int(y[0])
+    told, *others = (
+        np.asarray(aug(image, label, generator=torch.Generator().manual_seed(0))[0])
+        for label in (k, np.array(k), np.array([k]), torch.tensor([[k]]))
+    )
+    assert all(np.array_equal(told, other) for other in others)
+
+
+def test_with_a_seed_the_workers_of_each_epoch_draw_anew_and_can_be_repeated(small_flow, toy_images):
+    class Own(Dataset):
+        def __init__(self, augment):
+            self.augment = augment
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return self.augment(toy_images[0][i], int(toy_images[1][i]))[0]
+
+    def epochs():
+        loader = DataLoader(Own(nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0)), 4, num_workers=2, generator=g)
+        return [torch.cat(list(loader)) for _ in range(2)]
+
+    g = torch.Generator().manual_seed(0)
+    first, second = epochs()
+    assert not torch.equal(first, second)
+    g.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip((first, second), epochs(), strict=True))
 
 
 def test_without_labels_the_flow_supplies_the_class(small_flow, toy_images):
@@ -443,6 +490,15 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60, 3), 1 / 3)), r"integer labels \(60,\), got .* \(60, 3\)"),
         (lambda f, x: nfa.NFAugment(f, modes=4)(x, F.one_hot(torch.zeros(60, dtype=torch.int64), 5)), r"probabilities \(60, 5\)"),
         (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], torch.tensor([0.2, 0.8])), r"integer labels \(1,\), got probabilities"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], np.eye(3)[1]), r"integer labels \(1,\), got probabilities"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60)), r"integer labels \(60,\), got torch.float32 \(60,\)"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, dtype=torch.bool)), r"got torch.bool \(60,\)"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, 5)), r"got torch.float32 \(60, 5\)"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], 2.0), r"integer labels \(1,\), got float"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60, 1), 3)), r"0\.\.2"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)({"image": x[0], "coarse": 1, "fine": 2}), "call it label in a dict"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)([pil(x[0]), pil(x[1])], [1, 2]), "2 images came with 2 integers"),
+        (lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("I;16", (32, 32)), 1), "got I;16; bring them to 8 bits first"),
         (lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)), "got a data set, TensorDataset: DataLoader"),
         (lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3), r"batches \(images \(B, C, H, W\), labels \(B,\)\), got dict"),
         (lambda f, x: nfa.NFAugment.from_data([(x[0], 1)], 3), r"got a tensor \(3, 32, 32\)"),

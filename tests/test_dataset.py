@@ -89,6 +89,16 @@ def test_cache_is_written_once_and_read_from_then_on(image_folder, augment, tmp_
     assert len(list(tmp_path.iterdir())) == 2  # other settings, another folder
 
 
+def test_a_cache_never_gives_another_data_sets_images(image_folder, augment, tmp_path):
+    """Neither those of other images, nor of other labels, nor of the same images in another order or number."""
+    whole = [ImageFolder(image_folder / "val")[i] for i in (0, 10, 20)]
+    other_labels = [(image, (k + 1) % 3) for image, k in whole]
+    for base, copies in ((whole, 2), (whole[::-1], 2), (other_labels, 1), (whole[:2], 2), (whole[1:], 2)):
+        free = nfa.NFAugmentedDataset(base, augment, copies=copies, seed=1)
+        kept = nfa.NFAugmentedDataset(base, augment, copies=copies, seed=1, cache=tmp_path)
+        assert all(np.array_equal(np.asarray(free[i][0]), np.asarray(kept[i][0])) for i in range(len(kept)))
+
+
 def test_errors(image_folder, augment):
     with pytest.raises(ValueError, match="copies"):
         nfa.NFAugmentedDataset(ImageFolder(image_folder / "val"), augment, copies=-1)

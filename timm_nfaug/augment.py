@@ -21,7 +21,17 @@ from .flows.config import check_keys
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .flows.registry import create_flow
-from .perturb import KINDS, check_kind, check_probability, check_strength, class_move, displacement, draw_noise, noise_size
+from .perturb import (
+    KINDS,
+    check_kind,
+    check_probability,
+    check_strength,
+    class_move,
+    displacement,
+    draw_noise,
+    keyed_generator,
+    noise_size,
+)
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 LABELS = ("given", "posterior", "none")
@@ -31,8 +41,9 @@ SHRINKAGE = 100.0  # images
 class NFAugment(v2.Transform):
     """Moves images along the principal modes of their class in the code space of a flow.
 
-    Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with an int or integer
-    tensor of labels after it where there are some, in a `v2.Compose` too. Kind, dtype, device, range and size come back
+    Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with an int, or integers (B,)
+    or (B, 1), of labels after it where there are some, in a `v2.Compose` too; in a dict they are what is called label or
+    labels. Kind, dtype, device, range and size come back
     as they went in. Images of another size than the flow's go through `timm_nfaug.lift`.
 
     Args:
@@ -47,7 +58,8 @@ class NFAugment(v2.Transform):
             modes are those of all images together, as `fit` and `from_data` then find them.
         mean, std: per channel, of float images normalised as (x - mean) / std; without them floats are in [0, 1].
         seed: of the transform's own generator; None takes torch's initial seed. Data-loader workers get streams of
-            their own. The global generators are never drawn from.
+            their own, which follow from this seed and the loader's (its `generator`, or torch's) and differ from epoch to
+            epoch. The global generators are never drawn from.
 
     Attributes:
         fallbacks: images that came out of the flow non-finite and were returned unchanged.
@@ -150,15 +162,14 @@ class NFAugment(v2.Transform):
             raise TypeError("NFAugment takes at least one image")
         if isinstance(inputs[0], PIL.Image.Image) and (len(inputs) == 1 or (len(inputs) == 2 and type(inputs[1]) is int)):
             return self._forward_pil(*inputs, generator=generator)
-        flat, spec = pytree.tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        paths, spec = pytree.tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
+        flat = [v for _, v in paths]
         where = _image_positions(flat)
         if not where:
             kinds = ", ".join(sorted({type(v).__name__ for v in flat}))
             raise TypeError(f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}")
         if self.strength and self.p:
-            labels = _find_labels(flat)
-            if labels is None and self.labels == "given" and self.flow.num_classes > 1:
-                _refuse_soft_labels(flat, _count(flat[where[0]]))
+            labels = _find_labels(paths, where, self.flow.num_classes > 1) if self.labels == "given" else None
             params = self.make_params([flat[i] for i in where], labels, generator)
             for i in where:
                 flat[i] = self.transform(flat[i], params)
@@ -192,7 +203,7 @@ class NFAugment(v2.Transform):
         if self.p < 1:
             chosen = (torch.rand(count, generator=g, device=g.device) < self.p).cpu()
         noise = draw_noise(int(chosen.sum()), noise_size(self.flow, self.kind, self.modes), g)
-        return {"chosen": chosen, "noise": noise, "labels": labels if self.labels == "given" else None}
+        return {"chosen": chosen, "noise": noise, "labels": labels}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch with the random numbers of `make_params`."""
@@ -301,9 +312,9 @@ class NFAugment(v2.Transform):
         if isinstance(image, PIL.Image.Image):
             mode = {1: "L", 3: "RGB"}.get(c)
             if image.mode != mode:
-                raise ValueError(
-                    f'this flow takes PIL images of mode {mode}, got {image.mode}; convert first: image.convert("{mode}")'
-                )
+                deep = image.mode[0] in "IF"  # which convert() would clip to black and white
+                remedy = "bring them to 8 bits first" if deep else f'convert first: image.convert("{mode}")'
+                raise ValueError(f"this flow takes PIL images of mode {mode}, got {image.mode}; {remedy}")
         elif image.shape[-3] != c:
             raise ValueError(
                 f"this flow takes images of {c} channels, got {image.shape[-3]}; convert the images, or train a flow"
@@ -343,10 +354,12 @@ class NFAugment(v2.Transform):
         key = None if worker is None else (worker.id, worker.seed)
         if self._own[1] is None or self._own[0] != key:
             if self.seed is None:
-                seed = torch.initial_seed() if worker is None else worker.seed
-            else:
-                seed = self.seed if worker is None else self.seed + 1_000_003 * (worker.id + 1)
-            self._own = (key, torch.Generator().manual_seed(seed % 2**63))
+                own = torch.Generator().manual_seed((torch.initial_seed() if worker is None else worker.seed) % 2**63)
+            elif worker is None:
+                own = torch.Generator().manual_seed(self.seed % 2**63)
+            else:  # the loader's part is another one in each epoch
+                own = keyed_generator(self.seed, worker.seed)
+            self._own = (key, own)
         return self._own[1]
 
     def __getstate__(self) -> dict:
@@ -413,22 +426,61 @@ def _image_positions(flat: list[Any]) -> list[int]:
     return [i for i in plain if flat[i].ndim in (3, 4)][:1]
 
 
-def _find_labels(flat: list[Any]) -> Tensor | None:
-    """The first int or integer tensor of at most one dimension, as (B,)."""
-    for v in flat:
-        if isinstance(v, (int, np.integer)) and not isinstance(v, bool):
-            return torch.tensor([int(v)])
-        if isinstance(v, Tensor) and not isinstance(v, tv_tensors.TVTensor) and v.ndim <= 1:
-            if not v.is_floating_point() and v.dtype != torch.bool:
-                return v.reshape(-1)
+def _find_labels(paths: list[tuple[Any, Any]], where: list[int], needed: bool) -> Tensor | None:
+    """Labels (B,) among what came with the images at `where`: what a dict calls label or labels, else the first integers.
+
+    Args:
+        paths: (path, value) pairs of `tree_flatten_with_path`.
+        needed: whether there are several classes to choose from.
+
+    Raises:
+        TypeError: a class is needed, and only numbers came that name none.
+        ValueError: several integers came, and which is the label is not to be seen.
+    """
+    count = _count(paths[where[0]][1])
+    found, other = [], None
+    for i, (path, value) in enumerate(paths):
+        own = None if i in where else _numbers(value)
+        if own is None or own.ndim > 2:
+            continue
+        if own.is_floating_point() or own.dtype == torch.bool or (own.ndim == 2 and own.shape[1] != 1):
+            if needed:
+                _refuse_soft_labels(own, count)
+            if other is None and (count == 1 or own.ndim == 0 or len(own) == count):
+                other = value
+        else:
+            found.append(([k.key for k in path if isinstance(k, pytree.MappingKey)][-1:], own.reshape(-1)))
+    named = [own for key, own in found if key in (["label"], ["labels"])]
+    if named:
+        return named[0]
+    if len(found) > 1 and (len(where) > 1 or found[0][0]):  # in a tuple the label comes first
+        raise ValueError(
+            f"{len(where)} images came with {len(found)} integers, any of which may be the label: call it label in a dict, "
+            "or give one image, or batch, and its labels"
+        )
+    if needed and not found and other is not None:
+        kind = f"{other.dtype} {tuple(other.shape)}" if isinstance(other, (Tensor, np.ndarray)) else type(other).__name__
+        raise TypeError(
+            f"expected integer labels ({count},), got {kind}: convert them, or let the flow choose the class with "
+            'labels="posterior"'
+        )
+    return found[0][1] if found else None
+
+
+def _numbers(value: Any) -> Tensor | None:
+    """A number, an array or a plain tensor as a tensor; None for all else, a single truth value too."""
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        return torch.tensor(value if isinstance(value, (int, float)) else value.item())
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.astype(np.int64 if value.dtype.kind in "iu" else np.float64))
+    if isinstance(value, Tensor) and not isinstance(value, tv_tensors.TVTensor):
+        return value
     return None
 
 
-def _refuse_soft_labels(flat: list[Any], count: int) -> None:
+def _refuse_soft_labels(v: Tensor, count: int) -> None:
     """Probabilities (B, K) or (K,), as mixup and one-hot encoding make them, name no class to move along."""
-    for v in flat:
-        if not isinstance(v, Tensor) or isinstance(v, tv_tensors.TVTensor) or v.ndim not in (1, 2) or v.shape[-1] < 2:
-            continue
+    if v.ndim in (1, 2) and v.shape[-1] > 1:
         rows = v.reshape(-1, v.shape[-1]).double()
         if len(rows) == count > 0 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-2).all()):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ class NFAugmentedDataset(_Wrapped):
             the copies is augmented and the rest are the originals again, so p 1 is wanted here.
         copies: augmented copies; 3 in the paper's ImageNet run.
         cache: directory where augmented PIL images are kept as PNG, made on first use and read from then on. The
-            copies are then the same in every epoch. Files are keyed by flow, settings and seed.
+            copies are then the same in every epoch. Files are keyed by flow, settings, seed, and the original's pixels and
+            label.
         seed: of the augmented copies.
     """
 
@@ -157,7 +159,8 @@ class NFAugmentedDataset(_Wrapped):
             return self._draw(image, label, index, int(self._epoch))
         if not isinstance(image, Image.Image):
             raise TypeError(f"the cache keeps PIL images, the data set gave {type(image).__name__}; leave cache out")
-        path = self.cache / f"{index // 1000:06d}" / f"{index:09d}.png"
+        original = zlib.crc32(f"{label} {image.mode} {image.size}".encode(), zlib.crc32(image.tobytes()))
+        path = self.cache / f"{index // 1000:06d}" / f"{index:09d}-{original:08x}.png"
         if path.exists():
             with Image.open(path) as kept:
                 return kept.convert(image.mode)
