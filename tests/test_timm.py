@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -414,6 +415,24 @@ def test_randaugment_does_not_end_a_launched_training(tmp_path):
     )
     done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", str(script)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.strip() == "0", done.stderr
+
+
+def test_a_launched_script_finds_what_it_finds_without_the_launcher(tmp_path):
+    """The timm beside it, and in spawned workers its own classes."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text(
+        f"beside, __path__ = True, [{str(Path(timm.__file__).parent)!r}]\nexec(open({timm.__file__!r}).read())\n"
+    )
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse, timm\nfrom torch.utils.data import DataLoader, Dataset\nparser = argparse.ArgumentParser()\n"
+        "create_loader = None\nclass Own(Dataset):\n    def __len__(self):\n        return 3\n"
+        "    def __getitem__(self, i):\n        return i\n"
+        "def main():\n    loader = DataLoader(Own(), 3, num_workers=1, multiprocessing_context='spawn')\n"
+        "    print(timm.beside, *[b.tolist() for b in loader])\nif __name__ == '__main__':\n    main()\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", str(script)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip() == "True [0, 1, 2]", done.stderr
 
 
 def test_help_shows_the_flags_beside_timms_own(launch):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+import timm
 
 from .pillow import guard_posterize
 from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
@@ -26,9 +29,10 @@ USAGE = (
 def load_script(path: Path) -> ModuleType:
     """Imports a train.py from its path, as Python would run it: its folder comes first in sys.path."""
     sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location("timm_train", path)
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_script"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["timm_train"] = module  # classes of the script pickle by this name
+    sys.modules[name] = module  # classes of the script pickle by this name, under which a spawned worker finds the file
     spec.loader.exec_module(module)
     check_script(module, path)
     return module
@@ -126,6 +130,22 @@ def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
     return hook
 
 
+def use_timm_beside(path: Path) -> None:
+    """Starts this process again where the script would import another timm, one beside it, than is imported by now."""
+    folder = path.resolve().parent
+    beside = folder / "timm" / "__init__.py"
+    if not beside.is_file() or beside.samefile(timm.__file__):
+        return
+    searched = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(folder) in searched:  # in vain
+        raise SystemExit(
+            f"{path} would import the timm beside it, {beside}, but {timm.__file__} is imported before it: run the launcher "
+            "in that folder, or uninstall the other one"
+        )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, searched)])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
         where = "train.py comes with timm's repository, not with its package: copy it from there"
@@ -136,6 +156,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     if not path.is_file():
         raise SystemExit(f"no file {path}\nusage: {USAGE}")
+    use_timm_beside(path)
     sys.argv = sys.argv[1:]
     module = load_script(path)
     install(module)
