@@ -112,16 +112,13 @@ def test_val_fraction_replaces_the_validation_split(image_folder):
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_images_of_any_mode_and_size_are_brought_to_one(tmp_path, in_chans):
     """The classes are the modes of PIL; each image is white, wide, and with a black bar that the crop cuts off."""
-    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
+    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"]
     for mode in modes:
         image = np.full((40, 100), 255, dtype=np.uint8)
         image[:, :20] = 0
-        path = tmp_path / mode.replace(";", "") / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
+        path = tmp_path / mode / ("x.tif" if mode == "CMYK" else "x.png")
         path.parent.mkdir()
-        if mode == "I;16":
-            Image.fromarray(image.astype(np.uint16)).save(path)
-        else:
-            Image.fromarray(image).convert(mode).save(path)
+        Image.fromarray(image).convert(mode).save(path)
     data = load_folder(tmp_path, 20, in_chans)
     assert data.levels.shape == (len(modes), in_chans, 20, 20)
     assert (data.levels == 255).all()
@@ -144,6 +141,18 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(tmp_path, image_fol
     data = load_folder(root, 32, skip_unreadable=True)
     assert torch.bincount(data.labels).tolist() == [20, 19, 20]
     assert str(bad) in caplog.text
+
+
+@pytest.mark.parametrize("dtype, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_an_image_of_more_than_8_bits_is_refused_or_skipped(tmp_path, dtype, mode):
+    (tmp_path / "a").mkdir()
+    levels = np.linspace(0, 60000, 64).reshape(8, 8)
+    Image.fromarray(levels.astype(dtype)).save(tmp_path / "a" / "0.tif")
+    Image.fromarray((levels / 256).astype(np.uint8)).save(tmp_path / "a" / "1.tif")
+    with pytest.raises(ValueError, match=rf"a/0\.tif \(mode {mode} has more than 8 bits a channel; convert it to 8 bits first\)"):
+        load_folder(tmp_path, 8)
+    data = load_folder(tmp_path, 8, in_chans=1, skip_unreadable=True)
+    assert len(data) == 1 and np.array_equal(data.levels[0, 0].numpy(), (levels / 256).astype(np.uint8))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the TIFF reader
@@ -188,6 +197,17 @@ def test_wrong_folders_are_refused(tmp_path, image_folder):
     (tmp_path / "data" / "val" / "c").rename(tmp_path / "data" / "val" / "z")
     with pytest.raises(ValueError, match="val and .*train hold different classes"):
         load_data("folder", tmp_path / "data", 32)
+
+
+@pytest.mark.parametrize("names", [["val"], ["training", "testing"], ["Train", "valid"], ["a", "dev"]])
+def test_splits_without_train_are_not_taken_for_classes(tmp_path, image_folder, names):
+    for name in names:
+        shutil.copytree(image_folder / "val", tmp_path / name)
+    with pytest.raises(ValueError, match=r"must hold train/ \(and val/\), or class folders directly; it holds .*rename"):
+        load_data("folder", tmp_path, 32)
+    assert load_data("folder", tmp_path / names[0], 32)[0].class_names == ["a", "b", "c"]
+    (tmp_path / "train").symlink_to(image_folder / "train")
+    assert len(load_data("folder", tmp_path, 32)[0]) == 60
 
 
 # -- other data sets ---------------------------------------------------------------------------------------------------
