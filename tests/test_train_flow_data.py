@@ -32,6 +32,9 @@ def test_overrides(tmp_path):
     assert config.lr == 0.001 and config.prior == {"num_modes": 16, "a": 1.0} and config.network == {"depth": 2}
     assert config.steps == 5 and config.flip is False and config.kld_weight == [[0, 1], [1, 2]]
     assert isinstance(config.epochs, float)
+    config = load_config(path, ["gaussian_lr=[[0, 1e-2], [1, 1e-3]]", "network={clamp: 6e-1}", "prior.c=1e-1", "snapshots=[1e1]"])
+    assert config.snapshots == [10] and config.gaussian_lr == [[0, 0.01], [1, 0.001]]
+    assert config.network == {"clamp": 0.6} and config.prior["c"] == 0.1
     assert TrainConfig(**config.to_dict()) == config
 
 
@@ -55,6 +58,16 @@ def test_overrides(tmp_path):
         ("code_rows=8", "code_rows goes with objective: ce"),
         ("shift=-1", "must be at least 0, got -1 and 0.01"),
         ("temperature=0", "temperature must be above 0, got 0"),
+        ("steps=-5", "steps must be at least 0 .*, got -5 and 100; e.g. steps=10000"),
+        ("epochs=0", "epochs above 0, got 400 and 0"),
+        ("gaussian_lr=[]", r"gaussian_lr must be \[fraction, value\] pairs .* e.g. .*; got \[\]"),
+        ("gaussian_lr=[0.01]", r"gaussian_lr must be \[fraction, value\] pairs .* got \[0.01\]"),
+        ("kld_weight=[[0, 1, 2]]", r"kld_weight must be .* got \[\[0, 1, 2\]\]"),
+        ("kld_weight=[[0, much]]", "kld_weight must be .* got .*much"),
+        ("kld_weight=[[0, .nan]]", "kld_weight must be .* got .*nan"),
+        ("kld_weight=[[0.5, 1], [0.2, 1]]", r"in \[0, 1\] that do not fall.* got \[\[0.5, 1\], \[0.2, 1\]\]"),
+        ("kld_weight=[[0, 1], [2, 1]]", r"in \[0, 1\] that do not fall"),
+        ("gaussian_lr=[[0, 0.1], [1, 0]]", r"values of gaussian_lr must be above 0.* got \[\[0, 0.1\], \[1, 0\]\]"),
         ("steps", "--set takes key=value, got 'steps'"),
         ("lr.x=1", "lr"),
         ("steps=[1", r"steps=\[1"),
