@@ -134,7 +134,10 @@ class ConditionalFlow(HubMixin, nn.Module):
         Args:
             y: labels (B,); only a flow with conditional encoding uses them, and needs them.
         """
-        return self.network(self._append_codes(self._check_images(x), y))
+        x = self._append_codes(self._check_images(x), y)
+        if not len(x):  # reshapes to (B, -1) would not know D
+            return x.new_zeros(0, self.dim), x.new_zeros(0)
+        return self.network(x)
 
     @_full_precision
     def inverse(self, z: Tensor) -> Tensor:
