@@ -168,6 +168,24 @@ def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, 
     assert rest.abs().max() < 1e-4 * moved.abs().max()
 
 
+def test_a_move_takes_a_label_for_each_code(small_flow):
+    for y in (torch.tensor([1]), torch.tensor([1, 2, 0])):
+        with pytest.raises(ValueError, match=f"one for each image, got {len(y)} labels for 4 images"):
+            perturb(small_flow, torch.zeros(4, small_flow.dim), y, modes=4)
+
+
+def test_the_default_dtype_changes_no_noise(toy_images):
+    levels, y = toy_images
+    augment = nfa.NFAugment.from_data([(levels, y)], num_classes=3, modes=4, p=1.0)
+    draw = lambda: (augment(pil(levels[0]), 0, generator=torch.Generator().manual_seed(0))[0])
+    expected = draw()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(draw(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_gathered_moves_are_those_of_class_by_class(small_flow):
     """The way of a GPU, on the CPU."""
     g = torch.Generator().manual_seed(0)

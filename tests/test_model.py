@@ -155,6 +155,8 @@ def encoding_flow(toy_images):
 def test_conditional_encoding(encoding_flow, toy_images):
     flow, (levels, y) = encoding_flow, toy_images
     x = pixels.levels_to_model(levels)
+    with pytest.raises(ValueError, match="one for each image, got 59 labels for 60 images"):
+        flow(x, y[1:])
     assert flow.dim == 3 * 40 * 32 and flow.prior.num_classes == 1 and flow.num_classes == 3
     z, _ = flow(x, y)
     torch.testing.assert_close(flow.inverse(z), x, rtol=0, atol=2e-5)  # float32; the band is cut off again
@@ -266,6 +268,10 @@ def test_wrong_images_codes_and_labels_are_refused(small_flow):
         small_flow.log_prob(x, torch.tensor([0, 3]))
     with pytest.raises(TypeError, match="soft labels"):
         small_flow.log_prob(x, torch.rand(2, 3))
+    with pytest.raises(ValueError, match="one for each image, got 1 labels for 2 images"):
+        small_flow.log_prob(x, torch.tensor([1]))
+    with pytest.raises(ValueError, match="one for each image, got 1 labels for 2 images"):
+        small_flow.moments([(x, torch.tensor([1]))])
     with pytest.raises(ValueError, match=r"0\.\.2"):
         small_flow.sample(torch.tensor([-1]))
 
