@@ -97,6 +97,10 @@ def test_normalised_floats(small_flow, toy_images):
     torch.testing.assert_close(b * std + mean, a, atol=1e-5, rtol=0)  # float32 through normalisation and back
     with pytest.raises(ValueError, match="mean= and std="):
         plain((unit - mean) / std, y[:4])
+    for name, values in (("mean", {"mean": (0.4, 0.5), "std": std}), ("std", {"mean": 0.5, "std": (0.2, 0.3)})):
+        wrong = nfa.NFAugment(small_flow, modes=4, p=1.0, **values)
+        with pytest.raises(ValueError, match=rf"{name} must be one number or one for each of the 3 channels, got \[0\."):
+            wrong((unit - mean) / std, y[:4])
 
 
 def test_strength_0_and_p_0_return_the_input_and_draw_nothing(small_flow, toy_images):

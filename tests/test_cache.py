@@ -144,6 +144,19 @@ def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
         assert torch.equal(images(off, generator=torch.Generator()), stock) and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("kind", ["codes", "tangents"])
+def test_the_default_dtype_changes_no_image(augment, base, toy_images, tmp_path, kind):
+    cache = NFACache.build(augment, base, tmp_path / "cache", kind)
+    levels, y = (v[:8] for v in toy_images)
+    moved = lambda: cache.augment(levels, y, torch.arange(8), torch.Generator().manual_seed(0), p=1.0)
+    expected = moved()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(moved(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("size", [32, 50])
 @pytest.mark.parametrize("kind", ["codes", "tangents"])
 def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, size):

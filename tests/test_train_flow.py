@@ -419,6 +419,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(toy_trainer):
     trainer = toy_trainer()
     with torch.no_grad():
         trainer.flow.prior.mu.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="at step 0"):
+    with pytest.raises(FloatingPointError, match=r"at step 0; train again .* \(they were 0.003 and 1\) and another"):
         trainer.run()
     assert not trainer.checkpoint.exists()
+
+
+@pytest.mark.parametrize("objective", ["ml", "joint"])
+def test_a_flow_without_weights_is_not_trained(toy_trainer, objective):
+    with pytest.raises(ValueError, match=f"flow linear has no weights for objective {objective} to train; set objective=moments"):
+        toy_trainer(flow="linear", network={}, objective=objective)

@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10
 from train_flow.__main__ import main
 from train_flow.config import TrainConfig, list_configs, load_config
 from train_flow.data import load_data, load_folder, random_shift, stratified_split
+from train_flow.trainer import Trainer
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
@@ -54,12 +55,14 @@ def test_overrides(tmp_path):
         ("val_fraction=1", r"val_fraction must be in \[0, 1\)"),
         ("batch_size=0", "batch_size must be at least 1"),
         ("data=folder", "image_size is required"),
+        ("image_size=16", "images of digits are 8 pixels wide, got image_size 16"),
         ("in_chans=2", "in_chans must be 1 or 3"),  # two channels would be the grey one twice
         ("code_rows=8", "code_rows goes with objective: ce"),
         ("shift=-1", "must be at least 0, got -1 and 0.01"),
         ("temperature=0", "temperature must be above 0, got 0"),
         ("steps=-5", "steps must be at least 0 .*, got -5 and 100; e.g. steps=10000"),
         ("epochs=0", "epochs above 0, got 400 and 0"),
+        ("epochs=.nan", "epochs above 0, got 400 and nan"),
         ("gaussian_lr=[]", r"gaussian_lr must be \[fraction, value\] pairs .* e.g. .*; got \[\]"),
         ("gaussian_lr=[0.01]", r"gaussian_lr must be \[fraction, value\] pairs .* got \[0.01\]"),
         ("kld_weight=[[0, 1, 2]]", r"kld_weight must be .* got \[\[0, 1, 2\]\]"),
@@ -114,6 +117,17 @@ def test_folder_is_read_as_it_is(image_folder, toy_images):
     assert train.class_names == val.class_names == ["a", "b", "c"] and len(val) == 24
     train, val = load_data("folder", image_folder / "train", image_size=32)  # class folders directly
     assert torch.equal(train.levels, toy_images[0]) and val is None
+
+
+def test_classes_of_one_image_are_not_split(tmp_path, image_folder):
+    for k in "abc":
+        (tmp_path / "train" / k).mkdir(parents=True)
+        shutil.copy(next((image_folder / "train" / k).iterdir()), tmp_path / "train" / k)
+    with pytest.raises(ValueError, match="val_fraction 0.5 holds out no image, as every class has one alone"):
+        load_data("folder", tmp_path, 32, val_fraction=0.5)
+    train, _ = load_data("folder", tmp_path, 32)
+    with pytest.raises(ValueError, match="gaussian_fraction takes no image, as every class has one alone"):
+        Trainer(TrainConfig(image_size=32, batch_size=2), train, None, tmp_path / "out")
 
 
 def test_val_fraction_replaces_the_validation_split(image_folder):

@@ -345,11 +345,11 @@ class NFACache:
             return summed(self._pictures(), torch.from_numpy(own), torch.from_numpy(w)).view(-1, *size)
         classes = torch.from_numpy(self._rows("classes")[rows]).long()
         good = torch.nonzero(classes >= 0).flatten()  # the flow's codes of the others are not finite
-        changes = torch.zeros(len(rows), *size)
+        changes = torch.zeros(len(rows), *size, dtype=torch.float32)
         if len(good):
             z = torch.from_numpy(self._rows("codes")[rows])[good]
-            move = displacement(self.flow, classes[good], noise[good], self.index["mode_kind"], n)
-            found = self.flow.inverse(z + strength * move) - small(good)
+            move = displacement(self.flow, classes[good], noise[good].to(self.flow.dtype), self.index["mode_kind"], n)
+            found = (self.flow.inverse(z + strength * move) - small(good)).float()
             changes[good] = torch.where(found.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), found, 0.0)
         return changes
 

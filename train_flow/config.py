@@ -95,7 +95,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("gaussian_lr", "kld_weight"):
             _check_schedule(name, getattr(self, name), positive=name == "gaussian_lr")
-        if self.steps < 0 or self.epochs <= 0:
+        if self.steps < 0 or not 0 < self.epochs < math.inf:
             raise ValueError(
                 f"steps must be at least 0 (0: as epochs say) and epochs above 0, got {self.steps} and {self.epochs:g}; "
                 f"e.g. steps=10000"
@@ -115,6 +115,12 @@ class TrainConfig:
             raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.data == "folder" and not self.image_size:
             raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
+        side = {"digits": 8, "cifar10": 32, "cifar100": 32}.get(self.data)
+        if side and self.image_size not in (None, side):
+            raise ValueError(
+                f"images of {self.data} are {side} pixels wide, got image_size {self.image_size}; leave it out, or give them as "
+                f"class folders of files with data: folder"
+            )
         if self.modes_every and (self.objective != "joint" or not self.prior.get("low_rank")):
             raise ValueError(
                 f"modes_every goes with objective joint and prior.low_rank=true, got {self.objective} and prior {self.prior}"

@@ -75,6 +75,10 @@ def load_data(
         train, val = _folder_splits(Path(data_dir), image_size, in_chans, skip_unreadable)
     if val_fraction:
         rest, held = stratified_split(train.labels, val_fraction, seed)
+        if not len(held):
+            raise ValueError(
+                f"val_fraction {val_fraction:g} holds out no image, as every class has one alone; set val_fraction=0"
+            )
         train, val = train.subset(rest), train.subset(held)
     return train, val
 

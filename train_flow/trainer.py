@@ -162,6 +162,8 @@ class Trainer:
         if self.alternates and c.gaussian_fraction:
             first, second = stratified_split(self.train_data.labels.cpu(), c.gaussian_fraction, c.seed)
             self.gaussian_pool = second
+            if not len(second):
+                raise ValueError("gaussian_fraction takes no image, as every class has one alone; set gaussian_fraction=0")
         per_epoch = len(first) // c.batch_size
         if c.objective == "moments":
             self.steps = 0
@@ -189,6 +191,8 @@ class Trainer:
             class_names=data.class_names,
             **c.network,
         )
+        if self.steps and not any(True for _ in self.flow.network.parameters()):
+            raise ValueError(f"flow {c.flow} has no weights for objective {c.objective} to train; set objective=moments")
         self.flow.to(self.device)
         self.origin = ""  # what the card says of the flow this training starts from
         if c.init:
@@ -337,8 +341,8 @@ class Trainer:
         values = values.tolist()
         if not math.isfinite(values[0]) or not math.isfinite(values[3]):
             raise FloatingPointError(
-                f"loss {values[0]} with gradient norm {values[3]} at step {self.step}; lower lr, or resume from "
-                f"{self.checkpoint} with a smaller clip_grad"
+                f"loss {values[0]} with gradient norm {values[3]} at step {self.step}; train again with a lower lr or a "
+                f"smaller clip_grad (they were {c.lr:g} and {c.clip_grad:g}) and another --out"
             )
         self.optimizer.step()
         if self.joint and self.step < self.freeze_step:
