@@ -153,7 +153,7 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
     model.load_state_dict(weights)
     model.eval()
     config = resolve_data_config(settings, model=model)
-    mean, std = pixels.channel_stats(config["mean"], config["std"], torch.empty(0))
+    mean, std = pixels.channel_stats(config["mean"], config["std"], torch.empty(3, 1, 1))
 
     def classify(x: Tensor) -> Tensor:
         x = pixels.model_to_unit(F.interpolate(x, config["input_size"][1:], mode="bilinear", antialias=True))

@@ -97,6 +97,10 @@ def test_normalised_floats(small_flow, toy_images):
     torch.testing.assert_close(b * std + mean, a, atol=1e-5, rtol=0)  # float32 through normalisation and back
     with pytest.raises(ValueError, match="mean= and std="):
         plain((unit - mean) / std, y[:4])
+    for name, values in (("mean", {"mean": (0.4, 0.5), "std": std}), ("std", {"mean": 0.5, "std": (0.2, 0.3)})):
+        wrong = nfa.NFAugment(small_flow, modes=4, p=1.0, **values)
+        with pytest.raises(ValueError, match=rf"{name} must be one number or one for each of the 3 channels, got \[0\."):
+            wrong((unit - mean) / std, y[:4])
 
 
 def test_strength_0_and_p_0_return_the_input_and_draw_nothing(small_flow, toy_images):
@@ -166,6 +170,24 @@ def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, 
     assert along[:, 4:].abs().max() < 1e-3 * prior.mode_std[1, 0]  # the other modes stay
     rest = moved - along[:, :4] @ prior.modes[1, :4]
     assert rest.abs().max() < 1e-4 * moved.abs().max()
+
+
+def test_a_move_takes_a_label_for_each_code(small_flow):
+    for y in (torch.tensor([1]), torch.tensor([1, 2, 0])):
+        with pytest.raises(ValueError, match=f"one for each image, got {len(y)} labels for 4 images"):
+            perturb(small_flow, torch.zeros(4, small_flow.dim), y, modes=4)
+
+
+def test_the_default_dtype_changes_no_noise(toy_images):
+    levels, y = toy_images
+    augment = nfa.NFAugment.from_data([(levels, y)], num_classes=3, modes=4, p=1.0)
+    draw = lambda: (augment(pil(levels[0]), 0, generator=torch.Generator().manual_seed(0))[0])
+    expected = draw()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(draw(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_gathered_moves_are_those_of_class_by_class(small_flow):

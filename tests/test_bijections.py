@@ -179,7 +179,7 @@ def test_chain_folds_anew_after_an_optimizer_step(optimizer):
     assert_fresh(chain, x)
 
 
-@pytest.mark.parametrize("change", ["load_state_dict", "assign", "deepcopy", "double", "in place"])
+@pytest.mark.parametrize("change", ["load_state_dict", "assign", "deepcopy", "double", "in place", "data"])
 def test_chain_folds_anew_after(change):
     chain, x = make("chain", torch.float32)
     chain.inverse(chain(x)[0])  # folds
@@ -191,6 +191,10 @@ def test_chain_folds_anew_after(change):
     elif change == "deepcopy":
         chain = copy.deepcopy(chain)
         chain.load_state_dict(other)
+    elif change == "data":  # a hand-written average, evaluated
+        for k, v in chain.state_dict(keep_vars=True).items():
+            v.data.copy_(other[k])
+        chain.eval()
     elif change == "double":
         chain, x = chain.double(), x.double()
     else:
@@ -218,6 +222,19 @@ def assert_fresh(chain: Chain, x: torch.Tensor) -> None:
         torch.testing.assert_close(y.double(), expected[0], rtol=1e-4, atol=1e-12 if exact else 1e-3)
         torch.testing.assert_close(log_det.double(), expected[1], rtol=1e-4, atol=1e-12 if exact else 1e-3)
         torch.testing.assert_close(chain.inverse(y), x, rtol=0, atol=1e-10 if exact else 1e-3)
+
+
+def test_matrices_folded_in_inference_mode_serve_gradients_later():
+    chain, x = make("chain", torch.float32)
+    chain.requires_grad_(False)
+    with torch.inference_mode():
+        expected = chain(x)[0]
+    kept = chain._stages()
+    v = x.clone().requires_grad_()
+    y, _ = chain(v)
+    assert chain._stages() is kept and torch.equal(y, expected)
+    (grad,) = torch.autograd.grad(y.square().sum(), v)
+    assert grad.abs().max() > 0
 
 
 def test_folded_matrices_are_kept():

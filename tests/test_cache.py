@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 import timm_nfaug as nfa
 from timm_nfaug import cache as caching
 from timm_nfaug import lift, pixels
-from timm_nfaug.cache import NFACache, packed, summed, tangents, weights
+from timm_nfaug.cache import NFACache, digest, packed, summed, tangents, weights
 from timm_nfaug.perturb import displacement, draw_noise, keyed_generator
 from train_flow.data import load_data
 
@@ -144,6 +144,19 @@ def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
         assert torch.equal(images(off, generator=torch.Generator()), stock) and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("kind", ["codes", "tangents"])
+def test_the_default_dtype_changes_no_image(augment, base, toy_images, tmp_path, kind):
+    cache = NFACache.build(augment, base, tmp_path / "cache", kind)
+    levels, y = (v[:8] for v in toy_images)
+    moved = lambda: cache.augment(levels, y, torch.arange(8), torch.Generator().manual_seed(0), p=1.0)
+    expected = moved()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(moved(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("size", [32, 50])
 @pytest.mark.parametrize("kind", ["codes", "tangents"])
 def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, size):
@@ -244,11 +257,12 @@ def test_a_build_cut_short_goes_on(augment, base, tmp_path):
     again = Counted(base)
     NFACache.build(augment, again, tmp_path / "cache", "codes")
     assert set(range(16, 32)) <= set(again.reads) and len(again.reads) < 16 + 4 * 8 + 1
-    (tmp_path / "cache" / "classes.npy").write_bytes(b"short")
-    with pytest.raises(ValueError, match="classes.npy is damaged"):
+    for content in (b"short", b""):
+        (tmp_path / "cache" / "classes.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="classes.npy is damaged"):
+            NFACache(tmp_path / "cache", augment.flow)
+        NFACache.build(augment, base, tmp_path / "cache", "codes")
         NFACache(tmp_path / "cache", augment.flow)
-    NFACache.build(augment, base, tmp_path / "cache", "codes")
-    NFACache(tmp_path / "cache", augment.flow)
 
 
 def test_files_that_nobody_wrote_to_are_not_read_through_again(augment, base, tmp_path, monkeypatch):
@@ -310,6 +324,12 @@ def test_what_is_stale_is_refused(augment, base, tmp_path):
         nfa.CachedNFADataset(base, cache, modes=5)
 
 
+def test_the_digest_of_a_flow_survives_saving(tmp_path):
+    arguments = {"levels": np.int64(2), "steps": 1, "blocks": (1, 1), "hidden": 8, "prior": {"c": np.float32(0.5)}}
+    flow = nfa.create_flow("resnet_ms3", input_size=(3, 8, 8), num_classes=2, **arguments)
+    assert digest(nfa.ConditionalFlow.from_pretrained(flow.save_pretrained(tmp_path))) == digest(flow)
+
+
 def test_a_data_set_with_a_transform_and_a_flow_that_moves_on(augment, image_folder, tmp_path):
     """The transform is no part of the cache, and the cache's flow is its own."""
     base = ImageFolder(str(image_folder / "train"), transform=v2.RandomCrop(20))
@@ -343,6 +363,9 @@ def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
         NFACache.build(nfa.NFAugment.to_fit(nfa.create_flow("linear")), base, tmp_path)
     with pytest.raises(ValueError, match="kind pca or axes; isotropic"):
         NFACache.build(nfa.NFAugment(augment.flow, modes=4, kind="isotropic"), base, tmp_path)
+    for step in (0.0, -0.5, float("nan"), float("inf"), "0.5", True):
+        with pytest.raises(ValueError, match="step must be a finite number above 0, .* got"):
+            NFACache.build(augment, base, tmp_path / "step", step=step)
     codes = NFACache.build(augment, base, tmp_path / "codes", "codes")
     with pytest.raises(ValueError, match="pass the flow it was made with"):
         NFACache(codes.path)

@@ -137,6 +137,23 @@ def test_broken_files_are_explained(case, saved):
         load(saved)
 
 
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(saved):
+    bundled = nfa.list_flows(pretrained=True)[0]
+    for name, kind in ((bundled, "bundled flow"), (str(saved), "directory"), (saved, "directory"), (f"local-dir:{saved}", "dir")):
+        with pytest.raises(ValueError, match=f"a revision goes with a Hub id such as hf-hub:org/name, .* is a {kind}"):
+            load(name, revision="v1")
+
+
+def test_a_path_is_a_directory_even_under_a_bundled_name(small_flow, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundled = nfa.list_flows(pretrained=True)[0]
+    path = small_flow.save_pretrained(bundled)
+    assert torch.equal(load(path).prior.mu, small_flow.prior.mu)
+    assert load(bundled).config != small_flow.config
+    with pytest.raises(FileNotFoundError, match="org/name holds no config.json"):
+        load(Path("org/name"))
+
+
 def test_unknown_names_are_explained(tmp_path):
     bundled = nfa.list_flows(pretrained=True)[0]
     with pytest.raises(ValueError, match=f"did you mean '{bundled}'"):
@@ -160,6 +177,16 @@ def test_saving_again_leaves_no_other_files(small_flow, saved):
     umask = os.umask(0)
     os.umask(umask)
     assert {p.stat().st_mode & 0o777 for p in saved.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_config_that_is_no_json_leaves_the_old_flow(small_flow, saved):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    with torch.no_grad():
+        small_flow.prior.mu.add_(1)
+    small_flow.config.info["data"] = {1, 2}
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        small_flow.save_pretrained(saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
 def test_a_failing_write_leaves_the_old_file(small_flow, saved):
@@ -191,6 +218,13 @@ def test_write_atomically_keeps_the_old_file_until_the_new_one_is_whole(tmp_path
     with pytest.raises(KeyboardInterrupt):
         hub.write_atomically(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_text() == "old"
+
+
+def test_the_card_is_called_as_the_directory(small_flow, tmp_path, monkeypatch):
+    (tmp_path / "my_flow").mkdir()
+    monkeypatch.chdir(tmp_path / "my_flow")
+    small_flow.save_pretrained(".")
+    assert "# my_flow\n" in Path("README.md").read_text()
 
 
 def test_the_card_states_what_the_config_knows(small_flow, tmp_path):

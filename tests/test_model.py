@@ -155,6 +155,8 @@ def encoding_flow(toy_images):
 def test_conditional_encoding(encoding_flow, toy_images):
     flow, (levels, y) = encoding_flow, toy_images
     x = pixels.levels_to_model(levels)
+    with pytest.raises(ValueError, match="one for each image, got 59 labels for 60 images"):
+        flow(x, y[1:])
     assert flow.dim == 3 * 40 * 32 and flow.prior.num_classes == 1 and flow.num_classes == 3
     z, _ = flow(x, y)
     torch.testing.assert_close(flow.inverse(z), x, rtol=0, atol=2e-5)  # float32; the band is cut off again
@@ -229,6 +231,30 @@ def test_other_sizes_channels_and_bits(name, size, bits, kwargs):
     assert flow.sample(y).shape == (5, *size)
 
 
+@pytest.mark.parametrize(
+    "name, kwargs",
+    [
+        ("linear", {}),
+        ("conv_p4_tiny", {"depth": 1, "hidden": 8}),
+        ("conv_p4_tiny", {"depth": 1, "hidden": 8, "code_rows": 8}),
+        ("jet_p4", {"depth": 1, "hidden": 16}),
+        ("resnet_ms3", {"steps": 1, "blocks": 1, "hidden": 8}),
+    ],
+)
+def test_an_empty_batch_has_empty_answers(name, kwargs):
+    flow = nfa.create_flow(name, num_classes=3, **kwargs)
+    x, y = torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64)
+    z, log_det = flow(x, y)
+    assert z.shape == (0, flow.dim) and log_det.shape == (0,)
+    assert flow.inverse(z).shape == flow.sample(y).shape == x.shape
+    assert flow.log_prob(x, y).shape == flow.bits_per_dim(x, y).shape == (0,)
+    assert flow.class_logits(x).shape == (0, 3) and flow.interpolate(x, x, 4, y, y).shape == (0, 4, 3, 32, 32)
+    levels, labels = noise_levels(6, 3, 32, 32), torch.arange(3).repeat(2)
+    whole = [(pixels.levels_to_model(levels), labels)]
+    for found, wanted in zip(flow.moments([(x, y), *whole, (x, y)]).finish(), flow.moments(whole).finish(), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_wrong_images_codes_and_labels_are_refused(small_flow):
     x = torch.zeros(2, 3, 32, 32)
     for wrong in (torch.zeros(2, 3, 32, 31), torch.zeros(3, 32, 32), torch.zeros(2, 1, 32, 32)):
@@ -242,6 +268,10 @@ def test_wrong_images_codes_and_labels_are_refused(small_flow):
         small_flow.log_prob(x, torch.tensor([0, 3]))
     with pytest.raises(TypeError, match="soft labels"):
         small_flow.log_prob(x, torch.rand(2, 3))
+    with pytest.raises(ValueError, match="one for each image, got 1 labels for 2 images"):
+        small_flow.log_prob(x, torch.tensor([1]))
+    with pytest.raises(ValueError, match="one for each image, got 1 labels for 2 images"):
+        small_flow.moments([(x, torch.tensor([1]))])
     with pytest.raises(ValueError, match=r"0\.\.2"):
         small_flow.sample(torch.tensor([-1]))
 

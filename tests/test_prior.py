@@ -322,6 +322,21 @@ def test_rows_that_wait_are_bounded_and_cost_no_accuracy(monkeypatch):
         np.testing.assert_allclose(std[k], np.sqrt(PCA(5, svd_solver="full").fit(rows).explained_variance_), rtol=1e-5)
 
 
+def test_labels_that_are_not_one_a_code_are_refused():
+    with pytest.raises(ValueError, match="one label for each code, got 2 labels for 3 codes"):
+        ClassMoments(2, 5, 2).update(torch.randn(3, 5), torch.tensor([0, 1]))
+
+
+def test_moments_without_modes_fit_no_prior_that_stores_some():
+    moments = ClassMoments(2, 5, 0)
+    moments.update(torch.randn(8, 5), torch.arange(8) % 2)
+    with pytest.raises(ValueError, match="these moments have no modes, 3 a class are wanted; gather them with num_modes=3"):
+        ClassGaussians(2, 5, num_modes=3).set_moments(moments)
+    prior = ClassGaussians(2, 5)
+    prior.set_moments(moments)
+    assert torch.equal(prior.mu, moments.finish()[0])
+
+
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_outside_the_classes_is_refused(label):
     with pytest.raises((ValueError, IndexError)):

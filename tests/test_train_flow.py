@@ -218,6 +218,33 @@ def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
     assert "fitted anew every 3 steps" in " ".join(card.split())
 
 
+def test_a_fit_between_steps_sees_every_class(toy_trainer):
+    """Where the draw misses a class, the first image of it in the order of the draw joins it."""
+    prior = {"num_modes": 4, "low_rank": True}
+    trainer = toy_trainer(objective="joint", prior=prior, steps=1, modes_every=1, gaussian_images=60)
+    labels, order = trainer.train_data.labels, trainer._gaussian_indices()
+    for n in (1, 4, 60):
+        trainer.config.gaussian_images = n
+        expected = order[:n].tolist()
+        for k in {0, 1, 2} - set(labels[order[:n]].tolist()):
+            expected.append(next(i for i in order.tolist() if labels[i] == k))
+        assert torch.equal(trainer._gaussian_indices(), order[:n])
+        assert sorted(trainer._gaussian_indices(every_class=True).tolist()) == sorted(expected)
+        trainer._fit_gaussians()
+
+
+def test_modes_of_some_images_are_made_from_every_class(toy_images, tmp_path):
+    """A class of one image, too, which no split takes."""
+    data = Images(toy_images[0][:41], toy_images[1][:41], ["a", "b", "c"])
+    config = TrainConfig(**TOY | {"flow": "linear", "network": {}, "objective": "moments", "mode_images": 20})
+    trainer = Trainer(config, data, None, tmp_path / "run")
+    trainer.finish()
+    stored = nfa.ConditionalFlow.from_pretrained(trainer.out / "flow")
+    torch.testing.assert_close(stored.prior.mu[2], pixels.levels_to_model(data.levels[40]).flatten())
+    mean = pixels.levels_to_model(data.levels[:20]).flatten(1).mean(0)
+    assert not torch.allclose(stored.prior.mu[0], mean), "of half the images"
+
+
 def test_the_kld_term_drives_gaussians_apart(small_flow, toy_images):
     """One gradient step of it on its own: the mean pairwise KL grows, and equal Gaussians give no direction."""
     prior, y = small_flow.prior, toy_images[1]
@@ -392,6 +419,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(toy_trainer):
     trainer = toy_trainer()
     with torch.no_grad():
         trainer.flow.prior.mu.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="at step 0"):
+    with pytest.raises(FloatingPointError, match=r"at step 0; train again .* \(they were 0.003 and 1\) and another"):
         trainer.run()
     assert not trainer.checkpoint.exists()
+
+
+@pytest.mark.parametrize("objective", ["ml", "joint"])
+def test_a_flow_without_weights_is_not_trained(toy_trainer, objective):
+    with pytest.raises(ValueError, match=f"flow linear has no weights for objective {objective} to train; set objective=moments"):
+        toy_trainer(flow="linear", network={}, objective=objective)

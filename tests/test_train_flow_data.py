@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10
 from train_flow.__main__ import main
 from train_flow.config import TrainConfig, list_configs, load_config
 from train_flow.data import load_data, load_folder, random_shift, stratified_split
+from train_flow.trainer import Trainer
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
@@ -32,6 +33,9 @@ def test_overrides(tmp_path):
     assert config.lr == 0.001 and config.prior == {"num_modes": 16, "a": 1.0} and config.network == {"depth": 2}
     assert config.steps == 5 and config.flip is False and config.kld_weight == [[0, 1], [1, 2]]
     assert isinstance(config.epochs, float)
+    config = load_config(path, ["gaussian_lr=[[0, 1e-2], [1, 1e-3]]", "network={clamp: 6e-1}", "prior.c=1e-1", "snapshots=[1e1]"])
+    assert config.snapshots == [10] and config.gaussian_lr == [[0, 0.01], [1, 0.001]]
+    assert config.network == {"clamp": 0.6} and config.prior["c"] == 0.1
     assert TrainConfig(**config.to_dict()) == config
 
 
@@ -51,10 +55,22 @@ def test_overrides(tmp_path):
         ("val_fraction=1", r"val_fraction must be in \[0, 1\)"),
         ("batch_size=0", "batch_size must be at least 1"),
         ("data=folder", "image_size is required"),
+        ("image_size=16", "images of digits are 8 pixels wide, got image_size 16"),
         ("in_chans=2", "in_chans must be 1 or 3"),  # two channels would be the grey one twice
         ("code_rows=8", "code_rows goes with objective: ce"),
         ("shift=-1", "must be at least 0, got -1 and 0.01"),
         ("temperature=0", "temperature must be above 0, got 0"),
+        ("steps=-5", "steps must be at least 0 .*, got -5 and 100; e.g. steps=10000"),
+        ("epochs=0", "epochs above 0, got 400 and 0"),
+        ("epochs=.nan", "epochs above 0, got 400 and nan"),
+        ("gaussian_lr=[]", r"gaussian_lr must be \[fraction, value\] pairs .* e.g. .*; got \[\]"),
+        ("gaussian_lr=[0.01]", r"gaussian_lr must be \[fraction, value\] pairs .* got \[0.01\]"),
+        ("kld_weight=[[0, 1, 2]]", r"kld_weight must be .* got \[\[0, 1, 2\]\]"),
+        ("kld_weight=[[0, much]]", "kld_weight must be .* got .*much"),
+        ("kld_weight=[[0, .nan]]", "kld_weight must be .* got .*nan"),
+        ("kld_weight=[[0.5, 1], [0.2, 1]]", r"in \[0, 1\] that do not fall.* got \[\[0.5, 1\], \[0.2, 1\]\]"),
+        ("kld_weight=[[0, 1], [2, 1]]", r"in \[0, 1\] that do not fall"),
+        ("gaussian_lr=[[0, 0.1], [1, 0]]", r"values of gaussian_lr must be above 0.* got \[\[0, 0.1\], \[1, 0\]\]"),
         ("steps", "--set takes key=value, got 'steps'"),
         ("lr.x=1", "lr"),
         ("steps=[1", r"steps=\[1"),
@@ -103,6 +119,17 @@ def test_folder_is_read_as_it_is(image_folder, toy_images):
     assert torch.equal(train.levels, toy_images[0]) and val is None
 
 
+def test_classes_of_one_image_are_not_split(tmp_path, image_folder):
+    for k in "abc":
+        (tmp_path / "train" / k).mkdir(parents=True)
+        shutil.copy(next((image_folder / "train" / k).iterdir()), tmp_path / "train" / k)
+    with pytest.raises(ValueError, match="val_fraction 0.5 holds out no image, as every class has one alone"):
+        load_data("folder", tmp_path, 32, val_fraction=0.5)
+    train, _ = load_data("folder", tmp_path, 32)
+    with pytest.raises(ValueError, match="gaussian_fraction takes no image, as every class has one alone"):
+        Trainer(TrainConfig(image_size=32, batch_size=2), train, None, tmp_path / "out")
+
+
 def test_val_fraction_replaces_the_validation_split(image_folder):
     train, val = load_data("folder", image_folder, image_size=32, val_fraction=0.25)
     assert len(train) == 45 and torch.bincount(val.labels).tolist() == [5, 5, 5]
@@ -112,16 +139,13 @@ def test_val_fraction_replaces_the_validation_split(image_folder):
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_images_of_any_mode_and_size_are_brought_to_one(tmp_path, in_chans):
     """The classes are the modes of PIL; each image is white, wide, and with a black bar that the crop cuts off."""
-    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
+    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"]
     for mode in modes:
         image = np.full((40, 100), 255, dtype=np.uint8)
         image[:, :20] = 0
-        path = tmp_path / mode.replace(";", "") / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
+        path = tmp_path / mode / ("x.tif" if mode == "CMYK" else "x.png")
         path.parent.mkdir()
-        if mode == "I;16":
-            Image.fromarray(image.astype(np.uint16)).save(path)
-        else:
-            Image.fromarray(image).convert(mode).save(path)
+        Image.fromarray(image).convert(mode).save(path)
     data = load_folder(tmp_path, 20, in_chans)
     assert data.levels.shape == (len(modes), in_chans, 20, 20)
     assert (data.levels == 255).all()
@@ -144,6 +168,18 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(tmp_path, image_fol
     data = load_folder(root, 32, skip_unreadable=True)
     assert torch.bincount(data.labels).tolist() == [20, 19, 20]
     assert str(bad) in caplog.text
+
+
+@pytest.mark.parametrize("dtype, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_an_image_of_more_than_8_bits_is_refused_or_skipped(tmp_path, dtype, mode):
+    (tmp_path / "a").mkdir()
+    levels = np.linspace(0, 60000, 64).reshape(8, 8)
+    Image.fromarray(levels.astype(dtype)).save(tmp_path / "a" / "0.tif")
+    Image.fromarray((levels / 256).astype(np.uint8)).save(tmp_path / "a" / "1.tif")
+    with pytest.raises(ValueError, match=rf"a/0\.tif \(mode {mode} has more than 8 bits a channel; convert it to 8 bits first\)"):
+        load_folder(tmp_path, 8)
+    data = load_folder(tmp_path, 8, in_chans=1, skip_unreadable=True)
+    assert len(data) == 1 and np.array_equal(data.levels[0, 0].numpy(), (levels / 256).astype(np.uint8))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the TIFF reader
@@ -188,6 +224,17 @@ def test_wrong_folders_are_refused(tmp_path, image_folder):
     (tmp_path / "data" / "val" / "c").rename(tmp_path / "data" / "val" / "z")
     with pytest.raises(ValueError, match="val and .*train hold different classes"):
         load_data("folder", tmp_path / "data", 32)
+
+
+@pytest.mark.parametrize("names", [["val"], ["training", "testing"], ["Train", "valid"], ["a", "dev"]])
+def test_splits_without_train_are_not_taken_for_classes(tmp_path, image_folder, names):
+    for name in names:
+        shutil.copytree(image_folder / "val", tmp_path / name)
+    with pytest.raises(ValueError, match=r"must hold train/ \(and val/\), or class folders directly; it holds .*rename"):
+        load_data("folder", tmp_path, 32)
+    assert load_data("folder", tmp_path / names[0], 32)[0].class_names == ["a", "b", "c"]
+    (tmp_path / "train").symlink_to(image_folder / "train")
+    assert len(load_data("folder", tmp_path, 32)[0]) == 60
 
 
 # -- other data sets ---------------------------------------------------------------------------------------------------

@@ -75,6 +75,17 @@ def test_what_a_checkpoint_does_not_fit_is_refused(image_folder, tmp_path, capsy
     assert (out / "checkpoint.pt").read_bytes() == before
 
 
+def test_settings_that_change_no_step_may_change(image_folder, tmp_path):
+    settings = {"steps": 4, "prior": {"num_modes": 2}}
+    run_cli(settings, image_folder, tmp_path / "whole")
+    out = tmp_path / "parts"
+    run_cli({**settings, "mode_images": 30, "half": True}, image_folder, out, "--time-limit", "0")
+    other = {"data_name": "toys", "log_every": 2, "eval_every": 3, "eval_images": 6, "checkpoint_seconds": 1}
+    run_cli({**settings, **other}, image_folder, out, "--resume")
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert "toys" in (out / "flow" / "README.md").read_text()
+
+
 def test_a_killed_run_resumes_to_the_same_weights(image_folder, tmp_path):
     """SIGKILL at two random moments of real processes, which save a few steps behind what they log."""
     settings = {"objective": "glem", "steps": 150, "checkpoint_seconds": 0.1, "eval_every": 50}

@@ -200,6 +200,9 @@ class NFACache:
             raise ValueError("a cache is for deep flows with class Gaussians; the linear flow costs next to nothing without")
         if augment.kind == "isotropic":
             raise ValueError("a cache is for moves along modes, kind pca or axes; isotropic ones have no end of directions")
+        number = isinstance(step, (int, float)) and not isinstance(step, bool)
+        if kind == "tangents" and not (number and 0 < step < float("inf")):
+            raise ValueError(f"step must be a finite number above 0, about the strength of the moves, e.g. 0.5; got {step!r}")
         base = without_transform(base)
         key = {
             "format": FORMAT, "kind": kind, "flow": digest(flow), "modes": augment.modes, "mode_kind": augment.kind,
@@ -342,11 +345,11 @@ class NFACache:
             return summed(self._pictures(), torch.from_numpy(own), torch.from_numpy(w)).view(-1, *size)
         classes = torch.from_numpy(self._rows("classes")[rows]).long()
         good = torch.nonzero(classes >= 0).flatten()  # the flow's codes of the others are not finite
-        changes = torch.zeros(len(rows), *size)
+        changes = torch.zeros(len(rows), *size, dtype=torch.float32)
         if len(good):
             z = torch.from_numpy(self._rows("codes")[rows])[good]
-            move = displacement(self.flow, classes[good], noise[good], self.index["mode_kind"], n)
-            found = self.flow.inverse(z + strength * move) - small(good)
+            move = displacement(self.flow, classes[good], noise[good].to(self.flow.dtype), self.index["mode_kind"], n)
+            found = (self.flow.inverse(z + strength * move) - small(good)).float()
             changes[good] = torch.where(found.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), found, 0.0)
         return changes
 
@@ -354,7 +357,7 @@ class NFACache:
         if part not in self._open:
             try:
                 self._open[part] = np.asarray(np.load(_file(self.path, part), mmap_mode="r"))  # slices cost less of an array
-            except ValueError as e:
+            except (ValueError, EOFError) as e:
                 file = _file(self.path, part)
                 raise ValueError(f"{file} is damaged ({e}); delete it and call NFACache.build again") from e
         return self._open[part]
@@ -427,7 +430,7 @@ def _arrays(path: Path, kind: str, augment: NFAugment, count: int) -> dict[str, 
         file = _file(path, part)
         try:
             array = np.load(file, mmap_mode="r+")
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, EOFError):
             array = None
         if array is None or array.shape != (count, *shape) or array.dtype != dtype:
             array = np.lib.format.open_memmap(file, "w+", dtype, (count, *shape))

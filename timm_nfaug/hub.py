@@ -29,17 +29,24 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
     """The local directory of a flow, downloaded first where it is on the Hub.
 
     Args:
-        name: a bundled name, ``local-dir:PATH``, a directory, ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``.
+        name: a bundled name, ``local-dir:PATH``, a directory, ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``. A
+            `pathlib.Path` is always a directory.
         revision: branch, tag or commit on the Hub; overrides ``@revision``.
     """
     text = os.fspath(name)
-    if text.startswith("local-dir:"):
-        return _directory(Path(text.removeprefix("local-dir:")).expanduser())
+    if not isinstance(name, str):
+        text = f"local-dir:{text}"
     if not text.startswith("hf-hub:"):
-        if text in bundled_flows():
-            return BUNDLED / text
-        if Path(text).expanduser().is_dir():
-            return _directory(Path(text).expanduser())
+        path = Path(text.removeprefix("local-dir:")).expanduser()
+        bundled = text in bundled_flows()
+        local = bundled or text.startswith("local-dir:") or path.is_dir()
+        if local and revision is not None:
+            kind = "bundled flow" if bundled else "directory"
+            raise ValueError(
+                f"a revision goes with a Hub id such as hf-hub:org/name, {text} is a {kind}; drop revision={revision!r}"
+            )
+        if local:
+            return BUNDLED / text if bundled else _directory(path)
         if text.count("/") != 1 or text.startswith((".", "/", "~")):
             raise ValueError(
                 f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
@@ -115,8 +122,8 @@ class HubMixin:
 
         Args:
             name: a bundled name (`list_flows(pretrained=True)`), ``local-dir:PATH``, a directory,
-                ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``.
-            revision: branch, tag or commit on the Hub.
+                ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``. A `pathlib.Path` is always a directory.
+            revision: branch, tag or commit on the Hub; refused with the others.
         """
         directory = resolve(name, revision)
         config = FlowConfig.from_dict(read_config(directory))
@@ -134,11 +141,12 @@ class HubMixin:
                 again); everything else, affine, 1x1, whitening and Gaussians, stays float32. Measure the flow as loaded.
         """
         directory = Path(directory)
+        # before anything is written: new weights beside an old config would be another flow
+        text = json.dumps(self.config.to_dict(), indent=2) + "\n"
+        card = model_card(self.config.to_dict(), name or Path(os.path.abspath(directory)).name)
         tensors = {k: _stored(k, v, half) for k, v in self.state_dict().items()}
         write_atomically(directory / WEIGHTS_NAME, lambda p: save_file(tensors, p, metadata={"format": "pt"}))
-        text = json.dumps(self.config.to_dict(), indent=2) + "\n"
         write_atomically(directory / CONFIG_NAME, lambda p: p.write_text(text, encoding="utf-8"))
-        card = model_card(self.config.to_dict(), name or directory.name)
         write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
         return directory
 

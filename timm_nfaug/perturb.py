@@ -41,9 +41,9 @@ def noise_size(flow: ConditionalFlow, kind: str, modes: int) -> int:
 
 
 def draw_noise(count: int, size: int, generator: torch.Generator | None) -> Tensor:
-    """(count, size) standard normal numbers, cut at +-3, on the generator's device."""
+    """(count, size) standard normal numbers, float32 whatever the default dtype, cut at +-3, on the generator's device."""
     device = generator.device if generator is not None else "cpu"
-    return torch.randn(count, size, generator=generator, device=device).clamp_(-CUT, CUT)
+    return torch.randn(count, size, generator=generator, device=device, dtype=torch.float32).clamp_(-CUT, CUT)
 
 
 def keyed_generator(*key: int) -> torch.Generator:
@@ -67,7 +67,7 @@ def gathered_move(prior: ClassGaussians, y: Tensor, noise: Tensor, modes: int) -
 def displacement(flow: ConditionalFlow, y: Tensor, noise: Tensor, kind: str, modes: int) -> Tensor:
     """Move of the codes at strength 1: labels y (B,), noise (B, noise_size) to (B, D)."""
     prior = flow.prior
-    y = flow.gaussian_labels(y)
+    y = flow.gaussian_labels(y, len(noise))
     if kind == "isotropic":
         if prior.num_modes:
             energy = prior.mode_std[:, :modes].square().sum(1)

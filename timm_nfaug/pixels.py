@@ -56,9 +56,13 @@ def model_to_unit(x: Tensor) -> Tensor:
 
 
 def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and std as (C, 1, 1) float32 tensors on the device of `like`."""
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=like.device).flatten().view(-1, 1, 1)
-    std = torch.as_tensor(std, dtype=torch.float32, device=like.device).flatten().view(-1, 1, 1)
+    """Mean and std, one or C numbers, as (1 or C, 1, 1) float32 tensors on the device of `like` (..., C, H, W)."""
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=like.device).reshape(-1, 1, 1) for v in (mean, std))
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, like.shape[-3]):
+            raise ValueError(
+                f"{name} must be one number or one for each of the {like.shape[-3]} channels, got {values.flatten().tolist()}"
+            )
     if bool((std <= 0).any()):
         raise ValueError(f"std must be positive in every channel, got {std.flatten().tolist()}")
     return mean, std

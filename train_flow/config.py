@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,13 @@ class TrainConfig:
         for name in ("val_fraction", "gaussian_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("gaussian_lr", "kld_weight"):
+            _check_schedule(name, getattr(self, name), positive=name == "gaussian_lr")
+        if self.steps < 0 or not 0 < self.epochs < math.inf:
+            raise ValueError(
+                f"steps must be at least 0 (0: as epochs say) and epochs above 0, got {self.steps} and {self.epochs:g}; "
+                f"e.g. steps=10000"
+            )
         for name in ("batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -106,6 +115,12 @@ class TrainConfig:
             raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.data == "folder" and not self.image_size:
             raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
+        side = {"digits": 8, "cifar10": 32, "cifar100": 32}.get(self.data)
+        if side and self.image_size not in (None, side):
+            raise ValueError(
+                f"images of {self.data} are {side} pixels wide, got image_size {self.image_size}; leave it out, or give them as "
+                f"class folders of files with data: folder"
+            )
         if self.modes_every and (self.objective != "joint" or not self.prior.get("low_rank")):
             raise ValueError(
                 f"modes_every goes with objective joint and prior.low_rank=true, got {self.objective} and prior {self.prior}"
@@ -184,7 +199,33 @@ def _typed(key: str, value: Any, annotation: str) -> Any:
     kind = kinds.get(annotation, dict)
     if not isinstance(value, kind):
         raise ValueError(f"{key} must be {annotation}, got {value!r}")
+    return _numbers(value) if isinstance(value, (list, dict)) else value
+
+
+def _numbers(value: Any) -> Any:
+    """`value` with strings that are numbers, such as 1e-3, as numbers, at any depth of lists and dicts."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = float(value)
+            return int(number) if number.is_integer() else number
     return value
+
+
+def _check_schedule(name: str, points: list, positive: bool) -> None:
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    pairs = all(isinstance(p, (list, tuple)) and len(p) == 2 and all(map(number, p)) for p in points)
+    fractions = [p[0] for p in points] if pairs else []
+    if not fractions or fractions != sorted(fractions) or fractions[0] < 0 or fractions[-1] > 1:
+        raise ValueError(
+            f"{name} must be [fraction, value] pairs with fractions in [0, 1] that do not fall, e.g. [[0.0, 0.1], [1.0, 0.01]]; "
+            f"got {points!r}"
+        )
+    if positive and min(value for _, value in points) <= 0:
+        raise ValueError(f"the values of {name} must be above 0, e.g. [[0.0, 0.1], [1.0, 0.01]], got {points!r}")
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -17,6 +17,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 _logger = logging.getLogger(__name__)
 
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+
 
 @dataclass
 class Images:
@@ -73,6 +75,10 @@ def load_data(
         train, val = _folder_splits(Path(data_dir), image_size, in_chans, skip_unreadable)
     if val_fraction:
         rest, held = stratified_split(train.labels, val_fraction, seed)
+        if not len(held):
+            raise ValueError(
+                f"val_fraction {val_fraction:g} holds out no image, as every class has one alone; set val_fraction=0"
+            )
         train, val = train.subset(rest), train.subset(held)
     return train, val
 
@@ -107,6 +113,12 @@ def _folder_splits(root: Path, size, in_chans, skip) -> tuple[Images, Images | N
         raise FileNotFoundError(f"no directory {root}")
     val_dir = next((root / n for n in ("val", "validation", "test") if (root / n).is_dir()), None)
     train_dir = root / "train" if (root / "train").is_dir() else root
+    splits = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.lower() in SPLITS)
+    if splits and train_dir == root:
+        raise ValueError(
+            f"{root} must hold train/ (and val/), or class folders directly; it holds {', '.join(splits)}, which would be taken "
+            f"for classes: rename the folder of the training images to train, or name it itself as --data-dir"
+        )
     train = load_folder(train_dir, size, in_chans, skip)
     if val_dir is None or train_dir == root:
         return train, None
@@ -153,6 +165,8 @@ def _read(path: Path, out: np.ndarray) -> str | None:
     """Decodes one image into out (C, size, size); returns what went wrong, or None."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # PIL would clip it at level 255
+                return f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits first"
             image = image.convert("RGB" if out.shape[0] == 3 else "L")
             if image.size != (out.shape[2], out.shape[1]):
                 image = ImageOps.fit(image, (out.shape[2], out.shape[1]), Image.Resampling.BICUBIC)

@@ -36,6 +36,9 @@ from .objective import FlowLoss, gaussian_loss, piecewise
 
 _logger = logging.getLogger(__name__)
 
+# settings that change no step of a training: --resume may come with others
+FREE = {"data_name", "log_every", "eval_every", "eval_images", "checkpoint_seconds", "mode_images", "half"}
+
 ORDER, NOISE, FLIP, GAUSSIANS, START, MODES = range(6)  # purposes of random numbers
 
 
@@ -101,7 +104,7 @@ class Trainer:
         train, val: images; val may be None.
         out: directory for checkpoint.pt, log.jsonl and, at the end, flow/.
         device: of the computation; the images stay on the CPU unless it is CUDA.
-        resume: go on from out/checkpoint.pt; without one, start.
+        resume: go on from out/checkpoint.pt; without one, start. Settings that change no step (`FREE`) may be others then.
     """
 
     def __init__(
@@ -159,6 +162,8 @@ class Trainer:
         if self.alternates and c.gaussian_fraction:
             first, second = stratified_split(self.train_data.labels.cpu(), c.gaussian_fraction, c.seed)
             self.gaussian_pool = second
+            if not len(second):
+                raise ValueError("gaussian_fraction takes no image, as every class has one alone; set gaussian_fraction=0")
         per_epoch = len(first) // c.batch_size
         if c.objective == "moments":
             self.steps = 0
@@ -186,6 +191,8 @@ class Trainer:
             class_names=data.class_names,
             **c.network,
         )
+        if self.steps and not any(True for _ in self.flow.network.parameters()):
+            raise ValueError(f"flow {c.flow} has no weights for objective {c.objective} to train; set objective=moments")
         self.flow.to(self.device)
         self.origin = ""  # what the card says of the flow this training starts from
         if c.init:
@@ -274,7 +281,7 @@ class Trainer:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         # a setting that is newer than the checkpoint had its default
         mine, theirs = self.config.to_dict(), TrainConfig(data="digits").to_dict() | state["config"]
-        changed = [k for k in mine if theirs.get(k) != mine[k]]
+        changed = [k for k in mine if theirs.get(k) != mine[k] and k not in FREE]
         if changed:
             raise ValueError(
                 f"{self.checkpoint} was made with other settings: "
@@ -334,19 +341,28 @@ class Trainer:
         values = values.tolist()
         if not math.isfinite(values[0]) or not math.isfinite(values[3]):
             raise FloatingPointError(
-                f"loss {values[0]} with gradient norm {values[3]} at step {self.step}; lower lr, or resume from "
-                f"{self.checkpoint} with a smaller clip_grad"
+                f"loss {values[0]} with gradient norm {values[3]} at step {self.step}; train again with a lower lr or a "
+                f"smaller clip_grad (they were {c.lr:g} and {c.clip_grad:g}) and another --out"
             )
         self.optimizer.step()
         if self.joint and self.step < self.freeze_step:
             self._gaussian_adam_step()
         return tuple(values)
 
-    def _gaussian_indices(self) -> Tensor:
-        """Indices of the images of D_G that an update at this step is made from."""
+    def _gaussian_indices(self, every_class: bool = False) -> Tensor:
+        """Indices of the images of D_G that an update at this step is made from.
+
+        Args:
+            every_class: add to them the first image in the same random order of each class that they miss.
+        """
         c, pool = self.config, self.gaussian_pool
-        order = torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))
-        return pool[order[: c.gaussian_images or len(pool)]]
+        pool = pool[torch.randperm(len(pool), generator=generator(c.seed, GAUSSIANS, self.step))]
+        n = c.gaussian_images or len(pool)
+        if not every_class:
+            return pool[:n]
+        labels = self.train_data.labels[pool.to(self.train_data.labels.device)].cpu()
+        first = torch.full((self.flow.num_classes,), len(pool)).scatter_reduce(0, labels, torch.arange(len(pool)), "amin")
+        return torch.cat([pool[:n], pool[first[(first >= n) & (first < len(pool))]]])
 
     def _gaussian_step(self) -> None:
         """One Adam update of all Gaussians on the codes of D_G."""
@@ -378,7 +394,7 @@ class Trainer:
     @torch.no_grad()
     def _fit_gaussians(self) -> None:
         """Means, modes and variances in closed form from codes of D_G: the large directions need not be learned away."""
-        some = self.train_data.subset(self._gaussian_indices().to(self.train_data.levels.device))
+        some = self.train_data.subset(self._gaussian_indices(every_class=True).to(self.train_data.levels.device))
         self.flow.prior.set_moments(_moments(self.flow, some))
 
     def _gaussian_adam_step(self) -> None:
@@ -473,8 +489,10 @@ class Trainer:
         name = self.out.name + folder.removeprefix("flow").replace("-", "_")
         data = self.train_data
         if c.mode_images and c.mode_images < len(data):
-            _, pick = stratified_split(data.labels.cpu(), c.mode_images / len(data), c.seed)
-            data = data.subset(pick.to(data.levels.device))
+            labels = data.labels.cpu()
+            _, pick = stratified_split(labels, c.mode_images / len(data), c.seed)
+            single = torch.nonzero(torch.bincount(labels)[labels] == 1).flatten()  # no split takes a class's only image
+            data = data.subset(torch.cat([pick, single]).sort().values.to(data.levels.device))
         moments = _moments(flow, data)
         if c.objective == "moments" or c.modes_every:
             flow.prior.set_moments(moments)

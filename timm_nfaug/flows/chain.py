@@ -18,7 +18,8 @@ class Chain(Bijection):
 
     Where no gradient of the linear layers is asked for, neighbours among them run as one matrix (see `folded`). The
     matrices are kept; their key is the version counters of the parameters, so an optimizer step, `load_state_dict` or a
-    move to another device renews them.
+    move to another device renews them. A write through ``.data`` counts no version: it is not seen until `train` or `eval` is
+    called.
     """
 
     def __init__(self, layers: Iterable[Bijection]):
@@ -48,7 +49,8 @@ class Chain(Bijection):
             return list(self.layers)
         key = [(None if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device) for t in tensors]
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, fold(self.layers))
+            with torch.inference_mode(False):  # what is kept may be asked for gradients later
+                self._kept = (key, fold(self.layers))
         return self._kept[1]
 
     @torch.no_grad()
@@ -65,6 +67,10 @@ class Chain(Bijection):
     def _apply(self, *args, **kwargs):
         self._kept = None  # a move can leave another weight at the old address with the old version
         return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Chain:
+        self._kept = None  # a write through .data, as of a hand-written average, changes no version
+        return super().train(mode)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}  # a copy or another process folds its own

@@ -73,7 +73,7 @@ class ViT(nn.Module):
         tokens = self.norm(self.blocks(tokens))
         with torch.autocast(x.device.type, enabled=False):
             out = self.head(tokens.to(self.head.weight.dtype))
-        return out.view(b, h, w, -1).permute(0, 3, 1, 2)
+        return out.unflatten(1, (h, w)).permute(0, 3, 1, 2)
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:

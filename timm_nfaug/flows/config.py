@@ -7,6 +7,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..pixels import check_bits
 
 FORMAT_VERSION = 1
@@ -50,6 +52,7 @@ class FlowConfig:
         for key in ("network", "prior", "info"):
             if not isinstance(getattr(self, key), dict):
                 raise ValueError(f"{key} must be a dict of arguments, got {getattr(self, key)!r}")
+        self.network, self.prior = _plain(self.network), _plain(self.prior)
         self.class_names = [str(name) for name in self.class_names]
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(
@@ -90,6 +93,15 @@ def closest(name: str, known) -> str:
     """' (did you mean ...?)' with the closest of `known`, or ''."""
     found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(repr(f) for f in found)}?)" if found else ""
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it comes back from JSON: tuples as lists, numpy's numbers as Python's."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_int(v) -> bool:

@@ -121,11 +121,11 @@ class ConditionalFlow(HubMixin, nn.Module):
             return x
         if y is None:
             raise ValueError("a flow with conditional encoding needs the labels: flow(x, y)")
-        y = self._check_labels(y)
+        y = self._check_labels(y, len(x))
         return torch.cat([x, pixels.levels_to_model(self.codes[y]).to(x.dtype)], dim=2)
 
-    def _check_labels(self, y: Tensor) -> Tensor:
-        return check_labels(y, self.num_classes, self.device)
+    def _check_labels(self, y: Tensor, count: int | None = None) -> Tensor:
+        return check_labels(y, self.num_classes, self.device, count)
 
     @_full_precision
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,10 @@ class ConditionalFlow(HubMixin, nn.Module):
         Args:
             y: labels (B,); only a flow with conditional encoding uses them, and needs them.
         """
-        return self.network(self._append_codes(self._check_images(x), y))
+        x = self._append_codes(self._check_images(x), y)
+        if not len(x):  # reshapes to (B, -1) would not know D
+            return x.new_zeros(0, self.dim), x.new_zeros(0)
+        return self.network(x)
 
     @_full_precision
     def inverse(self, z: Tensor) -> Tensor:
@@ -146,16 +149,20 @@ class ConditionalFlow(HubMixin, nn.Module):
             raise ValueError(f"codes of this flow have shape (B, {self.dim}), got {tuple(z.shape)}")
         return self.network.inverse(z.to(self.dtype))
 
-    def gaussian_labels(self, y: Tensor) -> Tensor:
-        """Checked labels (B,) to the indices of their Gaussians: 0 for all with conditional encoding."""
-        y = self._check_labels(y)
+    def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
+        """Checked labels (B,) to the indices of their Gaussians: 0 for all with conditional encoding.
+
+        Args:
+            count: B that they must have.
+        """
+        y = self._check_labels(y, count)
         return torch.zeros_like(y) if self.config.code_rows else y
 
     @_full_precision
     def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) log p(x given y) over [-1, 1], in nats; with conditional encoding, of image and code band together."""
         z, log_det = self(x, y)
-        return self.prior.log_prob(z, self.gaussian_labels(y)) + log_det
+        return self.prior.log_prob(z, self.gaussian_labels(y, len(z))) + log_det
 
     def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bits per dimension of dequantised images x at the flow's bit depth (`pixels.dequantize`)."""
@@ -274,7 +281,7 @@ class ConditionalFlow(HubMixin, nn.Module):
         """
         found = ClassMoments(num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:
-            x, y = x.to(self.device), check_labels(y, num_classes or self.num_classes, self.device)
+            x, y = x.to(self.device), check_labels(y, num_classes or self.num_classes, self.device, len(x))
             z = self(x, y)[0]
             found.update(z, torch.zeros_like(y) if self.config.code_rows else y)
         return found

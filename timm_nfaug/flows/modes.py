@@ -46,6 +46,8 @@ class ClassMoments:
     @torch.no_grad()
     def update(self, z: Tensor, y: Tensor) -> None:
         """Adds codes z (B, D) of labels y (B,)."""
+        if len(y) != len(z):
+            raise ValueError(f"expected one label for each code, got {len(y)} labels for {len(z)} codes")
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {int(y.min())}..{int(y.max())}")
         if not self._started and z.is_cuda and self.num_classes * self.sketch_rows * self.dim <= ON_GPU:
@@ -100,6 +102,8 @@ class ClassMoments:
         if empty and (not self.allow_empty or len(empty) == self.num_classes):
             raise ValueError(f"no image of class {empty[0]} was seen (of {len(empty)} such classes); every class needs one")
         r = self.num_modes if num_modes is None else num_modes
+        if r and not self.num_modes:
+            raise ValueError(f"these moments have no modes, {r} a class are wanted; gather them with num_modes={r}")
         device = self.mean.device
         modes = torch.zeros(self.num_classes, r, self.dim)
         std = torch.zeros(self.num_classes, r)

@@ -186,11 +186,13 @@ class ClassGaussians(nn.Module):
         )
 
 
-def check_labels(y: Tensor, num_classes: int, device: torch.device) -> Tensor:
-    """Returns labels (B,) as int64 on `device`, or says what is wrong with them."""
+def check_labels(y: Tensor, num_classes: int, device: torch.device, count: int | None = None) -> Tensor:
+    """Returns labels (B,) as int64 on `device`, or says what is wrong with them, also where B is not `count`."""
     if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"labels must be an integer tensor of shape (B,), got {what}; mixed or soft labels have no class")
+    if count is not None and len(y) != count:
+        raise ValueError(f"labels must be one for each image, got {len(y)} labels for {count} images")
     low, high = torch.stack(y.aminmax()).tolist() if y.numel() else (0, 0)  # from a GPU at once
     if low < 0 or high >= num_classes:
         raise ValueError(
