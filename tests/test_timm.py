@@ -7,6 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,7 +22,8 @@ from timm.data import (
 )
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms import ToTensor
+from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
 from timm_nfaug import timm_fit
@@ -464,6 +466,157 @@ def test_wrapping_a_plain_loader(toy_images):
     assert not torch.equal(torch.cat([x for x, _ in other]), first)
     with pytest.raises(ValueError, match="pass num_classes="):
         nfa.wrap_loader(batches, args)
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+
+
+class Own(torch.utils.data.Dataset):
+    """A script's own data set, with a `transform` of its own make; `read(self, i)` gives an image."""
+
+    def __init__(self, images, labels, read, transform=None):
+        self.images, self.labels, self.read, self.transform = images, labels, read, transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.read(self, i), int(self.labels[i])
+
+
+class Handing(Own):
+    """Hands `transform` on to a data set within."""
+
+    transform = property(lambda self: self.images.transform, lambda self, transform: setattr(self.images, "transform", transform))
+
+    def __init__(self, within):
+        self.images, self.labels, self.read = within, within.labels, lambda data, i: within[i][0]
+
+
+class ReadOnly(Handing):
+    transform = property(lambda self: self.images.transform)
+
+
+class Passing(Own):
+    """Knows what the data set within knows."""
+
+    def __getattr__(self, name):
+        if name == "images":
+            raise AttributeError(name)
+        return getattr(self.images, name)
+
+
+class Folder(ImageFolder):
+    """Of torchvision's make, with a transform of another."""
+
+    def __getitem__(self, i):
+        path, k = self.samples[i]
+        image = self.loader(path)
+        return (self.transform(image=np.asarray(image).copy())["image"] if self.transform else image), k
+
+
+def flipped(x):
+    return x.flip(-1)
+
+
+def as_keyword(image):
+    return {"image": torch.from_numpy(image).permute(2, 0, 1)}
+
+
+def unit(data, i):
+    return data.transform(data.images[i])
+
+
+def normalised(data, i):
+    return normalize(data.transform(data.images[i]), MEAN, STD)
+
+
+def from_dicts(samples):
+    return torch.stack([s["image"] for s, _ in samples]), torch.tensor([k for _, k in samples])
+
+
+OWN = {
+    "arrays": lambda levels, y, root: Own(levels.permute(0, 2, 3, 1).numpy(), y, unit, ToTensor()),
+    "levels": lambda levels, y, root: Own(levels, y, lambda data, i: data.images[i]),
+    "levels, transformed": lambda levels, y, root: Own(levels, y, unit, flipped),
+    "floats, transformed": lambda levels, y, root: Own(levels / 255, y, unit, flipped),
+    "keyword": lambda levels, y, root: Own(
+        levels.permute(0, 2, 3, 1).numpy(), y, lambda data, i: data.transform(image=data.images[i])["image"], as_keyword
+    ),
+    "keyword, torchvision": lambda levels, y, root: Folder(str(root), as_keyword),
+    "dicts": lambda levels, y, root: Own(levels, y, lambda data, i: {"image": unit(data, i)}, flipped),
+    "normalised": lambda levels, y, root: Own(levels / 255, y, normalised, flipped),
+    "handing": lambda levels, y, root: Handing(Own([to_pil_image(x) for x in levels], y, unit, ToTensor())),
+    "read only": lambda levels, y, root: ReadOnly(Own([to_pil_image(x) for x in levels], y, unit, ToTensor())),
+    "passing": lambda levels, y, root: Passing(Own(levels / 255, y, normalised, flipped), y, lambda data, i: data.images[i][0]),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(toy_images, image_folder, kind):
+    """Modes are those of what the loader gives; the data set is left alone."""
+    data = OWN[kind](*toy_images, image_folder / "train")
+    transform = data.transform
+    stats = {"mean": MEAN, "std": STD} if kind in ("normalised", "passing") else {}
+    batches = DataLoader(data, 20, collate_fn=from_dicts if kind == "dicts" else None)
+    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3, **stats)
+    by_hand = nfa.NFAugment.from_data(batches, 3, modes=2, **stats)
+    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
+    assert data.transform is transform
+    for (moved, _), (x, _) in zip(loader, batches, strict=True):
+        assert (moved != x).flatten(1).any(1).all()
+
+
+def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folder):
+    def refuse(image):
+        raise AssertionError("read through the training's transform")
+
+    data = ImageFolder(str(image_folder / "train"), refuse)
+    loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
+    by_hand = to_fit(modes=2)
+    fit_to_dataset(by_hand, data, FIT)
+    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes) and data.transform is refuse
+
+
+def timm_loader(data, **more):
+    return create_loader(
+        data, **{"input_size": (3, 32, 32), "batch_size": 20, "is_training": True, "num_workers": 0, "mean": MEAN, "std": STD,
+        "persistent_workers": False, "device": torch.device("cpu")} | more
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["own", "handing", "levels"])
+def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
+    """timm has set the transform, so it can be changed for the fit; elsewhere all images are read as the loader gives them."""
+    levels, y = toy_images
+    data = Own([to_pil_image(x) for x in levels], y, unit)
+    data = {"own": data, "handing": Handing(data), "levels": Own(levels, y, lambda data, i: data.images[i])}[kind]
+    batches = timm_loader(data)
+    transform = data.transform
+    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3)
+    by_hand = nfa.NFAugment.from_data([(levels, y)], 3, modes=2)
+    torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4)
+    assert data.transform is transform and len(next(iter(loader))[0]) == 20
+
+
+def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
+    """Every process fits to the data set within, not to its own share of crops, and knows its classes."""
+    scheduled = pytest.importorskip("timm.data.scheduled_sampler")
+    folder = create_dataset("", root=str(image_folder), split="train")
+    by_hand = to_fit(modes=2)
+    fit_to_dataset(by_hand, folder, FIT)
+    for prefetcher in (True, False):
+        batches = timm_loader(folder, input_size_choices=[32, 48], use_prefetcher=prefetcher)
+        loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
+        assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
+        assert loader.augment.flow.config.class_names == ["a", "b", "c"]
+        assert {x.shape[-1] for x, _ in loader} == {32, 48}
+    levels, y = toy_images  # no PIL images: read through the first of the transforms
+    data = scheduled.ScheduledTransformDataset(Own(levels, y, lambda data, i: data.images[i]), [flipped, lambda x: x[:, ::2]])
+    sampler = scheduled.ScheduledBatchSampler(torch.utils.data.DistributedSampler(data, 2, 1), [20, 20])
+    loader = nfa.wrap_loader(DataLoader(data, batch_sampler=sampler), parsed("--aug", "nfa-k2-p1"), num_classes=3)
+    by_hand = nfa.NFAugment.from_data([(levels.flip(-1), y)], 3, modes=2)
+    torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

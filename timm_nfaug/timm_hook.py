@@ -8,6 +8,7 @@ image by image in the loader's workers (`timm_dataset`).
 from __future__ import annotations
 
 import argparse
+import copy
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -28,7 +29,15 @@ from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .perturb import keyed_generator
 from .timm_dataset import WorkerDataset, check_map_style
-from .timm_fit import NFAError, check_classes, fit_to_dataset, fit_to_stream
+from .timm_fit import (
+    NFAError,
+    check_classes,
+    fit_to_dataset,
+    fit_to_stream,
+    hands_images_to_its_transform,
+    is_scheduled,
+    unwrapped,
+)
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
@@ -232,7 +241,9 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
     dataset = getattr(loader, "dataset", None)
     if not needs_fit(args):
         check_classes(dataset, augment)
-    elif hasattr(dataset, "transform"):  # read without the training's random crops
+    elif dataset is not None and hands_images_to_its_transform(
+        unwrapped(dataset), augment.flow.config.input_size[0], isinstance(loader, PrefetchLoader) or is_scheduled(dataset)
+    ):  # read without the training's random crops
         given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
         fit_to_dataset(augment, dataset, given, num_classes, quiet=process_rank() > 0)
     elif dataset is None or isinstance(dataset, IterableDataset):
@@ -243,16 +254,25 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
             )
         fit_to_stream(augment, loader, num_classes)
     else:
-        whole = loader
-        if isinstance(loader, DataLoader):
-            # every process fits to all of it, in order, whatever the loader's sampler chooses
-            whole = DataLoader(
-                dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
-                generator=torch.Generator(),
-            )  # fmt: skip
-        augment.fit(whole, num_classes, allow_empty=True)
+        augment.fit(_in_order(loader, inner.num_workers), num_classes, allow_empty=True)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
+
+
+def _in_order(loader, num_workers: int):
+    """All of a loader's data set, in order, whatever its sampler gives this process; a loader of another kind as it is."""
+    if isinstance(loader, PrefetchLoader):
+        whole = copy.copy(loader)
+        whole.loader = _in_order(loader.loader, num_workers)
+        return whole
+    if not isinstance(loader, DataLoader):
+        return loader
+    # indices of timm's data set of several transforms name one of them: its first
+    sampler = [(i, 0) for i in range(len(loader.dataset))] if is_scheduled(loader.dataset) else None
+    return DataLoader(
+        loader.dataset, loader.batch_size or 256, sampler=sampler, collate_fn=loader.collate_fn, num_workers=num_workers,
+        generator=torch.Generator(),
+    )  # fmt: skip
 
 
 def _batch_mixup(mixup: FastCollateMixup) -> FastCollateMixup:
