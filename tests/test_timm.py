@@ -444,6 +444,25 @@ def parsed(*flags):
     return parser.parse_args(flags)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ({}, (3, 32, 32)),
+        ({"input_size": 224}, (3, 32, 32)),  # DeiT, MAE, BEiT, ConvNeXt
+        ({"input_size": 28, "in_chans": 1}, (1, 28, 28)),
+        ({"input_size": [1, 40, 24]}, (1, 24, 24)),
+        ({"input_size": [1, 40, 24], "in_chans": 4}, (4, 24, 24)),
+        ({"input_size": (20, 24)}, (3, 20, 20)),
+        ({"input_size": None, "img_size": [24, 16]}, (3, 16, 16)),
+        ({"input_size": None, "img_size": 30}, (3, 30, 30)),
+        ({"img_size": (224,)}, (3, 32, 32)),
+    ],
+)
+def test_sizes_as_scripts_give_them(sizes, wanted):
+    args = argparse.Namespace(**vars(parsed("--aug", "nfa")), **sizes)
+    assert tuple(augment_from_args(args).flow.config.input_size) == wanted
+
+
 def test_wrapping_a_plain_loader(toy_images):
     """Two lines in a script of one's own: levels in, moved along the eigen-images of their class, reproducibly."""
     levels, y = toy_images

@@ -59,7 +59,7 @@ def fit_to_dataset(
     if not classes:
         raise NFAError(f"{type(base).__name__} does not know its classes; say how many there are with --num-classes")
     wanted = given.get("input_size", size)
-    if isinstance(wanted, (tuple, list)) and wanted[0] != size[0]:
+    if isinstance(wanted, (tuple, list)) and len(wanted) == 3 and wanted[0] != size[0]:
         raise NFAError(f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow")
     plain = create_transform(
         size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"

@@ -91,10 +91,9 @@ def augment_from_args(args) -> NFAugment | None:
         raise ValueError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")
     if getattr(args, "nfa_cache", None) and args.nfa_flow == LINEAR:
         raise ValueError(f"--nfa-cache is for deep flows; --nfa-flow {LINEAR} costs next to nothing without: drop --nfa-cache")
-    size = getattr(args, "input_size", None)  # C H W
-    channels = getattr(args, "in_chans", None) or (size[0] if size else None)  # as train.py has it
+    channels, side = _asked_size(args)
     if args.nfa_flow == LINEAR:
-        side = min(LINEAR_SIZE, (min(size[1:]) if size else getattr(args, "img_size", None)) or LINEAR_SIZE)
+        side = min(LINEAR_SIZE, side or LINEAR_SIZE)
         return NFAugment.to_fit(create_flow(LINEAR, input_size=(channels or 3, side, side)), **parse_config(args.aug))
     if args.nfa_fit:
         augment = NFAugment.to_fit(ConditionalFlow.from_pretrained(args.nfa_flow), **parse_config(args.aug))
@@ -110,6 +109,15 @@ def augment_from_args(args) -> NFAugment | None:
             f"--nfa-flow {LINEAR}, or train a flow on such images"
         )
     return augment
+
+
+def _asked_size(args) -> tuple[int | None, int | None]:
+    """Channels and shorter side of the images, where `args` say: as train.py has it, or with sizes of one side or of H W."""
+    channels, size = getattr(args, "in_chans", None), getattr(args, "input_size", None) or getattr(args, "img_size", None)
+    sides = list(size) if isinstance(size, (tuple, list)) else [size] if size else []
+    if len(sides) == 3:  # C H W
+        channels = channels or sides[0]
+    return channels or None, min(sides[-2:], default=None)
 
 
 def needs_fit(args) -> bool:
