@@ -1,7 +1,9 @@
 """The launcher on a script of train.py's shape, and NFA's place in timm's loader, in real subprocesses."""
 
 import argparse
+import itertools
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -20,9 +22,9 @@ from timm.data import (
     create_loader,
     create_transform,
 )
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import ToTensor
+from torchvision.transforms import Compose, Grayscale, ToTensor
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
@@ -587,14 +589,107 @@ def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(toy_im
 
 
 def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folder):
-    def refuse(image):
-        raise AssertionError("read through the training's transform")
+    def crop(image):
+        return torch.rand(3, 32, 32)
 
-    data = ImageFolder(str(image_folder / "train"), refuse)
+    data = ImageFolder(str(image_folder / "train"), crop)
     loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
     by_hand = to_fit(modes=2)
     fit_to_dataset(by_hand, data, FIT)
-    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes) and data.transform is refuse
+    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes) and data.transform is crop
+
+
+GREY = {
+    "folder": lambda levels, y, root: ImageFolder(str(root), ToTensor(), loader=lambda path: Image.open(path).convert("L")),
+    "folder, from colour": lambda levels, y, root: ImageFolder(str(root), Compose([Grayscale(1), ToTensor()])),
+    "tensors": lambda levels, y, root: TensorDataset(levels[:, :1, :28, :24], y),
+    "stream": lambda levels, y, root: Endless(levels[:, :1], y),
+    "list": lambda levels, y, root: None,
+}
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __iter__(self):
+        return itertools.cycle(zip(self.images, self.labels.tolist()))
+
+
+@pytest.mark.parametrize("kind", GREY)
+def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(toy_images, image_folder, flow_dir, kind):
+    levels, y = toy_images
+    data = GREY[kind](levels, y, image_folder / "train")
+    loader = [(levels[:, :1], y)] if data is None else DataLoader(data, 20)
+    for sizes in ({}, {"in_chans": 1}):
+        args = argparse.Namespace(**vars(parsed("--aug", "nfa-k2-p1")), **sizes)
+        wrapped = nfa.wrap_loader(loader, args, num_classes=3)
+        side = 24 if kind == "tensors" else 32
+        assert tuple(wrapped.augment.flow.config.input_size) == (1, side, side)
+        assert (next(iter(wrapped))[0] != next(iter(loader))[0]).flatten(1).any(1).all()
+    with pytest.raises(NFAError, match="--in-chans or --input-size asks for images of 3 channels, the loader gives 1; ask for 1"):
+        nfa.wrap_loader(loader, argparse.Namespace(**vars(args) | {"in_chans": 3}), num_classes=3)
+    deep = parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir))
+    for fit in (True, False):
+        deep.nfa_fit = fit
+        with pytest.raises(NFAError, match="takes images of 3 channels, the loader gives 1; take --nfa-flow linear, convert"):
+            next(iter(nfa.wrap_loader(loader, deep, num_classes=3)))
+
+
+class Wrapper:
+    """A script's own loader, of nothing but what a loop needs."""
+
+    def __init__(self, loader):
+        self.own, self.dataset = loader, loader.dataset
+
+    def __len__(self):
+        return len(self.own)
+
+    def __iter__(self):
+        return iter(self.own)
+
+
+class Batches(list):
+    """A data set that gives whole batches."""
+
+
+def noisy(image):
+    """Draws from all three global generators."""
+    x = pil_to_tensor(image).float() / 255 * random.random() * np.random.rand()  # noqa: NPY002
+    return x * torch.rand(())
+
+
+LOADERS = {
+    "part": lambda levels, y, root: DataLoader(Subset(ImageFolder(str(root), noisy), range(60)), 20, shuffle=True),
+    "folder": lambda levels, y, root: DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True),
+    "wrapped folder": lambda levels, y, root: Wrapper(DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True)),
+    "wrapped tensors": lambda levels, y, root: Wrapper(DataLoader(TensorDataset(levels, y), 20, shuffle=True)),
+    "batches": lambda levels, y, root: DataLoader(Batches(zip(levels.split(20), y.split(20))), batch_size=None, shuffle=True),
+    "batch sampler": lambda levels, y, root: DataLoader(
+        TensorDataset(levels, y), batch_sampler=BatchSampler(RandomSampler(range(60)), 20, False)
+    ),
+    "timm's": lambda levels, y, root: timm_loader(create_dataset("", root=str(root.parent), split="train")),
+    "timm's, plain": lambda levels, y, root: timm_loader(ImageFolder(str(root)), use_prefetcher=False),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_wrapping_draws_none_of_the_trainings_random_numbers(toy_images, image_folder, kind):
+    """Of loaders of every kind; and the modes do not hang on the numbers that a process has come to."""
+    stats = (MEAN, STD) if kind == "timm's, plain" else (None, None)
+    found = []
+    for seed in (0, 1):
+        loader = LOADERS[kind](*toy_images, image_folder / "train")
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-k2-p1"), *stats, num_classes=3)
+        assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+        assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+        assert sum(len(x) for x, _ in wrapped) == 60
+        found.append(wrapped.augment.flow.prior.modes)
+    assert torch.equal(*found)
 
 
 def timm_loader(data, **more):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -103,6 +105,21 @@ def _fit(augment: NFAugment, base, data, given: dict[str, Any], classes: int, qu
 
 
 @contextlib.contextmanager
+def random_numbers_apart() -> Iterator[None]:
+    """Seeds the CPU's global generators, from which crops and the like draw, alike in every process; then puts them back."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
 def _read_through(dataset, transform) -> Iterator:
     """A shallow copy that reads through another transform; the data set itself is as it was, at the latest afterwards."""
     data, own = copy.copy(dataset), getattr(dataset, "transform", None)
@@ -144,7 +161,7 @@ def fit_to_stream(augment: NFAugment, loader, num_classes: int | None) -> int:
     """Fits to the first images that a loader gives, the same modes in every process; returns how many images it read."""
     first = _First(loader, _wanted(augment) * (num_classes or 1))
     augment.fit(first, num_classes, allow_empty=True)
-    _take_modes_of_first_process(augment)
+    take_modes_of_first_process(augment)
     return first.images
 
 
@@ -163,7 +180,7 @@ class _First:
                 return
 
 
-def _take_modes_of_first_process(augment: NFAugment) -> None:
+def take_modes_of_first_process(augment: NFAugment) -> None:
     """Each process of a distributed training reads a share of its own of a stream."""
     if not (dist.is_available() and dist.is_initialized()):
         return

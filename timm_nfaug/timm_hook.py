@@ -36,6 +36,8 @@ from .timm_fit import (
     fit_to_stream,
     hands_images_to_its_transform,
     is_scheduled,
+    random_numbers_apart,
+    take_modes_of_first_process,
     unwrapped,
 )
 
@@ -83,8 +85,12 @@ def _checked(text: str) -> str:
     return text
 
 
-def augment_from_args(args) -> NFAugment | None:
-    """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
+def augment_from_args(args, shape: tuple[int, ...] | None = None) -> NFAugment | None:
+    """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet.
+
+    Args:
+        shape: (C, H, W) of the images, for what `args` leave open.
+    """
     if not getattr(args, "aug", None):
         return None
     if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
@@ -93,6 +99,8 @@ def augment_from_args(args) -> NFAugment | None:
         raise ValueError(f"--nfa-cache is for deep flows; --nfa-flow {LINEAR} costs next to nothing without: drop --nfa-cache")
     channels, side = _asked_size(args)
     if args.nfa_flow == LINEAR:
+        if shape is not None:
+            channels, side = channels or shape[0], side or min(shape[1:])
         side = min(LINEAR_SIZE, side or LINEAR_SIZE)
         return NFAugment.to_fit(create_flow(LINEAR, input_size=(channels or 3, side, side)), **parse_config(args.aug))
     if args.nfa_fit:
@@ -245,29 +253,68 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         erasing, loader.random_erasing = loader.random_erasing, None
         if isinstance(inner.collate_fn, FastCollateMixup):
             mixup, inner.collate_fn = _batch_mixup(inner.collate_fn), fast_collate
-    augment.mean, augment.std = mean, std
     dataset = getattr(loader, "dataset", None)
-    if not needs_fit(args):
-        check_classes(dataset, augment)
-    elif dataset is not None and hands_images_to_its_transform(
-        unwrapped(dataset), augment.flow.config.input_size[0], isinstance(loader, PrefetchLoader) or is_scheduled(dataset)
-    ):  # read without the training's random crops
-        given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
-        fit_to_dataset(augment, dataset, given, num_classes, quiet=process_rank() > 0)
-    elif dataset is None or isinstance(dataset, IterableDataset):
-        if isinstance(loader, Iterator):
+    if needs_fit(args):
+        stream = dataset is None or isinstance(dataset, IterableDataset)
+        if stream and isinstance(loader, Iterator):
             raise NFAError(
                 f"a {type(loader).__name__} gives its images once, and modes are fitted to images that the training needs again; "
                 "wrap a list or a loader"
             )
-        fit_to_stream(augment, loader, num_classes)
+        with random_numbers_apart():
+            shape = _first_shape(loader if stream else _in_order(inner, 0, 2))
+            if args.nfa_flow == LINEAR:
+                augment = augment_from_args(args, shape)
+            if shape is not None:
+                _check_channels(augment, shape[0], args.nfa_flow)
+            augment.mean, augment.std = mean, std
+            _fit(augment, loader, num_classes)
     else:
-        augment.fit(_in_order(loader, inner.num_workers), num_classes, allow_empty=True)
+        check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
 
 
-def _in_order(loader, num_workers: int):
+def _first_shape(loader) -> tuple[int, ...] | None:
+    """(C, H, W) of the first batch, or None where that is no batch of images."""
+    batch = next(iter(loader), None)
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    return tuple(images.shape[1:]) if isinstance(images, Tensor) and images.ndim == 4 else None
+
+
+def _check_channels(augment: NFAugment, channels: int, flow: str | None = None) -> None:
+    own = augment.flow.config.input_size[0]
+    if channels == own:
+        return
+    if flow == LINEAR:
+        raise NFAError(
+            f"--in-chans or --input-size asks for images of {own} channels, the loader gives {channels}; ask for {channels}, or "
+            "convert the images"
+        )
+    raise NFAError(
+        f"the flow takes images of {own} channels, the loader gives {channels}; take --nfa-flow {LINEAR}, convert the images, or "
+        "train a flow on such images"
+    )
+
+
+def _fit(augment: NFAugment, loader, num_classes: int | None) -> None:
+    """Fits to what a loader reads, the same modes in every process."""
+    prefetching, dataset = isinstance(loader, PrefetchLoader), getattr(loader, "dataset", None)
+    channels = augment.flow.config.input_size[0]
+    workers = getattr(loader.loader if prefetching else loader, "num_workers", 0)
+    if hands_images_to_its_transform(unwrapped(dataset), channels, prefetching or is_scheduled(dataset)):
+        given = {"num_workers": workers, "device": getattr(loader, "device", "cpu")}  # read without the training's random crops
+        fit_to_dataset(augment, dataset, given, num_classes, quiet=process_rank() > 0)
+    elif dataset is None or isinstance(dataset, IterableDataset):
+        fit_to_stream(augment, loader, num_classes)
+    else:
+        whole = _in_order(loader, workers)
+        augment.fit(whole, num_classes, allow_empty=True)
+        if whole is loader:
+            take_modes_of_first_process(augment)
+
+
+def _in_order(loader, num_workers: int, batch_size: int | None = None):
     """All of a loader's data set, in order, whatever its sampler gives this process; a loader of another kind as it is."""
     if isinstance(loader, PrefetchLoader):
         whole = copy.copy(loader)
@@ -277,8 +324,9 @@ def _in_order(loader, num_workers: int):
         return loader
     # indices of timm's data set of several transforms name one of them: its first
     sampler = [(i, 0) for i in range(len(loader.dataset))] if is_scheduled(loader.dataset) else None
+    size = None if loader.batch_sampler is None else batch_size or loader.batch_size or 256  # None: the data set gives batches
     return DataLoader(
-        loader.dataset, loader.batch_size or 256, sampler=sampler, collate_fn=loader.collate_fn, num_workers=num_workers,
+        loader.dataset, size, sampler=sampler, collate_fn=loader.collate_fn, num_workers=num_workers,
         generator=torch.Generator(),
     )  # fmt: skip
 
@@ -348,6 +396,8 @@ class NFALoader:
     def _after(self, images: Tensor, target: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         if self.augment is not None:
             self.augment.to(images.device)
+            if images.ndim == 4:
+                _check_channels(self.augment, images.shape[1])
             g = keyed_generator(self.seed, process_rank() if self.rank is None else self.rank, epoch, batch)
             clean = len(images) // self.splits if self.splits > 1 else 0
             new, _ = self.augment(images[clean:], target[clean:], generator=g)
