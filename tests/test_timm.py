@@ -1,6 +1,7 @@
 """The launcher on a script of train.py's shape, and NFA's place in timm's loader, in real subprocesses."""
 
 import argparse
+import inspect
 import itertools
 import os
 import random
@@ -779,6 +780,30 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
     assert next(iter(loader))[1].max() > 0.9, "smoothed, not mixed"
     erased = batches(*flags, re_prob=1.0)[1][0]
     assert ((erased == 0).all(1).flatten(1).sum(1) >= 10).all(), "rectangles of exact zeros, which NFA leaves alone"
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision", "scheduled", "workers"])
+def test_erasing_without_the_prefetcher_runs_after_nfa(image_folder, kind):
+    """And where NFA is off, or another loader reads the data set, it is where it was."""
+    root = image_folder / "train"
+    data = ImageFolder(str(root)) if kind == "torchvision" else create_dataset("", root=str(image_folder), split="train")
+    more = {"input_size_choices": [32, 48]} if kind == "scheduled" else {}
+    if more and "input_size_choices" not in inspect.signature(create_loader).parameters:
+        pytest.skip("this timm has no scheduled sizes")
+    batches = timm_loader(
+        data, re_prob=1.0, use_prefetcher=False, num_workers=int(kind == "workers"), hflip=0.0, scale=(1.0, 1.0),
+        ratio=(1.0, 1.0), color_jitter=0.0, **more,
+    )  # fmt: skip
+    own = dict(vars(batches.dataset))
+
+    def erased(loader):
+        return torch.cat([(x == 0).all(1).flatten(1).sum(1) >= 10 for x, _ in loader])
+
+    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
+    for _ in range(2):
+        assert erased(loader).all() and erased(batches).all()
+        next(iter(loader))
+        assert vars(batches.dataset) == own
 
 
 @pytest.mark.parametrize(

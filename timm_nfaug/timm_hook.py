@@ -8,6 +8,7 @@ image by image in the loader's workers (`timm_dataset`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import inspect
 import os
@@ -21,10 +22,12 @@ from timm.data.loader import PrefetchLoader, adapt_to_chs, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+from torchvision.transforms import Compose
 
 from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
 from .cache import NFACache
 from .dataset import CachedNFADataset
+from .dataset_transform import set_transform
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .perturb import keyed_generator
@@ -222,8 +225,8 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
     """A training loader with the augmentation that `args` ask for (see `add_args`); the loader itself if they ask for none.
 
     For a training script of one's own: ``add_args(parser)``, then ``loader = wrap_loader(loader, args)``. Mixup and random
-    erasing of a timm loader leave it, and run after NFA. Random numbers are keyed by `args.seed` (0 if there is none), the
-    process's rank, epoch and batch; set `epoch` on the result when a training resumes.
+    erasing of a timm loader, with its prefetcher or without, run after NFA. Random numbers are keyed by `args.seed` (0 if there
+    is none), the process's rank, epoch and batch; set `epoch` on the result when a training resumes.
 
     Args:
         loader: timm's, or anything that gives batches (images, labels) of hard labels (B,), uint8 or float images on any
@@ -261,7 +264,7 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
                 f"a {type(loader).__name__} gives its images once, and modes are fitted to images that the training needs again; "
                 "wrap a list or a loader"
             )
-        with random_numbers_apart():
+        with random_numbers_apart(), _erasing_apart(dataset):
             shape = _first_shape(loader if stream else _in_order(inner, 0, 2))
             if args.nfa_flow == LINEAR:
                 augment = augment_from_args(args, shape)
@@ -273,6 +276,31 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
+
+
+@contextlib.contextmanager
+def _erasing_apart(dataset) -> Iterator[RandomErasing | None]:
+    """Timm's random erasing at the end of a data set's transform, where `create_loader` puts it without the prefetcher, or None.
+
+    Until the context ends the data set does without.
+    """
+    own, scheduled = dict(getattr(dataset, "__dict__", {})), is_scheduled(dataset)
+    transforms = dataset.transforms if scheduled else [own.get("transform")]
+    steps = [list(getattr(t, "transforms", ())) for t in transforms]
+    pair = None if scheduled else own.get("transforms")  # of torchvision's data sets, which hold the transform a second time
+    twice = getattr(pair, "transform", transforms[0]) is transforms[0]
+    if not (twice and all(s and isinstance(s[-1], RandomErasing) for s in steps)):
+        yield None
+        return
+    cut = [Compose(s[:-1]) for s in steps]
+    try:
+        if scheduled:
+            dataset.transforms = tuple(cut)
+        else:
+            set_transform(dataset, cut[0])
+        yield steps[0][-1]
+    finally:
+        dataset.__dict__.update({k: own[k] for k in ("transform", "transforms") if k in own})
 
 
 def _first_shape(loader) -> tuple[int, ...] | None:
@@ -390,8 +418,12 @@ class NFALoader:
         dataset = getattr(self.loader, "dataset", None)
         if isinstance(dataset, (WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
-        for i, (images, target, *rest) in enumerate(self.loader):
-            yield (*self._after(images, target, epoch, i), *rest)
+        with _erasing_apart(dataset) as erasing:
+            for i, (images, target, *rest) in enumerate(self.loader):
+                images, target = self._after(images, target, epoch, i)
+                for erase in (self.erasing, erasing):
+                    images = images if erase is None else erase(images)
+                yield (images, target, *rest)
 
     def _after(self, images: Tensor, target: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         if self.augment is not None:
@@ -404,8 +436,6 @@ class NFALoader:
             images = torch.cat([images[:clean], new]) if clean else new
         if self.mixup is not None:
             images, target = Mixup.__call__(self.mixup, images, target)
-        if self.erasing is not None:
-            images = self.erasing(images)
         return images, target
 
     def __len__(self) -> int:
