@@ -700,18 +700,27 @@ def timm_loader(data, **more):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["own", "handing", "levels"])
+@pytest.mark.parametrize("kind", ["own", "handing", "levels", "worker", "copies"])
 def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
     """timm has set the transform, so it can be changed for the fit; elsewhere all images are read as the loader gives them."""
     levels, y = toy_images
-    data = Own([to_pil_image(x) for x in levels], y, unit)
-    data = {"own": data, "handing": Handing(data), "levels": Own(levels, y, lambda data, i: data.images[i])}[kind]
-    batches = timm_loader(data)
-    transform = data.transform
+    own = Own([to_pil_image(x) for x in levels], y, unit)
+    off = to_fit(modes=1).fit([(levels, y)], 3)
+    off.strength = 0.0
+    data = {
+        "own": lambda: own,
+        "handing": lambda: Handing(own),
+        "levels": lambda: Own(levels, y, lambda data, i: data.images[i]),
+        "worker": lambda: WorkerDataset(own, off),
+        "copies": lambda: nfa.NFAugmentedDataset(Own(own.images, y, lambda data, i: data.images[i]), off, copies=1),
+    }[kind]()
+    still = {"hflip": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": 0.0}
+    batches = timm_loader(data, **still if kind == "worker" else {})  # whose transform is no longer one
+    transform, within = data.transform, own.transform
     loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3)
-    by_hand = nfa.NFAugment.from_data([(levels, y)], 3, modes=2)
+    by_hand = nfa.NFAugment.from_data([(levels, y)] * (1 + (kind == "copies")), 3, modes=2)
     torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4)
-    assert data.transform is transform and len(next(iter(loader))[0]) == 20
+    assert data.transform is transform and own.transform is within and len(next(iter(loader))[0]) == 20
 
 
 def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
