@@ -775,7 +775,9 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
     def batches(*flags, **more):
         torch.manual_seed(0)
         loader = create_loader(create_dataset("", root=str(image_folder), split="train"), **common, **more)
+        own = loader.random_erasing, loader.loader.collate_fn
         wrapped = nfa.wrap_loader(loader, parsed(*flags))
+        assert (loader.random_erasing, loader.loader.collate_fn) == own
         return wrapped, [torch.cat(part) for part in zip(*wrapped)]
 
     (_, (stock, y)), (loader, (moved, same)) = batches(), batches(*flags)

@@ -250,8 +250,9 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         )
     num_classes = num_classes or getattr(args, "num_classes", None)
     mixup, erasing, inner = None, None, loader
-    if isinstance(loader, PrefetchLoader):
-        inner = loader.loader
+    if isinstance(loader, PrefetchLoader):  # copies, so that the script's own goes on mixing and erasing
+        loader = copy.copy(loader)
+        inner = loader.loader = copy.copy(loader.loader)
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, loader.random_erasing = loader.random_erasing, None
         if isinstance(inner.collate_fn, FastCollateMixup):
