@@ -28,6 +28,28 @@ def test_three_pictures(flow_dir, image_folder, tmp_path):
     assert sizes["augment"][1] > sizes["samples"][1] > sizes["interpolate"][1]  # 4, 3 and 2 rows
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")])
+def test_the_name_says_the_format(flow_dir, tmp_path, name, kind):
+    main(["--flow", flow_dir, "--samples", "--temperatures", "1", "--out", str(tmp_path / name)])
+    with Image.open(tmp_path / name) as sheet:
+        assert sheet.format == kind
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "a.pdf"], "--out takes a name that ends in .png, .jpg, .jpeg, .webp, got a.pdf"),
+        (["--out", "a"], "--out takes a name that ends in"),
+        (["--count", "0"], "--count takes at least 1 image, got 0"),
+    ],
+)
+def test_refused_flags(flow_dir, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["--flow", flow_dir, "--samples", *flags])
+    assert message in capsys.readouterr().err and not list(tmp_path.glob("a*"))
+
+
 def test_eigen_images_of_a_folder(image_folder, tmp_path, capsys):
     """--flow linear takes no weights: it shows what a training on these class folders would do."""
     for images in (image_folder, image_folder / "val"):

@@ -1,12 +1,16 @@
 """The launcher on a script of train.py's shape, and NFA's place in timm's loader, in real subprocesses."""
 
 import argparse
+import inspect
+import itertools
 import os
+import random
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,9 +24,10 @@ from timm.data import (
     create_loader,
     create_transform,
 )
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms import Compose, Grayscale, ToTensor
+from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
 from timm_nfaug import timm_fit
@@ -461,6 +466,25 @@ def parsed(*flags):
     return parser.parse_args(flags)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ({}, (3, 32, 32)),
+        ({"input_size": 224}, (3, 32, 32)),  # DeiT, MAE, BEiT, ConvNeXt
+        ({"input_size": 28, "in_chans": 1}, (1, 28, 28)),
+        ({"input_size": [1, 40, 24]}, (1, 24, 24)),
+        ({"input_size": [1, 40, 24], "in_chans": 4}, (4, 24, 24)),
+        ({"input_size": (20, 24)}, (3, 20, 20)),
+        ({"input_size": None, "img_size": [24, 16]}, (3, 16, 16)),
+        ({"input_size": None, "img_size": 30}, (3, 30, 30)),
+        ({"img_size": (224,)}, (3, 32, 32)),
+    ],
+)
+def test_sizes_as_scripts_give_them(sizes, wanted):
+    args = argparse.Namespace(**vars(parsed("--aug", "nfa")), **sizes)
+    assert tuple(augment_from_args(args).flow.config.input_size) == wanted
+
+
 def test_wrapping_a_plain_loader(toy_images):
     """Two lines in a script of one's own: levels in, moved along the eigen-images of their class, reproducibly."""
     levels, y = toy_images
@@ -483,6 +507,259 @@ def test_wrapping_a_plain_loader(toy_images):
     assert not torch.equal(torch.cat([x for x, _ in other]), first)
     with pytest.raises(ValueError, match="pass num_classes="):
         nfa.wrap_loader(batches, args)
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+
+
+class Own(torch.utils.data.Dataset):
+    """A script's own data set, with a `transform` of its own make; `read(self, i)` gives an image."""
+
+    def __init__(self, images, labels, read, transform=None):
+        self.images, self.labels, self.read, self.transform = images, labels, read, transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.read(self, i), int(self.labels[i])
+
+
+class Handing(Own):
+    """Hands `transform` on to a data set within."""
+
+    transform = property(lambda self: self.images.transform, lambda self, transform: setattr(self.images, "transform", transform))
+
+    def __init__(self, within):
+        self.images, self.labels, self.read = within, within.labels, lambda data, i: within[i][0]
+
+
+class ReadOnly(Handing):
+    transform = property(lambda self: self.images.transform)
+
+
+class Passing(Own):
+    """Knows what the data set within knows."""
+
+    def __getattr__(self, name):
+        if name == "images":
+            raise AttributeError(name)
+        return getattr(self.images, name)
+
+
+class Folder(ImageFolder):
+    """Of torchvision's make, with a transform of another."""
+
+    def __getitem__(self, i):
+        path, k = self.samples[i]
+        image = self.loader(path)
+        return (self.transform(image=np.asarray(image).copy())["image"] if self.transform else image), k
+
+
+def flipped(x):
+    return x.flip(-1)
+
+
+def as_keyword(image):
+    return {"image": torch.from_numpy(image).permute(2, 0, 1)}
+
+
+def unit(data, i):
+    return data.transform(data.images[i])
+
+
+def normalised(data, i):
+    return normalize(data.transform(data.images[i]), MEAN, STD)
+
+
+def from_dicts(samples):
+    return torch.stack([s["image"] for s, _ in samples]), torch.tensor([k for _, k in samples])
+
+
+OWN = {
+    "arrays": lambda levels, y, root: Own(levels.permute(0, 2, 3, 1).numpy(), y, unit, ToTensor()),
+    "levels": lambda levels, y, root: Own(levels, y, lambda data, i: data.images[i]),
+    "levels, transformed": lambda levels, y, root: Own(levels, y, unit, flipped),
+    "floats, transformed": lambda levels, y, root: Own(levels / 255, y, unit, flipped),
+    "keyword": lambda levels, y, root: Own(
+        levels.permute(0, 2, 3, 1).numpy(), y, lambda data, i: data.transform(image=data.images[i])["image"], as_keyword
+    ),
+    "keyword, torchvision": lambda levels, y, root: Folder(str(root), as_keyword),
+    "dicts": lambda levels, y, root: Own(levels, y, lambda data, i: {"image": unit(data, i)}, flipped),
+    "normalised": lambda levels, y, root: Own(levels / 255, y, normalised, flipped),
+    "handing": lambda levels, y, root: Handing(Own([to_pil_image(x) for x in levels], y, unit, ToTensor())),
+    "read only": lambda levels, y, root: ReadOnly(Own([to_pil_image(x) for x in levels], y, unit, ToTensor())),
+    "passing": lambda levels, y, root: Passing(Own(levels / 255, y, normalised, flipped), y, lambda data, i: data.images[i][0]),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(toy_images, image_folder, kind):
+    """Modes are those of what the loader gives; the data set is left alone."""
+    data = OWN[kind](*toy_images, image_folder / "train")
+    transform = data.transform
+    stats = {"mean": MEAN, "std": STD} if kind in ("normalised", "passing") else {}
+    batches = DataLoader(data, 20, collate_fn=from_dicts if kind == "dicts" else None)
+    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3, **stats)
+    by_hand = nfa.NFAugment.from_data(batches, 3, modes=2, **stats)
+    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
+    assert data.transform is transform
+    for (moved, _), (x, _) in zip(loader, batches, strict=True):
+        assert (moved != x).flatten(1).any(1).all()
+
+
+def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folder):
+    def crop(image):
+        return torch.rand(3, 32, 32)
+
+    data = ImageFolder(str(image_folder / "train"), crop)
+    loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
+    by_hand = to_fit(modes=2)
+    fit_to_dataset(by_hand, data, FIT)
+    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes) and data.transform is crop
+
+
+GREY = {
+    "folder": lambda levels, y, root: ImageFolder(str(root), ToTensor(), loader=lambda path: Image.open(path).convert("L")),
+    "folder, from colour": lambda levels, y, root: ImageFolder(str(root), Compose([Grayscale(1), ToTensor()])),
+    "tensors": lambda levels, y, root: TensorDataset(levels[:, :1, :28, :24], y),
+    "stream": lambda levels, y, root: Endless(levels[:, :1], y),
+    "list": lambda levels, y, root: None,
+}
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __iter__(self):
+        return itertools.cycle(zip(self.images, self.labels.tolist()))
+
+
+@pytest.mark.parametrize("kind", GREY)
+def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(toy_images, image_folder, flow_dir, kind):
+    levels, y = toy_images
+    data = GREY[kind](levels, y, image_folder / "train")
+    loader = [(levels[:, :1], y)] if data is None else DataLoader(data, 20)
+    for sizes in ({}, {"in_chans": 1}):
+        args = argparse.Namespace(**vars(parsed("--aug", "nfa-k2-p1")), **sizes)
+        wrapped = nfa.wrap_loader(loader, args, num_classes=3)
+        side = 24 if kind == "tensors" else 32
+        assert tuple(wrapped.augment.flow.config.input_size) == (1, side, side)
+        assert (next(iter(wrapped))[0] != next(iter(loader))[0]).flatten(1).any(1).all()
+    with pytest.raises(NFAError, match="--in-chans or --input-size asks for images of 3 channels, the loader gives 1; ask for 1"):
+        nfa.wrap_loader(loader, argparse.Namespace(**vars(args) | {"in_chans": 3}), num_classes=3)
+    deep = parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir))
+    for fit in (True, False):
+        deep.nfa_fit = fit
+        with pytest.raises(NFAError, match="takes images of 3 channels, the loader gives 1; take --nfa-flow linear, convert"):
+            next(iter(nfa.wrap_loader(loader, deep, num_classes=3)))
+
+
+class Wrapper:
+    """A script's own loader, of nothing but what a loop needs."""
+
+    def __init__(self, loader):
+        self.own, self.dataset = loader, loader.dataset
+
+    def __len__(self):
+        return len(self.own)
+
+    def __iter__(self):
+        return iter(self.own)
+
+
+class Batches(list):
+    """A data set that gives whole batches."""
+
+
+def noisy(image):
+    """Draws from all three global generators."""
+    x = pil_to_tensor(image).float() / 255 * random.random() * np.random.rand()  # noqa: NPY002
+    return x * torch.rand(())
+
+
+LOADERS = {
+    "part": lambda levels, y, root: DataLoader(Subset(ImageFolder(str(root), noisy), range(60)), 20, shuffle=True),
+    "folder": lambda levels, y, root: DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True),
+    "wrapped folder": lambda levels, y, root: Wrapper(DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True)),
+    "wrapped tensors": lambda levels, y, root: Wrapper(DataLoader(TensorDataset(levels, y), 20, shuffle=True)),
+    "batches": lambda levels, y, root: DataLoader(Batches(zip(levels.split(20), y.split(20))), batch_size=None, shuffle=True),
+    "batch sampler": lambda levels, y, root: DataLoader(
+        TensorDataset(levels, y), batch_sampler=BatchSampler(RandomSampler(range(60)), 20, False)
+    ),
+    "timm's": lambda levels, y, root: timm_loader(create_dataset("", root=str(root.parent), split="train")),
+    "timm's, plain": lambda levels, y, root: timm_loader(ImageFolder(str(root)), use_prefetcher=False),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_wrapping_draws_none_of_the_trainings_random_numbers(toy_images, image_folder, kind):
+    """Of loaders of every kind; and the modes do not hang on the numbers that a process has come to."""
+    stats = (MEAN, STD) if kind == "timm's, plain" else (None, None)
+    found = []
+    for seed in (0, 1):
+        loader = LOADERS[kind](*toy_images, image_folder / "train")
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-k2-p1"), *stats, num_classes=3)
+        assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+        assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+        assert sum(len(x) for x, _ in wrapped) == 60
+        found.append(wrapped.augment.flow.prior.modes)
+    assert torch.equal(*found)
+
+
+def timm_loader(data, **more):
+    return create_loader(
+        data, **{"input_size": (3, 32, 32), "batch_size": 20, "is_training": True, "num_workers": 0, "mean": MEAN, "std": STD,
+        "persistent_workers": False, "device": torch.device("cpu")} | more
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["own", "handing", "levels", "worker", "copies"])
+def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
+    """timm has set the transform, so it can be changed for the fit; elsewhere all images are read as the loader gives them."""
+    levels, y = toy_images
+    own = Own([to_pil_image(x) for x in levels], y, unit)
+    off = to_fit(modes=1).fit([(levels, y)], 3)
+    off.strength = 0.0
+    data = {
+        "own": lambda: own,
+        "handing": lambda: Handing(own),
+        "levels": lambda: Own(levels, y, lambda data, i: data.images[i]),
+        "worker": lambda: WorkerDataset(own, off),
+        "copies": lambda: nfa.NFAugmentedDataset(Own(own.images, y, lambda data, i: data.images[i]), off, copies=1),
+    }[kind]()
+    still = {"hflip": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": 0.0}
+    batches = timm_loader(data, **still if kind == "worker" else {})  # whose transform is no longer one
+    transform, within = data.transform, own.transform
+    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3)
+    by_hand = nfa.NFAugment.from_data([(levels, y)] * (1 + (kind == "copies")), 3, modes=2)
+    torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4)
+    assert data.transform is transform and own.transform is within and len(next(iter(loader))[0]) == 20
+
+
+def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
+    """Every process fits to the data set within, not to its own share of crops, and knows its classes."""
+    scheduled = pytest.importorskip("timm.data.scheduled_sampler")
+    folder = create_dataset("", root=str(image_folder), split="train")
+    by_hand = to_fit(modes=2)
+    fit_to_dataset(by_hand, folder, FIT)
+    for prefetcher in (True, False):
+        batches = timm_loader(folder, input_size_choices=[32, 48], use_prefetcher=prefetcher)
+        loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
+        assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
+        assert loader.augment.flow.config.class_names == ["a", "b", "c"]
+        assert {x.shape[-1] for x, _ in loader} == {32, 48}
+    levels, y = toy_images  # no PIL images: read through the first of the transforms
+    data = scheduled.ScheduledTransformDataset(Own(levels, y, lambda data, i: data.images[i]), [flipped, lambda x: x[:, ::2]])
+    sampler = scheduled.ScheduledBatchSampler(torch.utils.data.DistributedSampler(data, 2, 1), [20, 20])
+    loader = nfa.wrap_loader(DataLoader(data, batch_sampler=sampler), parsed("--aug", "nfa-k2-p1"), num_classes=3)
+    by_hand = nfa.NFAugment.from_data([(levels.flip(-1), y)], 3, modes=2)
+    torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -517,7 +794,9 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
     def batches(*flags, **more):
         torch.manual_seed(0)
         loader = create_loader(create_dataset("", root=str(image_folder), split="train"), **common, **more)
+        own = loader.random_erasing, loader.loader.collate_fn
         wrapped = nfa.wrap_loader(loader, parsed(*flags))
+        assert (loader.random_erasing, loader.loader.collate_fn) == own
         return wrapped, [torch.cat(part) for part in zip(*wrapped)]
 
     (_, (stock, y)), (loader, (moved, same)) = batches(), batches(*flags)
@@ -531,6 +810,30 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
     assert next(iter(loader))[1].max() > 0.9, "smoothed, not mixed"
     erased = batches(*flags, re_prob=1.0)[1][0]
     assert ((erased == 0).all(1).flatten(1).sum(1) >= 10).all(), "rectangles of exact zeros, which NFA leaves alone"
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision", "scheduled", "workers"])
+def test_erasing_without_the_prefetcher_runs_after_nfa(image_folder, kind):
+    """And where NFA is off, or another loader reads the data set, it is where it was."""
+    root = image_folder / "train"
+    data = ImageFolder(str(root)) if kind == "torchvision" else create_dataset("", root=str(image_folder), split="train")
+    more = {"input_size_choices": [32, 48]} if kind == "scheduled" else {}
+    if more and "input_size_choices" not in inspect.signature(create_loader).parameters:
+        pytest.skip("this timm has no scheduled sizes")
+    batches = timm_loader(
+        data, re_prob=1.0, use_prefetcher=False, num_workers=int(kind == "workers"), hflip=0.0, scale=(1.0, 1.0),
+        ratio=(1.0, 1.0), color_jitter=0.0, **more,
+    )  # fmt: skip
+    own = dict(vars(batches.dataset))
+
+    def erased(loader):
+        return torch.cat([(x == 0).all(1).flatten(1).sum(1) >= 10 for x, _ in loader])
+
+    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
+    for _ in range(2):
+        assert erased(loader).all() and erased(batches).all()
+        next(iter(loader))
+        assert vars(batches.dataset) == own
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ REFUSED = {
     "splits in the workers": (["--aug-splits", 3, "--jsd-loss", "--nfa-place", "dataset"], "does not work with --aug-splits"),
     "epochs in the workers": (["--use-multi-epochs-loader", "--nfa-place", "dataset", "-j", 1], "cannot tell the epochs"),
     "sizes in the workers": (["--train-img-sizes", 32, 48, "--nfa-place", "dataset"], "take --nfa-place batch"),
+    "channels in the workers": (["--in-chans", 4, "--nfa-place", "dataset"], "L or RGB.* of 4 channels; take --nfa-place batch"),
     "channels": (["--in-chans", 1, "--nfa-flow", "conv_p4_tiny.digits"], "other classes|knows the classes"),
     "channels of colour": (["--in-chans", 1, "--nfa-flow", "conv_p4_small.cifar10_jpeg"], "images of 3 channels, --in-chans"),
     "a place that is none": (["--config", "{tmp}/place.yaml"], "nfa_place must be one of batch, dataset, got 'worker'"),

@@ -25,6 +25,7 @@ from .hub import write_atomically
 from .perturb import KINDS
 from .timm_fit import fit_to_dataset
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
@@ -171,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--images", type=Path, help="folder of images; the name of a class folder gives the label")
-    parser.add_argument("--out", type=Path, default=Path("preview.png"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("preview.png"), help=f"the picture: {', '.join(FORMATS)} (default: %(default)s)"
+    )
     parser.add_argument("--count", type=int, default=8, help="images (default: %(default)s)")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     parser.add_argument("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
@@ -184,6 +187,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.samples and args.interpolate:
         parser.error("--samples and --interpolate are two pictures: choose one")
+    if args.out.suffix.lower() not in FORMATS:
+        parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {args.out}")
+    if args.count < 1:
+        parser.error(f"--count takes at least 1 image, got {args.count}")
     linear = args.flow == "linear"
     if args.images is None and (linear or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
@@ -202,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
                 sheet = preview_augmentation(flow, images, args.strengths, modes=args.modes, kind=args.kind, seed=args.seed)
     except (ValueError, FileNotFoundError) as e:
         parser.exit(2, f"error: {e}\n")
-    write_atomically(args.out, lambda p: sheet.save(p, format="PNG"))
+    write_atomically(args.out, lambda p: sheet.save(p, format=FORMATS[args.out.suffix.lower()]))
     print(f"{args.out}: {sheet.width} x {sheet.height}")
 
 

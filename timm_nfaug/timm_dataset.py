@@ -36,11 +36,16 @@ class WorkerDataset(Dataset):
 
     Args:
         dataset: map-style.
-        augment: works on the CPU; its own `seed` plays no part.
+        augment: works on the CPU, with a flow of 1 or 3 channels; its own `seed` plays no part.
     """
 
     def __init__(self, dataset: Dataset, augment: NFAugment, seed: int = 0, rank: int = 0):
         check_map_style(dataset, "--nfa-place dataset")
+        if (channels := augment.flow.config.input_size[0]) not in (1, 3):
+            raise NFAError(
+                f"--nfa-place dataset augments PIL images of mode L or RGB, the flow takes images of {channels} channels; take "
+                "--nfa-place batch"
+            )
         self.dataset, self.augment, self.seed, self.rank = dataset, augment.to("cpu"), seed, rank
         self.after: Compose | None = None
         # shared memory: workers that live on through epochs see a new epoch without being started again

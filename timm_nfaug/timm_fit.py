@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from timm.data import AugMixDataset, create_transform
+from PIL import Image
+from timm.data import AugMixDataset, ImageDataset, IterableImageDataset, create_transform
 from torch.utils.data import DataLoader, IterableDataset, Subset
+from torchvision.datasets import VisionDataset
 
 from .augment import NFAugment
 from .dataset_transform import set_transform
@@ -46,7 +52,7 @@ def fit_to_dataset(
         num_classes: where the data set does not know its classes.
         quiet: log nothing.
     """
-    base, size = _base(dataset), augment.flow.config.input_size
+    base, size = unwrapped(dataset), augment.flow.config.input_size
     pooled = augment.labels == "none"
     mapping = None if pooled else _class_to_idx(base)
     classes = 1 if pooled else num_classes
@@ -55,14 +61,21 @@ def fit_to_dataset(
     if not classes:
         raise NFAError(f"{type(base).__name__} does not know its classes; say how many there are with --num-classes")
     wanted = given.get("input_size", size)
-    if isinstance(wanted, (tuple, list)) and wanted[0] != size[0]:
+    if isinstance(wanted, (tuple, list)) and len(wanted) == 3 and wanted[0] != size[0]:
         raise NFAError(f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow")
-    start = time.monotonic()
-    data = copy.copy(base)
     plain = create_transform(
         size, interpolation="bicubic", mean=(0.0,) * size[0], std=(1.0,) * size[0], crop_pct=1.0, crop_mode="squash"
     )
-    set_transform(data, plain)
+    with _read_through(base, plain) as data:
+        _fit(augment, base, data, given, classes, quiet)
+    if mapping and len(mapping) == classes:
+        augment.flow.config.class_names = _names(mapping)
+
+
+def _fit(augment: NFAugment, base, data, given: dict[str, Any], classes: int, quiet: bool) -> None:
+    """Fits to `data`, which is `base` read as images in [0, 1] of the flow's size."""
+    start = time.monotonic()
+    pooled = augment.labels == "none"
     workers = given.get("num_workers", 1)
     stream = isinstance(base, IterableDataset)
     if stream:
@@ -78,8 +91,6 @@ def fit_to_dataset(
         images = fit_to_stream(augment, loader, classes)
     else:
         augment.fit(loader, classes, allow_empty=True)
-    if mapping and len(mapping) == classes:
-        augment.flow.config.class_names = _names(mapping)
     if quiet:
         return
     found = (augment.flow.prior.mode_std > 0).sum(1)
@@ -93,6 +104,54 @@ def fit_to_dataset(
         )  # fmt: skip
 
 
+@contextlib.contextmanager
+def random_numbers_apart() -> Iterator[None]:
+    """Seeds the CPU's global generators, from which crops and the like draw, alike in every process; then puts them back."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _read_through(dataset, transform) -> Iterator:
+    """A shallow copy that reads through another transform; the data set itself is as it was, at the latest afterwards."""
+    data, own = copy.copy(dataset), getattr(dataset, "transform", None)
+    try:
+        set_transform(data, transform)
+        yield data
+    finally:
+        if getattr(dataset, "transform", None) is not own:  # it handed that on to one within, which the copy shares
+            set_transform(dataset, own)
+
+
+def hands_images_to_its_transform(dataset, channels: int, set_by_timm: bool = False) -> bool:
+    """Whether its images are what its `transform` makes of PIL images of so many channels, so that another can take its place.
+
+    Of a data set that timm's `create_loader` has given its transform, and of timm's and torchvision's own, a first image
+    tells; others do with their `transform` what they like.
+    """
+    if type(dataset) is IterableImageDataset:
+        return True
+    known = isinstance(dataset, (ImageDataset, VisionDataset)) and not hasattr(type(dataset), "transform")
+    if isinstance(dataset, IterableDataset) or not (known or set_by_timm) or not hasattr(dataset, "transform"):
+        return False
+    given, made = [], torch.zeros(channels, 1, 1)
+    try:
+        with _read_through(dataset, lambda image: given.append(image) or made) as data:
+            sample = data[0]
+    except Exception:  # whatever a transform or a data set of another make raises
+        return False
+    pil = len(given) == 1 and isinstance(given[0], Image.Image) and len(given[0].getbands()) == channels
+    return pil and isinstance(sample, (tuple, list)) and sample[0] is made
+
+
 def _wanted(augment: NFAugment) -> int:
     """Images of a class, or of all where there are none."""
     return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
@@ -102,7 +161,7 @@ def fit_to_stream(augment: NFAugment, loader, num_classes: int | None) -> int:
     """Fits to the first images that a loader gives, the same modes in every process; returns how many images it read."""
     first = _First(loader, _wanted(augment) * (num_classes or 1))
     augment.fit(first, num_classes, allow_empty=True)
-    _take_modes_of_first_process(augment)
+    take_modes_of_first_process(augment)
     return first.images
 
 
@@ -121,7 +180,7 @@ class _First:
                 return
 
 
-def _take_modes_of_first_process(augment: NFAugment) -> None:
+def take_modes_of_first_process(augment: NFAugment) -> None:
     """Each process of a distributed training reads a share of its own of a stream."""
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -160,8 +219,15 @@ def spread(labels: list[int], count: int) -> list[int]:
     return sorted(i for own in few for i in own)
 
 
-def _base(dataset):
-    return dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
+def unwrapped(dataset):
+    """The data set within those that timm puts around one."""
+    wrapper = isinstance(dataset, AugMixDataset) or is_scheduled(dataset)
+    return dataset.dataset if wrapper else dataset
+
+
+def is_scheduled(dataset) -> bool:
+    """Whether it is timm's data set of several transforms (``--train-img-sizes``), which older versions lack."""
+    return type(dataset).__name__ == "ScheduledTransformDataset"
 
 
 def _class_to_idx(dataset) -> dict[str, int] | None:
@@ -176,7 +242,7 @@ def _class_to_idx(dataset) -> dict[str, int] | None:
 
 def check_classes(dataset, augment: NFAugment) -> None:
     """Refuses labels that mean other classes to the flow than to the data set, where both name theirs."""
-    mapping = _class_to_idx(_base(dataset))
+    mapping = _class_to_idx(unwrapped(dataset))
     names = augment.flow.config.class_names
     if augment.labels != "given" or not mapping or not names:
         return

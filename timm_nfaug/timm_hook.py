@@ -8,6 +8,8 @@ image by image in the loader's workers (`timm_dataset`).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -20,15 +22,27 @@ from timm.data.loader import PrefetchLoader, adapt_to_chs, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+from torchvision.transforms import Compose
 
 from .augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
 from .cache import NFACache
 from .dataset import CachedNFADataset
+from .dataset_transform import set_transform
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .perturb import keyed_generator
 from .timm_dataset import WorkerDataset, check_map_style
-from .timm_fit import NFAError, check_classes, fit_to_dataset, fit_to_stream
+from .timm_fit import (
+    NFAError,
+    check_classes,
+    fit_to_dataset,
+    fit_to_stream,
+    hands_images_to_its_transform,
+    is_scheduled,
+    random_numbers_apart,
+    take_modes_of_first_process,
+    unwrapped,
+)
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
@@ -74,18 +88,23 @@ def _checked(text: str) -> str:
     return text
 
 
-def augment_from_args(args) -> NFAugment | None:
-    """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet."""
+def augment_from_args(args, shape: tuple[int, ...] | None = None) -> NFAugment | None:
+    """The augmentation that parsed `args` ask for, or None; where `needs_fit(args)`, it is not fitted yet.
+
+    Args:
+        shape: (C, H, W) of the images, for what `args` leave open.
+    """
     if not getattr(args, "aug", None):
         return None
     if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
         raise ValueError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")
     if getattr(args, "nfa_cache", None) and args.nfa_flow == LINEAR:
         raise ValueError(f"--nfa-cache is for deep flows; --nfa-flow {LINEAR} costs next to nothing without: drop --nfa-cache")
-    size = getattr(args, "input_size", None)  # C H W
-    channels = getattr(args, "in_chans", None) or (size[0] if size else None)  # as train.py has it
+    channels, side = _asked_size(args)
     if args.nfa_flow == LINEAR:
-        side = min(LINEAR_SIZE, (min(size[1:]) if size else getattr(args, "img_size", None)) or LINEAR_SIZE)
+        if shape is not None:
+            channels, side = channels or shape[0], side or min(shape[1:])
+        side = min(LINEAR_SIZE, side or LINEAR_SIZE)
         return NFAugment.to_fit(create_flow(LINEAR, input_size=(channels or 3, side, side)), **parse_config(args.aug))
     if args.nfa_fit:
         augment = NFAugment.to_fit(ConditionalFlow.from_pretrained(args.nfa_flow), **parse_config(args.aug))
@@ -101,6 +120,15 @@ def augment_from_args(args) -> NFAugment | None:
             f"--nfa-flow {LINEAR}, or train a flow on such images"
         )
     return augment
+
+
+def _asked_size(args) -> tuple[int | None, int | None]:
+    """Channels and shorter side of the images, where `args` say: as train.py has it, or with sizes of one side or of H W."""
+    channels, size = getattr(args, "in_chans", None), getattr(args, "input_size", None) or getattr(args, "img_size", None)
+    sides = list(size) if isinstance(size, (tuple, list)) else [size] if size else []
+    if len(sides) == 3:  # C H W
+        channels = channels or sides[0]
+    return channels or None, min(sides[-2:], default=None)
 
 
 def needs_fit(args) -> bool:
@@ -197,8 +225,8 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
     """A training loader with the augmentation that `args` ask for (see `add_args`); the loader itself if they ask for none.
 
     For a training script of one's own: ``add_args(parser)``, then ``loader = wrap_loader(loader, args)``. Mixup and random
-    erasing of a timm loader leave it, and run after NFA. Random numbers are keyed by `args.seed` (0 if there is none), the
-    process's rank, epoch and batch; set `epoch` on the result when a training resumes.
+    erasing of a timm loader, with its prefetcher or without, run after NFA. Random numbers are keyed by `args.seed` (0 if there
+    is none), the process's rank, epoch and batch; set `epoch` on the result when a training resumes.
 
     Args:
         loader: timm's, or anything that gives batches (images, labels) of hard labels (B,), uint8 or float images on any
@@ -222,37 +250,114 @@ def wrap_loader(loader, args, mean=None, std=None, num_classes: int | None = Non
         )
     num_classes = num_classes or getattr(args, "num_classes", None)
     mixup, erasing, inner = None, None, loader
-    if isinstance(loader, PrefetchLoader):
-        inner = loader.loader
+    if isinstance(loader, PrefetchLoader):  # copies, so that the script's own goes on mixing and erasing
+        loader = copy.copy(loader)
+        inner = loader.loader = copy.copy(loader.loader)
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, loader.random_erasing = loader.random_erasing, None
         if isinstance(inner.collate_fn, FastCollateMixup):
             mixup, inner.collate_fn = _batch_mixup(inner.collate_fn), fast_collate
-    augment.mean, augment.std = mean, std
     dataset = getattr(loader, "dataset", None)
-    if not needs_fit(args):
-        check_classes(dataset, augment)
-    elif hasattr(dataset, "transform"):  # read without the training's random crops
-        given = {"num_workers": inner.num_workers, "device": getattr(loader, "device", "cpu")}
-        fit_to_dataset(augment, dataset, given, num_classes, quiet=process_rank() > 0)
-    elif dataset is None or isinstance(dataset, IterableDataset):
-        if isinstance(loader, Iterator):
+    if needs_fit(args):
+        stream = dataset is None or isinstance(dataset, IterableDataset)
+        if stream and isinstance(loader, Iterator):
             raise NFAError(
                 f"a {type(loader).__name__} gives its images once, and modes are fitted to images that the training needs again; "
                 "wrap a list or a loader"
             )
-        fit_to_stream(augment, loader, num_classes)
+        with random_numbers_apart(), _erasing_apart(dataset):
+            shape = _first_shape(loader if stream else _in_order(inner, 0, 2))
+            if args.nfa_flow == LINEAR:
+                augment = augment_from_args(args, shape)
+            if shape is not None:
+                _check_channels(augment, shape[0], args.nfa_flow)
+            augment.mean, augment.std = mean, std
+            _fit(augment, loader, num_classes)
     else:
-        whole = loader
-        if isinstance(loader, DataLoader):
-            # every process fits to all of it, in order, whatever the loader's sampler chooses
-            whole = DataLoader(
-                dataset, loader.batch_size or 256, collate_fn=loader.collate_fn, num_workers=loader.num_workers,
-                generator=torch.Generator(),
-            )  # fmt: skip
-        augment.fit(whole, num_classes, allow_empty=True)
+        check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), None, mixup, erasing, splits)
+
+
+@contextlib.contextmanager
+def _erasing_apart(dataset) -> Iterator[RandomErasing | None]:
+    """Timm's random erasing at the end of a data set's transform, where `create_loader` puts it without the prefetcher, or None.
+
+    Until the context ends the data set does without.
+    """
+    own, scheduled = dict(getattr(dataset, "__dict__", {})), is_scheduled(dataset)
+    transforms = dataset.transforms if scheduled else [own.get("transform")]
+    steps = [list(getattr(t, "transforms", ())) for t in transforms]
+    pair = None if scheduled else own.get("transforms")  # of torchvision's data sets, which hold the transform a second time
+    twice = getattr(pair, "transform", transforms[0]) is transforms[0]
+    if not (twice and all(s and isinstance(s[-1], RandomErasing) for s in steps)):
+        yield None
+        return
+    cut = [Compose(s[:-1]) for s in steps]
+    try:
+        if scheduled:
+            dataset.transforms = tuple(cut)
+        else:
+            set_transform(dataset, cut[0])
+        yield steps[0][-1]
+    finally:
+        dataset.__dict__.update({k: own[k] for k in ("transform", "transforms") if k in own})
+
+
+def _first_shape(loader) -> tuple[int, ...] | None:
+    """(C, H, W) of the first batch, or None where that is no batch of images."""
+    batch = next(iter(loader), None)
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    return tuple(images.shape[1:]) if isinstance(images, Tensor) and images.ndim == 4 else None
+
+
+def _check_channels(augment: NFAugment, channels: int, flow: str | None = None) -> None:
+    own = augment.flow.config.input_size[0]
+    if channels == own:
+        return
+    if flow == LINEAR:
+        raise NFAError(
+            f"--in-chans or --input-size asks for images of {own} channels, the loader gives {channels}; ask for {channels}, or "
+            "convert the images"
+        )
+    raise NFAError(
+        f"the flow takes images of {own} channels, the loader gives {channels}; take --nfa-flow {LINEAR}, convert the images, or "
+        "train a flow on such images"
+    )
+
+
+def _fit(augment: NFAugment, loader, num_classes: int | None) -> None:
+    """Fits to what a loader reads, the same modes in every process."""
+    prefetching, dataset = isinstance(loader, PrefetchLoader), getattr(loader, "dataset", None)
+    channels = augment.flow.config.input_size[0]
+    workers = getattr(loader.loader if prefetching else loader, "num_workers", 0)
+    if hands_images_to_its_transform(unwrapped(dataset), channels, prefetching or is_scheduled(dataset)):
+        given = {"num_workers": workers, "device": getattr(loader, "device", "cpu")}  # read without the training's random crops
+        fit_to_dataset(augment, dataset, given, num_classes, quiet=process_rank() > 0)
+    elif dataset is None or isinstance(dataset, IterableDataset):
+        fit_to_stream(augment, loader, num_classes)
+    else:
+        whole = _in_order(loader, workers)
+        augment.fit(whole, num_classes, allow_empty=True)
+        if whole is loader:
+            take_modes_of_first_process(augment)
+
+
+def _in_order(loader, num_workers: int, batch_size: int | None = None):
+    """All of a loader's data set, in order, whatever its sampler gives this process; a loader of another kind as it is."""
+    if isinstance(loader, PrefetchLoader):
+        whole = copy.copy(loader)
+        whole.loader = _in_order(loader.loader, num_workers)
+        return whole
+    if not isinstance(loader, DataLoader):
+        return loader
+    # indices of timm's data set of several transforms name one of them: its first
+    sampler = [(i, 0) for i in range(len(loader.dataset))] if is_scheduled(loader.dataset) else None
+    size = None if loader.batch_sampler is None else batch_size or loader.batch_size or 256  # None: the data set gives batches
+    return DataLoader(
+        loader.dataset, size, sampler=sampler, collate_fn=loader.collate_fn, num_workers=num_workers,
+        generator=torch.Generator(),
+    )  # fmt: skip
 
 
 def _batch_mixup(mixup: FastCollateMixup) -> FastCollateMixup:
@@ -314,20 +419,24 @@ class NFALoader:
         dataset = getattr(self.loader, "dataset", None)
         if isinstance(dataset, (WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
-        for i, (images, target, *rest) in enumerate(self.loader):
-            yield (*self._after(images, target, epoch, i), *rest)
+        with _erasing_apart(dataset) as erasing:
+            for i, (images, target, *rest) in enumerate(self.loader):
+                images, target = self._after(images, target, epoch, i)
+                for erase in (self.erasing, erasing):
+                    images = images if erase is None else erase(images)
+                yield (images, target, *rest)
 
     def _after(self, images: Tensor, target: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         if self.augment is not None:
             self.augment.to(images.device)
+            if images.ndim == 4:
+                _check_channels(self.augment, images.shape[1])
             g = keyed_generator(self.seed, process_rank() if self.rank is None else self.rank, epoch, batch)
             clean = len(images) // self.splits if self.splits > 1 else 0
             new, _ = self.augment(images[clean:], target[clean:], generator=g)
             images = torch.cat([images[:clean], new]) if clean else new
         if self.mixup is not None:
             images, target = Mixup.__call__(self.mixup, images, target)
-        if self.erasing is not None:
-            images = self.erasing(images)
         return images, target
 
     def __len__(self) -> int:
