@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from timm.data import ImageDataset, create_loader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as TF
 
@@ -56,6 +56,27 @@ def test_epochs_reach_living_workers(image_folder, augment):
     assert torch.equal(epochs[0], epochs[2])
     changed = (epochs[0] != epochs[1]).flatten(1).any(1)
     assert not changed[:24].any() and changed[24:].all()  # originals stay, copies are drawn anew
+
+
+def test_a_transform_that_is_handed_on_moves_out_of_a_copy_alone(image_folder, augment):
+    class Relabelled(Dataset):
+        def __init__(self, inner):
+            self.inner = inner
+
+        transform = property(lambda self: self.inner.transform, lambda self, t: setattr(self.inner, "transform", t))
+
+        def __len__(self):
+            return len(self.inner)
+
+        def __getitem__(self, i):
+            return self.inner[i][0], 2
+
+    inner, crop = ImageDataset(str(image_folder / "val")), lambda image: image.resize((8, 8))
+    inner.transform = crop
+    base = Relabelled(Relabelled(inner))
+    dataset = nfa.NFAugmentedDataset(base, augment)
+    assert base.transform is inner.transform is dataset.transform is crop and dataset.base.transform is None
+    assert dataset.base[0][0].size == (32, 32) and dataset[-1][0].size == base[0][0].size == (8, 8) and dataset[-1][1] == 2
 
 
 def test_under_timms_loader(image_folder, augment):

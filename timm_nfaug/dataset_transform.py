@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
 
@@ -16,7 +17,16 @@ def set_transform(dataset, transform) -> None:
 
 def without_transform(dataset):
     """A shallow copy whose images come as they are stored; the caller's data set stays as it is."""
-    dataset = copy.copy(dataset)
+    dataset = _copied(dataset)
     if getattr(dataset, "transform", None) is not None:
         set_transform(dataset, None)
+    return dataset
+
+
+def _copied(dataset):
+    """A shallow copy; where `transform` is a property, which may be that of a data set within, of those within too."""
+    dataset = copy.copy(dataset)
+    if isinstance(getattr(type(dataset), "transform", None), property):
+        own = vars(dataset)
+        own.update({k: _copied(v) for k, v in own.items() if isinstance(v, Dataset)})
     return dataset
