@@ -10,7 +10,7 @@ training images score against the reference. All temperatures and mean scales ar
 FID (Heusel et al. 2017) and Coverage (Naeem et al. 2020, k = 5) compare samples with the validation images, on the
 penultimate features of a ResNet18 (512 numbers) that is trained here on the training images at 5 bits, apart from all
 flows; class accuracy is how often its prediction is the label that was asked for. Every image, real or made, is cut to 5
-bits first. Samples are clamped to [-1, 1]; those with a value that is not finite are counted and left out. FID falls and
+bits first; the classifier computes in bfloat16 unless told otherwise. Samples are clamped to [-1, 1]; those with a value that is not finite are counted and left out. FID falls and
 Coverage rises with the number of samples: compare figures of one number only. The extractor was trained on the images of
 the floor, so another draw of the data would score a little better than they do.
 
@@ -98,13 +98,14 @@ def feature_extractor(images: Images, recipe: Recipe, path: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def features_of(model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
+def features_of(model: nn.Module, levels: Tensor, bf16: bool = False) -> tuple[Tensor, Tensor]:
     """uint8 images (N, 3, H, W) to penultimate features (N, F) and predicted labels (N,), both on the CPU."""
     features, predicted = [], []
     device = next(model.parameters()).device
     for part in levels.split(BATCH):
         x = normalize(five_bits(part.to(device)))
-        f = penultimate(model, x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            f = penultimate(model, x).float()
         features.append(f.cpu())
         predicted.append(model.get_classifier()(f).argmax(1).cpu())
     return torch.cat(features), torch.cat(predicted)
@@ -139,9 +140,9 @@ def coverage(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> float:
     return float((nearest < radius).mean())
 
 
-def score(real: Tensor, model: nn.Module, levels: Tensor, labels: Tensor) -> dict[str, float]:
+def score(real: Tensor, model: nn.Module, levels: Tensor, labels: Tensor, bf16: bool = False) -> dict[str, float]:
     """fid, coverage and class_accuracy of images against real features."""
-    features, predicted = features_of(model, levels)
+    features, predicted = features_of(model, levels, bf16)
     return {
         "fid": fid(real, features),
         "coverage": coverage(real, features),
@@ -206,6 +207,7 @@ def row_of(
     limit: float,
     real: Tensor,
     model: nn.Module,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """One row of the result: what `score` says of samples, or under `error` why there are none."""
     row: dict[str, Any] = {"temperature": temperature, "mean_scale": mean_scale}
@@ -219,7 +221,7 @@ def row_of(
     row |= {"images": len(levels), "non_finite": len(y) - len(levels), "sampling_seconds": seconds, "error": None}
     if len(levels) < 2:
         return row | {"error": f"{len(levels)} of {len(y)} samples are finite"} | nothing
-    return row | score(real, model, levels, y[finite])
+    return row | score(real, model, levels, y[finite], bf16)
 
 
 def settings_of(flow: ConditionalFlow, temperatures: list[float], mean_scales: list[float]) -> list[tuple[float, float]]:
@@ -327,13 +329,13 @@ def run(args: argparse.Namespace, images: Images, val: Images) -> dict[str, Any]
     path = args.runs / f"features-{recipe.model}-{recipe.epochs}.pt"
     on_device = Images(images.levels.to(args.device), images.labels.to(args.device), images.class_names)
     model = feature_extractor(on_device, recipe, path)
-    real, predicted = features_of(model, val.levels)
+    real, predicted = features_of(model, val.levels, args.bf16)
     held_out = (predicted == val.labels).double().mean().item()
     extractor = {**asdict(recipe), "features": real.shape[1], "held_out_accuracy": held_out}
     print(f"feature extractor: {100 * held_out:.1f}% of the validation images", flush=True)
     some = evenly(images, count)
-    floor = {"images": len(some), **score(real, model, some.levels, some.labels)}
-    made_from = digest(path.read_bytes(), images.labels, val.levels, count)
+    floor = {"images": len(some), **score(real, model, some.levels, some.labels, args.bf16)}
+    made_from = digest(path.read_bytes(), images.labels, val.levels, count, args.bf16)
     flows, rows = [], []
     for about, directory in flows_of(args, images, val):
         flow = ConditionalFlow.from_pretrained(directory).to(args.device).eval().requires_grad_(False)
@@ -345,7 +347,7 @@ def run(args: argparse.Namespace, images: Images, val: Images) -> dict[str, Any]
             if kept.exists():
                 row = json.loads(kept.read_text(encoding="utf-8"))
             else:
-                row = row_of(flow, y, temperature, mean_scale, seed, args.limit_seconds, real, model)
+                row = row_of(flow, y, temperature, mean_scale, seed, args.limit_seconds, real, model, args.bf16)
                 if not row["error"]:  # which another limit may mend
                     text = json.dumps(row, allow_nan=False)
                     write_atomically(kept, lambda p, text=text: p.write_text(text, encoding="utf-8"))

@@ -15,8 +15,13 @@ from benchmarks.common import markdown_table
 CIFAR, MODEL = "CIFAR-10 (JPEG)", "resnet10_quarter"
 ALL, FEW, NONE = ", conv_p4_small.cifar10_jpeg_unlabelled", ", conv_p4_tiny_glem.cifar10_jpeg", ", linear.cifar10_jpeg_unlabelled"
 BEFORE, SHRUNK = "s1-k32-p0.5 before the crop", "s1-k32-p0.5 shrinkage 100 before the crop"
-# fraction, epochs, whether in bfloat16, arm, less which other (@ its epochs, if others), as `comparison.label` has them
+LONG = 0.01, 480, True
+# fraction, epochs, whether in bfloat16, arm, less which other (@ its epochs, if others), as `comparison.label` has them, and the
+# metric, if not top-1
 QUOTED = [
+    (*LONG, "trivial+linear s0.5-k32-p0.5 shrinkage 100", "trivial"),
+    (*LONG, f"glem {SHRUNK}, conv_p4_small.cifar10_jpeg", f"linear {SHRUNK}"),
+    (*LONG, f"glem {SHRUNK}, conv_p4_small.cifar10_jpeg", f"linear {SHRUNK}", "corrupted_top1"),
     (0.01, 480, True, "sa+linear s0.5-k32-p0.5", "sa"),
     (0.01, 120, True, "sa+linear s0.5-k32-p0.5", "sa"),
     (0.01, 120, False, "sa+linear s0.5-k32-p0.5 shrinkage 100", "sa"),
@@ -60,13 +65,14 @@ def table(runs: list[dict[str, Any]]) -> str:
         s = json.loads(recipe)
         if (data, s["model"], s["init"]) == (CIFAR, MODEL, None):
             found[fraction, s["bf16"]] = arms
-    rows = [["images", "epochs", "arm", "less", "top-1", "seeds"]]
-    for fraction, epochs, bf16, arm, other in QUOTED:
+    rows = [["images", "epochs", "arm", "less", "difference", "seeds"]]
+    for fraction, epochs, bf16, arm, other, *of in QUOTED:
         less, _, longer = other.partition("@")
         arms = found[fraction, bf16]
         own, base = arms[arm][epochs], arms[less][int(longer or epochs)]
         images = f"{next(iter(own.values()))['training_images']:,}"
         length = f"{epochs}{'' if bf16 else ', float32'}"
-        gain, seeds = comparison.gain(comparison.metric(own), comparison.metric(base)), len(own.keys() & base.keys())
+        gain, seeds = comparison.gain(comparison.metric(own, *of), comparison.metric(base, *of)), len(own.keys() & base.keys())
+        gain += " corrupted" if of else ""
         rows.append([images, length, arm, f"{less}, {longer} epochs" if longer else less, gain, str(seeds)])
     return markdown_table(rows)
