@@ -10,9 +10,10 @@ training images score against the reference. All temperatures and mean scales ar
 FID (Heusel et al. 2017) and Coverage (Naeem et al. 2020, k = 5) compare samples with the validation images, on the
 penultimate features of a ResNet18 (512 numbers) that is trained here on the training images at 5 bits, apart from all
 flows; class accuracy is how often its prediction is the label that was asked for. Every image, real or made, is cut to 5
-bits first; the classifier computes in bfloat16 unless told otherwise. Samples are clamped to [-1, 1]; those with a value that is not finite are counted and left out. FID falls and
-Coverage rises with the number of samples: compare figures of one number only. The extractor was trained on the images of
-the floor, so another draw of the data would score a little better than they do.
+bits first; the classifier computes in bfloat16 unless told otherwise. Samples are clamped to [-1, 1]; those with a value
+that is not finite are counted and left out. FID falls and Coverage rises with the number of samples: compare figures of one
+number only. The extractor was trained on the images of the floor, so another draw of the data would score a little better
+than they do.
 
 bits/dim is at the flow's own depth; that of `ce` counts the label band too, so it compares with no other. Time is that of
 sampling as many images as the training set has; it is extrapolated from warm batches unless so many were sampled.
