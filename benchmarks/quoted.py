@@ -22,6 +22,8 @@ QUOTED = [
     (*LONG, "trivial+linear s0.5-k32-p0.5 shrinkage 100", "trivial"),
     (*LONG, f"glem {SHRUNK}, conv_p4_small.cifar10_jpeg", f"linear {SHRUNK}"),
     (*LONG, f"glem {SHRUNK}, conv_p4_small.cifar10_jpeg", f"linear {SHRUNK}", "corrupted_top1"),
+    (*LONG, f"glem {SHRUNK}, train:conv_p4_small.cifar10_jpeg_few", f"linear {SHRUNK}"),
+    (*LONG, f"glem {SHRUNK}, train:conv_p4_small.cifar10_jpeg_few", f"linear {SHRUNK}", "corrupted_top1"),
     (0.01, 480, True, "sa+linear s0.5-k32-p0.5", "sa"),
     (0.01, 120, True, "sa+linear s0.5-k32-p0.5", "sa"),
     (0.01, 120, False, "sa+linear s0.5-k32-p0.5 shrinkage 100", "sa"),
