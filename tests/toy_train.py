@@ -100,7 +100,7 @@ def main():
     common = dict(
         use_prefetcher=not args.no_prefetcher, num_workers=args.workers, img_dtype=dtype, device=device,
         mean=tuple(args.mean or (0.5, 0.4, 0.3)[:channels]), std=tuple(args.std or (0.2, 0.2, 0.2)[:channels]),
-        distributed=args.distributed,
+        distributed=args.distributed, persistent_workers=args.workers > 0,  # timm before 1.0.16 does not look
     )  # fmt: skip
     train_only = dict(
         is_training=True, batch_size=20, no_aug=args.no_aug, re_prob=args.reprob, re_mode=args.remode, re_split=args.resplit,
@@ -140,7 +140,7 @@ def main():
     loss_fn = make_loss(args)
     losses, seen = [], []
     for epoch in range(args.start_epoch, args.start_epoch + args.epochs):
-        for sampler in (train.batch_sampler, train.sampler):
+        for sampler in (getattr(train, "batch_sampler", None), train.sampler):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
                 break
