@@ -224,6 +224,7 @@ def test_isotropic_has_the_energy_of_the_modes(small_flow):
         lambda x, y: (x, y.numpy()),
         lambda x, y: (x, y.numpy().astype(np.uint16)),
         lambda x, y: (x, y, torch.arange(len(y)).flip(0)),  # row numbers after the labels
+        lambda x, y: (x, torch.full((len(y), 3), 1 / 3), y),  # a teacher's probabilities before them
         lambda x, y: ({"id": torch.arange(len(y)).flip(0), "image": x, "label": y},),
         lambda x, y: ({"weight": torch.rand(len(y)), "pixels": x, "labels": y.unsqueeze(1)},),
     ],

@@ -43,8 +43,8 @@ class NFAugment(v2.Transform):
 
     Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with an int, or integers (B,)
     or (B, 1), of labels after it where there are some, in a `v2.Compose` too; in a dict they are what is called label or
-    labels. Kind, dtype, device, range and size come back
-    as they went in. Images of another size than the flow's go through `timm_nfaug.lift`.
+    labels. Kind, dtype, device, range and size come back as they went in. Images of another size than the flow's go through
+    `timm_nfaug.lift`.
 
     Args:
         flow: the flow; see `from_pretrained` for one by name.
@@ -438,16 +438,13 @@ def _find_labels(paths: list[tuple[Any, Any]], where: list[int], needed: bool) -
         ValueError: several integers came, and which is the label is not to be seen.
     """
     count = _count(paths[where[0]][1])
-    found, other = [], None
+    found, others = [], []
     for i, (path, value) in enumerate(paths):
         own = None if i in where else _numbers(value)
         if own is None or own.ndim > 2:
             continue
         if own.is_floating_point() or own.dtype == torch.bool or (own.ndim == 2 and own.shape[1] != 1):
-            if needed:
-                _refuse_soft_labels(own, count)
-            if other is None and (count == 1 or own.ndim == 0 or len(own) == count):
-                other = value
+            others.append((own, value))
         else:
             found.append(([k.key for k in path if isinstance(k, pytree.MappingKey)][-1:], own.reshape(-1)))
     named = [own for key, own in found if key in (["label"], ["labels"])]
@@ -458,7 +455,10 @@ def _find_labels(paths: list[tuple[Any, Any]], where: list[int], needed: bool) -
             f"{len(where)} images came with {len(found)} integers, any of which may be the label: call it label in a dict, "
             "or give one image, or batch, and its labels"
         )
-    if needed and not found and other is not None:
+    for own, other in others if needed and not found else ():
+        _refuse_soft_labels(own, count)
+        if own.ndim and count != 1 and len(own) != count:
+            continue
         kind = f"{other.dtype} {tuple(other.shape)}" if isinstance(other, (Tensor, np.ndarray)) else type(other).__name__
         raise TypeError(
             f"expected integer labels ({count},), got {kind}: convert them, or let the flow choose the class with "
