@@ -21,12 +21,12 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from benchmarks.common import command_line, environment, write_result
+from benchmarks.core.common import command_line, environment, write_result
+from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.augment import NFAugment
-from timm_nfaug.hub import write_atomically
-from timm_nfaug.pillow import guard_posterize
+from timm_nfaug.integration.hook import loader_factory
+from timm_nfaug.integration.pillow import guard_posterize
 from timm_nfaug.preview import preview_augmentation
-from timm_nfaug.timm_hook import loader_factory
 from train_flow.data import Images, load_data
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
@@ -49,7 +49,9 @@ class PilImages(Dataset):
 
 
 def first_of_each_class(data: Images, count: int) -> Images:
-    picks = [torch.nonzero(data.labels == k).flatten()[:count] for k in range(len(data.class_names))]
+    picks = [
+        torch.nonzero(data.labels == k).flatten()[:count] for k in range(len(data.class_names))
+    ]
     return data.subset(torch.cat(picks))
 
 
@@ -61,7 +63,15 @@ def make_model(channels: int, classes: int) -> nn.Module:
     return model
 
 
-def train_once(train: Images, val: Images, policy: str | None, augment: NFAugment | None, epochs: int, seed: int, flip: float):
+def train_once(
+    train: Images,
+    val: Images,
+    policy: str | None,
+    augment: NFAugment | None,
+    epochs: int,
+    seed: int,
+    flip: float,
+):
     """Trains one classifier; returns its accuracy on `val` and the seconds of training."""
     random_seed(seed)  # timm's augmentations draw from Python's and numpy's generators too
     size = tuple(train.levels.shape[1:])
@@ -96,18 +106,28 @@ def train_once(train: Images, val: Images, policy: str | None, augment: NFAugmen
 
 
 def run(
-    data_dir: str | None, per_class: int, epochs: int, seeds: list[int], strength: float, p: float, out: Path
+    data_dir: str | None,
+    per_class: int,
+    epochs: int,
+    seeds: list[int],
+    strength: float,
+    p: float,
+    out: Path,
 ) -> tuple[str, dict[str, list[dict[str, float]]]]:
     """All arms; returns the table and the accuracy (percent) and seconds of every run."""
     if data_dir is None:
         train, val = load_data("digits")
         what, flow = "scikit-learn digits", "conv_p4_tiny.digits"
         flip = 0.0
-        note = f"{len(train)} training images, the ones {flow} was trained on; {len(val)} test images."
+        note = (
+            f"{len(train)} training images, the ones {flow} was trained on; {len(val)} test images."
+        )
     else:
         train, val = load_data("folder", data_dir, image_size=32)
         if val is None:
-            raise SystemExit(f"{data_dir} has no val/ folder beside train/; the demonstration tests on it")
+            raise SystemExit(
+                f"{data_dir} has no val/ folder beside train/; the demonstration tests on it"
+            )
         train, val = first_of_each_class(train, per_class), first_of_each_class(val, 200)
         what, flow = str(Path(data_dir).name), "conv_p4_small.cifar10_jpeg"
         flip = 0.5
@@ -122,11 +142,18 @@ def run(
     ]
     deep = NFAugment.from_pretrained(flow, strength=strength, p=p)
     if deep.flow.config.class_names != train.class_names:
-        raise SystemExit(f"the bundled flow knows {deep.flow.config.class_names}, {data_dir} has {train.class_names}")
-    arms.append((f"NFA linear, fitted here (s{strength:g}-p{p:g})", None, fitted_linear(train, strength, p)))
+        raise SystemExit(
+            f"the bundled flow knows {deep.flow.config.class_names}, {data_dir} has {train.class_names}"
+        )
+    arms.append(
+        (f"NFA linear, fitted here (s{strength:g}-p{p:g})", None, fitted_linear(train, strength, p))
+    )
     arms.append((f"NFA {flow} (s{strength:g}-p{p:g})", None, deep))
     found: dict[str, list[dict[str, float]]] = {}
-    lines = [f"| {what} | test accuracy, mean of {len(seeds)} | each | seconds |", "| --- | --- | --- | --- |"]
+    lines = [
+        f"| {what} | test accuracy, mean of {len(seeds)} | each | seconds |",
+        "| --- | --- | --- | --- |",
+    ]
     for title, policy, augment in arms:
         results = [train_once(train, val, policy, augment, epochs, seed, flip) for seed in seeds]
         accuracy = [100 * a for a, _ in results]
@@ -147,25 +174,38 @@ def run(
 def fitted_linear(train: Images, strength: float = 0.5, p: float = 0.5) -> NFAugment:
     """Eigen-images of these classes, without any training."""
     images, classes = [(train.levels, train.labels)], len(train.class_names)
-    augment = NFAugment.from_data(images, classes, tuple(train.levels.shape[1:]), strength=strength, p=p)
+    augment = NFAugment.from_data(
+        images, classes, tuple(train.levels.shape[1:]), strength=strength, p=p
+    )
     augment.flow.config.class_names = train.class_names
     return augment
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", help="ImageFolder tree (train/, val/) of CIFAR-10's classes; without it the digits")
-    parser.add_argument("--per-class", type=int, default=100, help="training images a class of --data-dir")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--data-dir",
+        help="ImageFolder tree (train/, val/) of CIFAR-10's classes; without it the digits",
+    )
+    parser.add_argument(
+        "--per-class", type=int, default=100, help="training images a class of --data-dir"
+    )
     parser.add_argument("--epochs", type=int, help="default: 20 for the digits, 30 for --data-dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--p", type=float, default=0.5)
     parser.add_argument("--record", metavar="NAME", help="also write benchmarks/results/NAME.json")
-    parser.add_argument("--data-name", default="scikit-learn digits", help="how --record calls the data")
+    parser.add_argument(
+        "--data-name", default="scikit-learn digits", help="how --record calls the data"
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"))
     args = parser.parse_args()
     epochs = args.epochs or (20 if args.data_dir is None else 30)
-    table, found = run(args.data_dir, args.per_class, epochs, args.seeds, args.strength, args.p, args.out)
+    table, found = run(
+        args.data_dir, args.per_class, epochs, args.seeds, args.strength, args.p, args.out
+    )
     print(f"\n{table}")
     if args.record:
         payload = {
@@ -174,7 +214,12 @@ def main() -> None:
             "data": args.data_name + ": " + table.strip().rpartition("\n")[2],
             "seeds": args.seeds,
             "environment": environment(),
-            "settings": {"epochs": epochs, "strength": args.strength, "p": args.p, "per_class": args.per_class},
+            "settings": {
+                "epochs": epochs,
+                "strength": args.strength,
+                "p": args.p,
+                "per_class": args.per_class,
+            },
             "results": found,
         }
         write_result(args.record, payload)

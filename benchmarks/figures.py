@@ -30,15 +30,22 @@ from timm.models import clean_state_dict
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from benchmarks.classifier import load_saved
+from benchmarks.analysis.flow_objectives import ARMS as OBJECTIVES
+from benchmarks.cifar.classifier import load_saved
 from benchmarks.demo import first_of_each_class
-from benchmarks.flow_objectives import ARMS as OBJECTIVES
 from timm_nfaug import pixels
+from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.augment import DEFAULT_FLOW, NFAugment
-from timm_nfaug.flows.label_code import nearest_label
+from timm_nfaug.flows.label_band import nearest_label
 from timm_nfaug.flows.model import ConditionalFlow
-from timm_nfaug.hub import write_atomically
-from timm_nfaug.preview import class_name, draw_grid, find_images, load_image, preview_interpolation, to_pil
+from timm_nfaug.preview import (
+    class_name,
+    draw_grid,
+    find_images,
+    load_image,
+    preview_interpolation,
+    to_pil,
+)
 from train_flow.config import load_config
 from train_flow.data import Images, load_data
 from train_flow.evaluate import batches
@@ -63,12 +70,16 @@ LabelledImage = tuple[Image.Image, int]
 Classifier = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [-1, 1] to logits (B, K)
 
 
-def validation_images(flow: ConditionalFlow, data_dir: str, per_class: int, seed: int) -> list[LabelledImage]:
+def validation_images(
+    flow: ConditionalFlow, data_dir: str, per_class: int, seed: int
+) -> list[LabelledImage]:
     """`per_class` images of val/ for each class of the flow, class after class."""
     root = Path(data_dir) / "val"
     found = find_images(root, per_class * flow.num_classes, seed, flow.config.class_names)
     found = sorted((label, path) for path, label in found if label is not None)
-    if [label for label, _ in found] != [k for k in range(flow.num_classes) for _ in range(per_class)]:
+    if [label for label, _ in found] != [
+        k for k in range(flow.num_classes) for _ in range(per_class)
+    ]:
         raise ValueError(
             f"{root} must hold {per_class} images or more of each class of the flow, in folders named "
             f"{', '.join(flow.config.class_names[:5]) or '(this flow names no classes)'} ...; name another --flow or --data-dir"
@@ -77,11 +88,17 @@ def validation_images(flow: ConditionalFlow, data_dir: str, per_class: int, seed
 
 
 def augment(
-    flow: ConditionalFlow, control: ConditionalFlow, images: list[LabelledImage], strength: float, seed: int
+    flow: ConditionalFlow,
+    control: ConditionalFlow,
+    images: list[LabelledImage],
+    strength: float,
+    seed: int,
 ) -> Image.Image:
     """A row an image: the original, three augmented by `flow`, three by `control`."""
     if flow.config.class_names != control.config.class_names:
-        raise ValueError(f"--flow and --control know other classes: {flow.config.class_names}, {control.config.class_names}")
+        raise ValueError(
+            f"--flow and --control know other classes: {flow.config.class_names}, {control.config.class_names}"
+        )
     augments = [NFAugment(f, strength, min(32, f.prior.num_modes), p=1.0) for f in (flow, control)]
     blocks = [[[image] for image, _ in images]]
     for augmented in augments:
@@ -94,10 +111,15 @@ def augment(
     return beside(blocks, titles, [class_name(flow, label) for _, label in images])
 
 
-def beside(blocks: list[list[list[Image.Image]]], titles: list[list[str]], names: list[str]) -> Image.Image:
+def beside(
+    blocks: list[list[list[Image.Image]]], titles: list[list[str]], names: list[str]
+) -> Image.Image:
     """Grids with the same rows side by side, a gap between them; the names stand before the first."""
     blank = [""] * len(names)
-    grids = [draw_grid(b, t, blank if i else names, CELL) for i, (b, t) in enumerate(zip(blocks, titles, strict=True))]
+    grids = [
+        draw_grid(b, t, blank if i else names, CELL)
+        for i, (b, t) in enumerate(zip(blocks, titles, strict=True))
+    ]
     return Image.fromarray(np.concatenate([np.asarray(grid) for grid in grids], axis=1))
 
 
@@ -110,7 +132,12 @@ def interpolate(flow: ConditionalFlow, images: list[LabelledImage]) -> Image.Ima
 
 @torch.no_grad()
 def samples(
-    flow: ConditionalFlow, classifier: Classifier, draws: int, temperature: float, mean_scale: float, seed: int
+    flow: ConditionalFlow,
+    classifier: Classifier,
+    draws: int,
+    temperature: float,
+    mean_scale: float,
+    seed: int,
 ) -> Image.Image:
     """A row a class: the first two of `draws` samples, then the KEPT of them that the classifier likes best."""
     if draws < KEPT:
@@ -118,8 +145,12 @@ def samples(
     drawn, kept, names = [], [], []
     for k in range(min(CLASSES, flow.num_classes)):
         y = torch.full((draws,), k)
-        x = check_finite(flow.sample(y, temperature, mean_scale, torch.Generator().manual_seed(seed + k)))
-        best = margin(classifier(pixels.levels_to_model(pixels.model_to_levels(x))), k).argsort(descending=True)
+        x = check_finite(
+            flow.sample(y, temperature, mean_scale, torch.Generator().manual_seed(seed + k))
+        )
+        best = margin(classifier(pixels.levels_to_model(pixels.model_to_levels(x))), k).argsort(
+            descending=True
+        )
         drawn.append([to_pil(image) for image in x[:2]])
         kept.append([to_pil(image) for image in x[best[:KEPT]]])
         names.append(class_name(flow, k))
@@ -142,21 +173,33 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
             state = torch.load(path, map_location="cpu", weights_only=True)
         settings = vars(state["args"])
         weights = clean_state_dict(state.get("state_dict_ema", state["state_dict"]))
-    except (KeyError, TypeError, RuntimeError, EOFError, torch.serialization.pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is no checkpoint of timm's train.py, which holds `args` and `state_dict` ({e})") from e
+    except (
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        torch.serialization.pickle.UnpicklingError,
+    ) as e:
+        raise ValueError(
+            f"{path} is no checkpoint of timm's train.py, which holds `args` and `state_dict` ({e})"
+        ) from e
     model = timm.create_model(
         settings["model"], num_classes=settings["num_classes"], in_chans=flow.config.input_size[0],
         **settings.get("model_kwargs", {}),
     )  # fmt: skip
     if model.num_classes != flow.num_classes:
-        raise ValueError(f"{path} knows {model.num_classes} classes, the flow {flow.num_classes}; name another --classifier")
+        raise ValueError(
+            f"{path} knows {model.num_classes} classes, the flow {flow.num_classes}; name another --classifier"
+        )
     model.load_state_dict(weights)
     model.eval()
     config = resolve_data_config(settings, model=model)
     mean, std = pixels.channel_stats(config["mean"], config["std"], torch.empty(3, 1, 1))
 
     def classify(x: Tensor) -> Tensor:
-        x = pixels.model_to_unit(F.interpolate(x, config["input_size"][1:], mode="bilinear", antialias=True))
+        x = pixels.model_to_unit(
+            F.interpolate(x, config["input_size"][1:], mode="bilinear", antialias=True)
+        )
         return model((x - mean) / std)
 
     return classify
@@ -166,20 +209,31 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
 def temperatures(flow: ConditionalFlow, mean_scale: float, seed: int) -> Image.Image:
     """A row a temperature, a column a class; in a column the noise is the same."""
     if flow.config.code_rows:
-        raise ValueError("a flow with conditional encoding draws until its labels fit: no noise is the same; use class Gaussians")
+        raise ValueError(
+            "a flow with conditional encoding draws until its labels fit: no noise is the same; use class Gaussians"
+        )
     y = torch.arange(min(CLASSES, flow.num_classes))
     rows = [
-        [to_pil(image) for image in check_finite(flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed)))]
+        [
+            to_pil(image)
+            for image in check_finite(
+                flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed))
+            )
+        ]
         for t in TEMPERATURES
     ]
-    return draw_grid(rows, [class_name(flow, int(k)) for k in y], [f"{t:g}" for t in TEMPERATURES], CELL)
+    return draw_grid(
+        rows, [class_name(flow, int(k)) for k in y], [f"{t:g}" for t in TEMPERATURES], CELL
+    )
 
 
 def check_finite(x: Tensor) -> Tensor:
     """Samples (B, ...), or an error where the inverse left the range of floats."""
     broken = int((~x.flatten(1).isfinite().all(1)).sum())
     if broken:
-        raise ValueError(f"{broken} of {len(x)} samples are not finite; lower --temperature or --mean-scale")
+        raise ValueError(
+            f"{broken} of {len(x)} samples are not finite; lower --temperature or --mean-scale"
+        )
     return x
 
 
@@ -192,9 +246,13 @@ def first_images(data: Images, per_class: int) -> Images:
 @torch.no_grad()
 def embed(flow: ConditionalFlow, data: Images, seed: int) -> np.ndarray:
     """(N, 2) t-SNE of the codes of N images, from their first 50 principal components."""
-    z = torch.cat([flow(pixels.levels_to_model(levels), y)[0] for levels, y in batches(data, 256)]).numpy()
+    z = torch.cat(
+        [flow(pixels.levels_to_model(levels), y)[0] for levels, y in batches(data, 256)]
+    ).numpy()
     z = PCA(min(50, *z.shape), random_state=seed).fit_transform(z)
-    return TSNE(perplexity=min(30, (len(z) - 1) / 3), init="pca", random_state=seed).fit_transform(z)
+    return TSNE(perplexity=min(30, (len(z) - 1) / 3), init="pca", random_state=seed).fit_transform(
+        z
+    )
 
 
 def tsne(flows: dict[str, ConditionalFlow], data: Images, seed: int) -> Image.Image:
@@ -204,10 +262,24 @@ def tsne(flows: dict[str, ConditionalFlow], data: Images, seed: int) -> Image.Im
         points = embed(flow, data, seed)
         for k in data.labels.unique().tolist():
             own = points[(data.labels == k).numpy()]
-            axes.scatter(*own.T, s=5, color=matplotlib.colormaps["tab10"](k), label=data.class_names[k], linewidths=0)
+            axes.scatter(
+                *own.T,
+                s=5,
+                color=matplotlib.colormaps["tab10"](k),
+                label=data.class_names[k],
+                linewidths=0,
+            )
         axes.set(title=title, xticks=[], yticks=[])
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=CLASSES, frameon=False, markerscale=3, handletextpad=0)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=CLASSES,
+        frameon=False,
+        markerscale=3,
+        handletextpad=0,
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
@@ -230,9 +302,21 @@ def bands(flow: ConditionalFlow, data: Images, temperature: float, seed: int) ->
     rows = []
     for i, name in enumerate(["input", "sample", "sample", "sample"]):
         part = slice(i * count, (i + 1) * count)
-        images = [ImageOps.pad(TF.to_pil_image(x), (inputs.shape[2],) * 2, color="white") for x in levels[part]]
-        rows.append(draw_grid([images], [class_name(flow, k) for k in labels[part].tolist()], [name], inputs.shape[2] * 2))
-    width = max(row.width for row in rows)  # names differ in length: flush right, where the columns are
+        images = [
+            ImageOps.pad(TF.to_pil_image(x), (inputs.shape[2],) * 2, color="white")
+            for x in levels[part]
+        ]
+        rows.append(
+            draw_grid(
+                [images],
+                [class_name(flow, k) for k in labels[part].tolist()],
+                [name],
+                inputs.shape[2] * 2,
+            )
+        )
+    width = max(
+        row.width for row in rows
+    )  # names differ in length: flush right, where the columns are
     rows = [ImageOps.expand(row, (width - row.width, 0, 0, 0), "white") for row in rows]
     return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
 
@@ -243,7 +327,9 @@ def bands(flow: ConditionalFlow, data: Images, temperature: float, seed: int) ->
 @functools.cache
 def read_data(config_name: str, data_dir: str) -> tuple[Images, Images]:
     c = load_config(config_name)
-    train, val = load_data(c.data, data_dir, c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable)
+    train, val = load_data(
+        c.data, data_dir, c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable
+    )
     if val is None:
         raise ValueError(f"{data_dir} has no validation images; expected train/ and val/ inside")
     return train, val
@@ -253,7 +339,9 @@ def trained(name: str, settings: list[str], args: argparse.Namespace) -> Conditi
     """The flow of a training of --steps steps, resumed from --runs."""
     config = load_config(args.config, [f"steps={args.steps}", f"seed={args.seed}", *settings])
     train, _ = read_data(args.config, args.data_dir)
-    trainer = Trainer(config, train, None, args.runs / f"{name}-{args.steps}-{args.seed}", resume=True)
+    trainer = Trainer(
+        config, train, None, args.runs / f"{name}-{args.steps}-{args.seed}", resume=True
+    )
     trainer.run()
     return trainer.best().eval().set_net_dtype(None)
 
@@ -263,7 +351,13 @@ def trained(name: str, settings: list[str], args: argparse.Namespace) -> Conditi
 
 def draw_augment(args: argparse.Namespace) -> Image.Image:
     flow, control = (ConditionalFlow.from_pretrained(name) for name in (args.flow, args.control))
-    return augment(flow, control, validation_images(flow, args.data_dir, 1, args.seed)[:CLASSES], args.strength, args.seed)
+    return augment(
+        flow,
+        control,
+        validation_images(flow, args.data_dir, 1, args.seed)[:CLASSES],
+        args.strength,
+        args.seed,
+    )
 
 
 def draw_interpolate(args: argparse.Namespace) -> Image.Image:
@@ -283,7 +377,9 @@ def draw_temperatures(args: argparse.Namespace) -> Image.Image:
 
 def draw_tsne(args: argparse.Namespace) -> Image.Image:
     flows = {title: trained(name, settings, args) for title, (name, settings) in ARMS.items()}
-    return tsne(flows, first_images(read_data(args.config, args.data_dir)[1], args.per_class), args.seed)
+    return tsne(
+        flows, first_images(read_data(args.config, args.data_dir)[1], args.per_class), args.seed
+    )
 
 
 def draw_bands(args: argparse.Namespace) -> Image.Image:
@@ -298,24 +394,73 @@ def positive(text: str) -> int:
 
 
 OPTIONS = {
-    "--flow": {"default": DEFAULT_FLOW, "metavar": "NAME", "help": "bundled, directory, Hub id (default: %(default)s)"},
-    "--control": {"default": "linear.cifar10_jpeg", "metavar": "NAME", "help": "the flow beside it (default: %(default)s)"},
-    "--data-dir": {"required": True, "metavar": "DIR", "help": "ImageFolder tree with train/ and val/"},
-    "--strength": {"type": float, "default": 0.5, "help": "of the augmentation (default: %(default)s)"},
-    "--draws": {"type": positive, "default": 64, "help": "samples a class that the best are kept of (default: %(default)s)"},
-    "--temperature": {"type": float, "default": 0.7, "help": "of the samples (default: %(default)s)"},
-    "--mean-scale": {"type": float, "default": 1.0, "help": "factor of the class means (default: %(default)s)"},
-    "--classifier": {"metavar": "FILE", "help": "of cifar_resnet18 --save or timm's train.py; filters (default: the flow)"},
-    "--config": {"default": "conv_p4_tiny.cifar10_jpeg", "help": "of the trainings, see train_flow (default: %(default)s)"},
-    "--steps": {"type": positive, "default": 1500, "help": "of each training (default: %(default)s)"},
-    "--per-class": {"type": positive, "default": 200, "help": "validation images a class (default: %(default)s)"},
-    "--runs": {"type": Path, "default": Path("runs/figures"), "help": "where the trainings live (default: %(default)s)"},
+    "--flow": {
+        "default": DEFAULT_FLOW,
+        "metavar": "NAME",
+        "help": "bundled, directory, Hub id (default: %(default)s)",
+    },
+    "--control": {
+        "default": "linear.cifar10_jpeg",
+        "metavar": "NAME",
+        "help": "the flow beside it (default: %(default)s)",
+    },
+    "--data-dir": {
+        "required": True,
+        "metavar": "DIR",
+        "help": "ImageFolder tree with train/ and val/",
+    },
+    "--strength": {
+        "type": float,
+        "default": 0.5,
+        "help": "of the augmentation (default: %(default)s)",
+    },
+    "--draws": {
+        "type": positive,
+        "default": 64,
+        "help": "samples a class that the best are kept of (default: %(default)s)",
+    },
+    "--temperature": {
+        "type": float,
+        "default": 0.7,
+        "help": "of the samples (default: %(default)s)",
+    },
+    "--mean-scale": {
+        "type": float,
+        "default": 1.0,
+        "help": "factor of the class means (default: %(default)s)",
+    },
+    "--classifier": {
+        "metavar": "FILE",
+        "help": "of cifar_resnet18 --save or timm's train.py; filters (default: the flow)",
+    },
+    "--config": {
+        "default": "conv_p4_tiny.cifar10_jpeg",
+        "help": "of the trainings, see train_flow (default: %(default)s)",
+    },
+    "--steps": {
+        "type": positive,
+        "default": 1500,
+        "help": "of each training (default: %(default)s)",
+    },
+    "--per-class": {
+        "type": positive,
+        "default": 200,
+        "help": "validation images a class (default: %(default)s)",
+    },
+    "--runs": {
+        "type": Path,
+        "default": Path("runs/figures"),
+        "help": "where the trainings live (default: %(default)s)",
+    },
     "--seed": {"type": int, "default": 0, "help": "default: %(default)s"},
 }
 FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]] = {
     "augment": (draw_augment, ["--flow", "--control", "--data-dir", "--strength"]),
     "interpolate": (draw_interpolate, ["--flow", "--data-dir"]),
-    "samples": (draw_samples, ["--flow", "--draws", "--temperature", "--mean-scale", "--classifier"]),
+    "samples": (
+        draw_samples,
+        ["--flow", "--draws", "--temperature", "--mean-scale", "--classifier"],
+    ),
     "temperatures": (draw_temperatures, ["--flow", "--mean-scale"]),
     "tsne": (draw_tsne, ["--data-dir", "--config", "--steps", "--per-class", "--runs"]),
     "bands": (draw_bands, ["--data-dir", "--config", "--steps", "--runs", "--temperature"]),
@@ -327,16 +472,24 @@ def save(sheet: Image.Image, out: Path) -> int:
     for bits in (8, 7, 6, 5):
         top = 2**bits - 1
         buffer = io.BytesIO()
-        sheet.point([round(round(v * top / 255) * 255 / top) for v in range(256)] * 3).save(buffer, format="PNG")
+        sheet.point([round(round(v * top / 255) * 255 / top) for v in range(256)] * 3).save(
+            buffer, format="PNG"
+        )
         if buffer.tell() <= LIMIT:
             write_atomically(out, lambda p, b=buffer: p.write_bytes(b.getvalue()))
             return bits
-    raise ValueError(f"{out} would take {buffer.tell()} bytes with 5 bits a channel, {LIMIT} at most are wanted; show less")
+    raise ValueError(
+        f"{out} would take {buffer.tell()} bytes with 5 bits a channel, {LIMIT} at most are wanted; show less"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="figure", required=True, metavar="NAME", help=", ".join([*FIGURES, "all"]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.figures", description=__doc__.split("\n")[0]
+    )
+    commands = parser.add_subparsers(
+        dest="figure", required=True, metavar="NAME", help=", ".join([*FIGURES, "all"])
+    )
     for name in [*FIGURES, "all"]:
         command = commands.add_parser(name)
         for flag, settings in OPTIONS.items():
@@ -358,7 +511,10 @@ def main(argv: list[str] | None = None) -> int:
             bits = save(sheet, out)
         except (ValueError, FileNotFoundError) as e:
             parser.exit(2, f"error: {e}\n")
-        print(f"{out}: {sheet.width} x {sheet.height}, {bits} bits a channel, {out.stat().st_size:,} bytes", flush=True)
+        print(
+            f"{out}: {sheet.width} x {sheet.height}, {bits} bits a channel, {out.stat().st_size:,} bytes",
+            flush=True,
+        )
     return 0
 
 

@@ -14,24 +14,28 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
 
-from benchmarks import comparison, quoted, records
-from benchmarks import flow_batches as batch_sizes
-from benchmarks import flow_memory as memory
-from benchmarks import flow_pareto as paretos
-from benchmarks import flow_speed as speed
-from benchmarks import label_drift as drift
-from benchmarks import linearity as linearities
-from benchmarks import shrinkage as shrinkages
-from benchmarks import tangents as tangent_errors
-from benchmarks import throughput as throughputs
-from benchmarks import timm_matrix as matrix
-from benchmarks import timm_train as trainings
-from benchmarks.arms import Settings
-from benchmarks.common import RESULTS, ROOT, markdown_table
-from benchmarks.schema import validate_file
-from timm_nfaug.hub import write_atomically
+from benchmarks.analysis import flow_pareto as paretos
+from benchmarks.analysis import label_drift as drift
+from benchmarks.analysis import linearity as linearities
+from benchmarks.analysis import shrinkage as shrinkages
+from benchmarks.analysis import tangents as tangent_errors
+from benchmarks.cifar import comparison, quoted
+from benchmarks.cifar.arms import Settings
+from benchmarks.core import records
+from benchmarks.core.common import RESULTS, ROOT, markdown_table
+from benchmarks.core.schema import validate_file
+from benchmarks.speed import flow_batches as batch_sizes
+from benchmarks.speed import flow_memory as memory
+from benchmarks.speed import flow_speed as speed
+from benchmarks.speed import throughput as throughputs
+from benchmarks.timm import matrix
+from benchmarks.timm import train as trainings
+from timm_nfaug._utils.files import write_atomically
 
-PAPER_GAINS = (0.33, 0.04)  # of NFA over the baseline and of both over SA: top-1 on ImageNet-ReaL, points
+PAPER_GAINS = (
+    0.33,
+    0.04,
+)  # of NFA over the baseline and of both over SA: top-1 on ImageNet-ReaL, points
 FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "timm.md")
 SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -73,17 +77,33 @@ def moves() -> str:
         r = result(name)["results"]
         for kind, by_strength in r["moves"].items():
             for strength, m in by_strength.items():
-                rows.append([f"`{r['flow']}`", kind, strength, f"{m['mean_move_levels']:.1f}", f"{m['largest_move']:.2f}"])
+                rows.append(
+                    [
+                        f"`{r['flow']}`",
+                        kind,
+                        strength,
+                        f"{m['mean_move_levels']:.1f}",
+                        f"{m['largest_move']:.2f}",
+                    ]
+                )
     return markdown_table(rows)
 
 
 def flow_speed() -> str:
-    return f"{markdown_table(speed.table(result('flow_speed')['results']))}\n\n{source('flow_speed')}"
+    return (
+        f"{markdown_table(speed.table(result('flow_speed')['results']))}\n\n{source('flow_speed')}"
+    )
 
 
 def flow_speed_equal() -> str:
     r = result("flow_speed_equal")["results"]
-    return "\n\n".join([markdown_table(speed.equal_table(r)), markdown_table(speed.profile_table(r)), source("flow_speed_equal")])
+    return "\n\n".join(
+        [
+            markdown_table(speed.equal_table(r)),
+            markdown_table(speed.profile_table(r)),
+            source("flow_speed_equal"),
+        ]
+    )
 
 
 def flow_batches() -> str:
@@ -92,7 +112,12 @@ def flow_batches() -> str:
 
 def flow_memory() -> str:
     r = result("flow_memory")
-    s, growth = r["settings"], ", ".join(f"{v:.2f} at depth {d}" for d, v in r["results"]["growth_at_twice_the_depth"].items())
+    s, growth = (
+        r["settings"],
+        ", ".join(
+            f"{v:.2f} at depth {d}" for d, v in r["results"]["growth_at_twice_the_depth"].items()
+        ),
+    )
     head = f"{r['claim'].capitalize()}: {growth}. {s['flow']}, {s['hidden']} hidden channels, {r['data']}, {s['net_dtype']}."
     return f"{head}\n\n{markdown_table(memory.table(r['results']))}\n\n{source('flow_memory')}"
 
@@ -125,10 +150,22 @@ def timm_matrix() -> str:
     first, *others = r["results"]
     rest = ", ".join(f"`{name}`" for name in first["not_run"])
     few = ", ".join(f"{v['train_py']}" for v in others)
-    wrong = sum(row[place].startswith("FAILS") for v in others for row in v["cases"] for place in matrix.PLACES)
+    wrong = sum(
+        row[place].startswith("FAILS")
+        for v in others
+        for row in v["cases"]
+        for place in matrix.PLACES
+    )
     others = f"Of {few} a part of the cases was run; with NFA {wrong} of them failed."
     head = "<details><summary>Flags not run: model, optimizer, schedule, distillation, logging, sources of data</summary>"
-    parts = [markdown_table(matrix.table(r["results"])), others, head, rest, "</details>", source("timm_matrix")]
+    parts = [
+        markdown_table(matrix.table(r["results"])),
+        others,
+        head,
+        rest,
+        "</details>",
+        source("timm_matrix"),
+    ]
     return "\n\n".join(parts)
 
 
@@ -144,7 +181,10 @@ def tangents() -> str:
 
 def _tangents_paired() -> list[str]:
     pairs = comparison.tangent_pairs(_runs("test"))
-    return [f"`{name}` {comparison.gain(own, exact)} ({len(set(own) & set(exact))} seeds)" for name, own, exact in pairs]
+    return [
+        f"`{name}` {comparison.gain(own, exact)} ({len(set(own) & set(exact))} seeds)"
+        for name, own, exact in pairs
+    ]
 
 
 def throughput(name: str = "throughput") -> str:
@@ -153,7 +193,10 @@ def throughput(name: str = "throughput") -> str:
     head = ""
     if r["results"]["claim_holds"] is not None:  # the claim is of one thread
         found = r["results"]["claim_ratios"].items()
-        ratios = "; ".join(f"{arm}, " + ", ".join(f"{v:.2f} at {size} px" for size, v in own.items()) for arm, own in found)
+        ratios = "; ".join(
+            f"{arm}, " + ", ".join(f"{v:.2f} at {size} px" for size, v in own.items())
+            for arm, own in found
+        )
         head = f"Claim: {r['claim']}. Found: {ratios}.\n\n"
     return f"{head}{throughputs.table(rows, sizes)}\n\n{source(name)}"
 
@@ -191,7 +234,9 @@ def shrinkage() -> str:
 def label_drift() -> str:
     r = result("label_drift")
     head = f"{r['data']}; the classifier has {r['results']['clean_top1']:.1f}% of them right. `glem`: `{r['settings']['flow']}`."
-    return f"{head}\n\n{markdown_table(drift.table(r['results']['rows']))}\n\n{source('label_drift')}"
+    return (
+        f"{head}\n\n{markdown_table(drift.table(r['results']['rows']))}\n\n{source('label_drift')}"
+    )
 
 
 def _demo(name: str) -> str:
@@ -226,7 +271,10 @@ SUMMARY = {  # arms of the summary and the heads of their columns
     "cutmix+linear": "CutMix + NFA (over CutMix)",
     "glem": "NFA, deep flow, before the crop",
 }
-OVER = {"sa+linear": "sa", "cutmix+linear": "cutmix"}  # what they are compared with; the others with the baseline
+OVER = {
+    "sa+linear": "sa",
+    "cutmix+linear": "cutmix",
+}  # what they are compared with; the others with the baseline
 
 
 def cifar_summary() -> str:
@@ -243,8 +291,12 @@ def cifar_summary() -> str:
     for key in sorted(found, key=lambda key: (json.loads(key[3])["model"] != "resnet18", key)):
         (data, _, _, recipe), arms = key, found[key]
         searched = held.get((data, "held", key[2], recipe), {})
-        for epochs in sorted({e for by_epochs in arms.values() for e in by_epochs} & set(arms.get("baseline", {}))):
-            chosen = {arm: _chosen(arm, arms, searched, epochs) for arm in {*SUMMARY, *OVER.values()}}
+        for epochs in sorted(
+            {e for by_epochs in arms.values() for e in by_epochs} & set(arms.get("baseline", {}))
+        ):
+            chosen = {
+                arm: _chosen(arm, arms, searched, epochs) for arm in {*SUMMARY, *OVER.values()}
+            }
             if not chosen["sa"]:
                 continue  # what was trained for the sake of one question only stands with the whole comparison
             base = arms["baseline"][epochs]
@@ -283,22 +335,42 @@ def cifar_power() -> str:
 
     They are pooled over all arms of three seeds or more, in bfloat16 and in float32.
     """
-    found: dict[str, dict[str, list[list[float]]]] = {}  # line to what is compared with to the differences of each arm
+    found: dict[
+        str, dict[str, list[list[float]]]
+    ] = {}  # line to what is compared with to the differences of each arm
     for _, arms in sorted(comparison.comparisons(_runs("test")).items()):
         for name, by_epochs in arms.items():
             for epochs, runs in by_epochs.items():
-                line = found.setdefault(_line(next(iter(runs.values()))), {"baseline": [], "sa": []})
+                line = found.setdefault(
+                    _line(next(iter(runs.values()))), {"baseline": [], "sa": []}
+                )
                 s = next(iter(runs.values()))["settings"]
-                sa = {"arm": "sa", "flow": None, "settings": {k: s[k] for k in ("randaugment", "reprob") if k in s}}
-                control = {"baseline": "baseline", "sa": comparison.label(sa)}  # with the RandAugment of the arm
+                sa = {
+                    "arm": "sa",
+                    "flow": None,
+                    "settings": {k: s[k] for k in ("randaugment", "reprob") if k in s},
+                }
+                control = {
+                    "baseline": "baseline",
+                    "sa": comparison.label(sa),
+                }  # with the RandAugment of the arm
                 for other in ["baseline"] * (name != "baseline") + ["sa"] * name.startswith("sa+"):
-                    own, base = comparison.metric(runs), comparison.metric(arms.get(control[other], {}).get(epochs, {}))
+                    own, base = (
+                        comparison.metric(runs),
+                        comparison.metric(arms.get(control[other], {}).get(epochs, {})),
+                    )
                     differences = [own[seed] - base[seed] for seed in own if seed in base]
                     if len(differences) >= records.FEWEST:
                         line[other].append(differences)
     head = [""]
     for what, gain in zip(("over crop and flip", "`sa+...` over `sa`"), PAPER_GAINS, strict=True):
-        head += [f"{what}: deviation", "3 seeds see", "5 seeds", "10 seeds", f"seeds for {gain:+.2f}"]
+        head += [
+            f"{what}: deviation",
+            "3 seeds see",
+            "5 seeds",
+            "10 seeds",
+            f"seeds for {gain:+.2f}",
+        ]
     rows = [head]
     for line, others in found.items():
         if not others["baseline"]:
@@ -308,7 +380,9 @@ def cifar_power() -> str:
             if not arms:
                 rows[-1] += [""] * 5
                 continue
-            deviation = math.sqrt(sum((len(d) - 1) * variance(d) for d in arms) / sum(len(d) - 1 for d in arms))
+            deviation = math.sqrt(
+                sum((len(d) - 1) * variance(d) for d in arms) / sum(len(d) - 1 for d in arms)
+            )
             rows[-1] += [f"{deviation:.2f} ({len(arms)} arm{'s' * (len(arms) > 1)})"]
             rows[-1] += [f"{records.half_width(deviation, n):.2f}" for n in (3, 5, 10)]
             rows[-1] += [f"{records.seeds_for(gain, deviation):,}"]
@@ -321,17 +395,29 @@ def cifar_quoted() -> str:
 
 def _chosen(arm: str, arms: dict, searched: dict, epochs: int) -> str | None:
     """Which of the settings of an arm that are on record at this length."""
-    names = [n for n, by in arms.items() if n.partition(", ")[0].split(" ")[0] == arm and epochs in by]
-    whole = [n for n in names if "before the crop" in n]  # as a deep flow knows images; linear as the launcher places it
+    names = [
+        n for n, by in arms.items() if n.partition(", ")[0].split(" ")[0] == arm and epochs in by
+    ]
+    whole = [
+        n for n in names if "before the crop" in n
+    ]  # as a deep flow knows images; linear as the launcher places it
     names = whole or names if arm == "glem" else [n for n in names if n not in whole] or names
     runs = {n: next(iter(arms[n][epochs].values())) for n in names}
-    names = [n for n in names if runs[n]["fraction"] == 1 or "with labels" not in runs[n]["settings"].get("flow_trained_on", "")]
+    names = [
+        n
+        for n in names
+        if runs[n]["fraction"] == 1
+        or "with labels" not in runs[n]["settings"].get("flow_trained_on", "")
+    ]
 
     def order(name: str) -> tuple[float, float, tuple[float, float]]:
         bits = runs[name].get("flow_metrics", {}).get("bits_per_dim", 99.0)
         found = searched.get(name, {}).get(epochs)
         s = runs[name]["settings"]
-        default = abs(s.get("strength", 0.0) - Settings.strength), abs(s.get("shrinkage", 0.0) - Settings.shrinkage)
+        default = (
+            abs(s.get("strength", 0.0) - Settings.strength),
+            abs(s.get("shrinkage", 0.0) - Settings.shrinkage),
+        )
         return bits, -fmean(comparison.metric(found).values()) if found else 0.0, default
 
     return min(names, key=order, default=None)
@@ -346,18 +432,29 @@ def _comparison(split: str) -> str:
     runs = _runs(split)
     parts = []
     for (data, _, fraction, _), arms in sorted(comparison.comparisons(runs).items()):
-        every = [r for by_epochs in arms.values() for by_seed in by_epochs.values() for r in by_seed.values()]
+        every = [
+            r
+            for by_epochs in arms.values()
+            for by_seed in by_epochs.values()
+            for r in by_seed.values()
+        ]
         for epochs in sorted({r["settings"]["epochs"] for r in every if r["arm"] != "baseline"}):
-            parts.append(f"**{comparison.title(data, fraction, epochs, every[0])}**\n\n{comparison.table(arms, epochs)}")
+            parts.append(
+                f"**{comparison.title(data, fraction, epochs, every[0])}**\n\n{comparison.table(arms, epochs)}"
+            )
     trained_on = sorted({_flow_of(r) for r in runs if r["flow"]})
     if trained_on:
-        parts.append("What the networks of the flows were trained on: " + "; ".join(trained_on) + ".")
+        parts.append(
+            "What the networks of the flows were trained on: " + "; ".join(trained_on) + "."
+        )
     return "\n\n".join([*parts, _made(runs)])
 
 
 def _flow_of(run: dict[str, Any]) -> str:
     bits = run.get("flow_metrics", {}).get("bits_per_dim")
-    return f"{run['flow']}: {run['settings']['flow_trained_on']}" + (f" ({bits:.3f} bits/dim)" if bits else "")
+    return f"{run['flow']}: {run['settings']['flow_trained_on']}" + (
+        f" ({bits:.3f} bits/dim)" if bits else ""
+    )
 
 
 def _runs(split: str) -> list[dict[str, Any]]:
@@ -368,13 +465,17 @@ def _made(runs: list[dict[str, Any]]) -> str:
     made: dict[str, set[tuple[str, str]]] = {}
     for r in runs:
         commit = r["commit"][:8] + (" + changes" if r["dirty"] else "")
-        made.setdefault(f"{r['device']}, torch {r['versions']['torch']}", set()).add((r["date"], commit))
+        made.setdefault(f"{r['device']}, torch {r['versions']['torch']}", set()).add(
+            (r["date"], commit)
+        )
     lines = []
     for what, when in sorted(made.items()):
         dates = " to ".join(sorted({min(when)[0], max(when)[0]}))
         commits = sorted({commit for _, commit in when})
-        lines.append(f"{what}, {f'commit {commits[0]}' if len(commits) == 1 else f'{len(commits)} commits'}, {dates}")
-    return f"<sub>`python -m benchmarks.cifar_resnet18`: {'; '.join(lines)}; the record has each run's.</sub>"
+        lines.append(
+            f"{what}, {f'commit {commits[0]}' if len(commits) == 1 else f'{len(commits)} commits'}, {dates}"
+        )
+    return f"<sub>`python -m benchmarks.cifar.resnet18`: {'; '.join(lines)}; the record has each run's.</sub>"
 
 
 def generation() -> str:
@@ -383,14 +484,22 @@ def generation() -> str:
     arms = list(dict.fromkeys(f["arm"] for f in found["flows"]))
 
     def scores(arm: str, temperature: float, mean_scale: float) -> list[str]:
-        own = [x for x in found["rows"] if (x["arm"], x["temperature"], x["mean_scale"]) == (arm, temperature, mean_scale)]
+        own = [
+            x
+            for x in found["rows"]
+            if (x["arm"], x["temperature"], x["mean_scale"]) == (arm, temperature, mean_scale)
+        ]
         if not own or any(x["error"] for x in own):
             return ["-"] * 3
-        fid, coverage, accuracy = (fmean(x[k] for x in own) for k in ("fid", "coverage", "class_accuracy"))
+        fid, coverage, accuracy = (
+            fmean(x[k] for x in own) for k in ("fid", "coverage", "class_accuracy")
+        )
         return [f"{fid:.2f}", f"{100 * coverage:.1f}%", f"{100 * accuracy:.1f}%"]
 
     f = found["floor"]
-    summary = [["arm", "bits/dim", "FID", "Coverage", "class accuracy", "seconds for the training set"]]
+    summary = [
+        ["arm", "bits/dim", "FID", "Coverage", "class accuracy", "seconds for the training set"]
+    ]
     summary.append([
         "training images", "", f"{f['fid']:.2f}", f"{100 * f['coverage']:.1f}%", f"{100 * f['class_accuracy']:.1f}%", "",
     ])  # fmt: skip
@@ -398,13 +507,18 @@ def generation() -> str:
         own = [x for x in found["flows"] if x["arm"] == arm]
         seconds = [x["training_set_seconds"] for x in own if x["training_set_seconds"] is not None]
         about = " (extrapolated)" if any(x["extrapolated"] for x in own) else ""
-        bpd, time = fmean(x["bits_per_dim"] for x in own), f"{fmean(seconds):.1f}{about}" if seconds else "-"
+        bpd, time = (
+            fmean(x["bits_per_dim"] for x in own),
+            f"{fmean(seconds):.1f}{about}" if seconds else "-",
+        )
         summary.append([arm, f"{bpd:.3f}", *scores(arm, 1.0, 1.0), time])
     rows = [["arm", "mean scale", *(f"temperature {t:g}" for t in s["temperatures"])]]
     for arm in arms:
         for m in s["mean_scales"]:
             if any((x["arm"], x["mean_scale"]) == (arm, m) for x in found["rows"]):
-                rows.append([arm, f"{m:g}", *(", ".join(scores(arm, t, m)) for t in s["temperatures"])])
+                rows.append(
+                    [arm, f"{m:g}", *(", ".join(scores(arm, t, m)) for t in s["temperatures"])]
+                )
     e = found["feature_extractor"]
     head = (
         f"{r['data']}; {s['samples']} samples a row, seed {', '.join(map(str, r['seeds']))}. Features: {e['features']} of "
@@ -419,12 +533,18 @@ def generation() -> str:
 def proposition() -> str:
     r = result("proposition")
     kinds = ("mixed", "model", "data")
-    rows = [["case", "arm", *(f"{k}: left, right" for k in kinds), "condition", "KL of the fit (nats)"]]
+    rows = [
+        ["case", "arm", *(f"{k}: left, right" for k in kinds), "condition", "KL of the fit (nats)"]
+    ]
     for case, arms in r["results"]["cases"].items():
         for arm, run in arms.items():
             end = run["end"]
-            sides = [f"{end[k]['left']:.2g}, {end[k]['right']:.2g}: {end[k]['verdict']}" for k in kinds]
-            rows.append([case, arm, *sides, f"{100 * end['condition_share']:.0f}%", f"{end['fit_kl']:.2f}"])
+            sides = [
+                f"{end[k]['left']:.2g}, {end[k]['right']:.2g}: {end[k]['verdict']}" for k in kinds
+            ]
+            rows.append(
+                [case, arm, *sides, f"{100 * end['condition_share']:.0f}%", f"{end['fit_kl']:.2f}"]
+            )
     m = r["results"]["image_margin"]
     note = (
         f"On images (`{m['flow']}`, {m['images']} held-out digits, {m['dimensions']} dimensions) the condition is fulfilled "
@@ -437,13 +557,32 @@ def proposition() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        flows, moves, flow_speed, flow_speed_equal, flow_batches, flow_pareto, flow_memory, flow_objectives, cifar_summary,
-        cifar_power, cifar_quoted,
-        cifar_resnet18, cifar_search,
-        generation, proposition, timm_train, timm_matrix, throughput, throughput_2_threads, throughput_cuda, tangents, linearity,
+        flows,
+        moves,
+        flow_speed,
+        flow_speed_equal,
+        flow_batches,
+        flow_pareto,
+        flow_memory,
+        flow_objectives,
+        cifar_summary,
+        cifar_power,
+        cifar_quoted,
+        cifar_resnet18,
+        cifar_search,
+        generation,
+        proposition,
+        timm_train,
+        timm_matrix,
+        throughput,
+        throughput_2_threads,
+        throughput_cuda,
+        tangents,
+        linearity,
         shrinkage,
         label_drift,
-        demo_digits, demo_cifar,
+        demo_digits,
+        demo_cifar,
     )
 }
 

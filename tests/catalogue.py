@@ -4,16 +4,17 @@ from collections.abc import Callable
 
 import torch
 
-from timm_nfaug.flows.actnorm import ActNorm
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
-from timm_nfaug.flows.bijection import Bijection
-from timm_nfaug.flows.chain import Chain
-from timm_nfaug.flows.conditioner import ConvNet, ResNet, ViT
-from timm_nfaug.flows.conv1x1 import Conv1x1
-from timm_nfaug.flows.coupling import AffineCoupling
-from timm_nfaug.flows.multiscale import Multiscale
-from timm_nfaug.flows.squeeze import Flatten, Squeeze
-from timm_nfaug.flows.whiten import Whiten
+from timm_nfaug.flows.bijections.actnorm import ActNorm
+from timm_nfaug.flows.bijections.base import Bijection
+from timm_nfaug.flows.bijections.chain import Chain
+from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
+from timm_nfaug.flows.bijections.coupling import AffineCoupling
+from timm_nfaug.flows.bijections.flatten import Flatten
+from timm_nfaug.flows.bijections.multiscale import Multiscale
+from timm_nfaug.flows.bijections.squeeze import Squeeze
+from timm_nfaug.flows.bijections.whiten import Whiten
+from timm_nfaug.flows.networks import ConvNet, ResNet, ViT
 
 CONV = {"depth": 2, "hidden": 8}
 SMALL = {  # arguments that make each architecture small; a new architecture needs a line here
@@ -42,7 +43,10 @@ CATALOGUE: dict[str, tuple[Callable[[], Bijection], tuple[int, ...]]] = {
     "coupling, convolutions": (lambda: coupling(4), (4, 3, 4)),
     "coupling, convolutions, odd channels": (lambda: coupling(5), (5, 4, 3)),
     "coupling, residual, odd channels": (lambda: coupling(3, ResNet, blocks=2), (3, 4, 4)),
-    "coupling, transformer, odd channels": (lambda: coupling(5, ViT, size=(3, 4), blocks=2, heads=2), (5, 3, 4)),
+    "coupling, transformer, odd channels": (
+        lambda: coupling(5, ViT, size=(3, 4), blocks=2, heads=2),
+        (5, 3, 4),
+    ),
     "chain": (lambda: Chain([ActNorm(4), Conv1x1(4), coupling(4), Flatten((4, 3, 3))]), (4, 3, 3)),
     "multiscale, odd channels": (
         lambda: Multiscale([Chain([Conv1x1(5), coupling(5)]), Squeeze(2), Conv1x1(6)], (5, 4, 4)),
@@ -52,23 +56,33 @@ CATALOGUE: dict[str, tuple[Callable[[], Bijection], tuple[int, ...]]] = {
         lambda: build_network("conv_p4_tiny", (3, 4, 6), {**CONV, "patch": 2, "whiten": False}),
         (3, 4, 6),
     ),
-    "conv_p4, image with a code band": (lambda: build_network("conv_p4_tiny", (1, 8 + 4, 4), CONV), (1, 12, 4)),
+    "conv_p4, image with a code band": (
+        lambda: build_network("conv_p4_tiny", (1, 8 + 4, 4), CONV),
+        (1, 12, 4),
+    ),
     **{
-        f"architecture {name}": (lambda name=name: build_network(name, (1, 8, 8), SMALL[name]), (1, 8, 8))
+        f"architecture {name}": (
+            lambda name=name: build_network(name, (1, 8, 8), SMALL[name]),
+            (1, 8, 8),
+        )
         for name in ARCHITECTURES
         if name in SMALL
     },
 }
 
 
-def make(name: str, dtype: torch.dtype = torch.float64, batch: int = 3) -> tuple[Bijection, torch.Tensor]:
+def make(
+    name: str, dtype: torch.dtype = torch.float64, batch: int = 3
+) -> tuple[Bijection, torch.Tensor]:
     """The bijection, far from the identity and the same at every call, and an input (batch, *shape) for it."""
     build, shape = CATALOGUE[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         bijection = build().to(dtype)
         # whitening is set from channels that are correlated and of unequal size
-        mixed = torch.randn(64, *shape, dtype=dtype).cumsum(1) * torch.rand(shape[0], 1, 1, dtype=dtype).add(0.2)
+        mixed = torch.randn(64, *shape, dtype=dtype).cumsum(1) * torch.rand(
+            shape[0], 1, 1, dtype=dtype
+        ).add(0.2)
         bijection.initialize(mixed)
         with torch.no_grad():
             for p in bijection.parameters():

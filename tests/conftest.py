@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 
 import timm_nfaug as nfa
-from timm_nfaug import pillow, pixels, train
+from timm_nfaug import pixels, train
+from timm_nfaug.integration import pillow
 
 torch.set_num_threads(1)
 
@@ -53,12 +54,23 @@ def image_folder(tmp_path_factory, toy_images):
 def _small_flow(toy_images):
     levels, labels = toy_images
     torch.manual_seed(0)
-    flow = nfa.create_flow("conv_p4_tiny", num_classes=3, depth=2, hidden=16, prior={"num_modes": 6}, class_names=CLASSES)
+    flow = nfa.create_flow(
+        "conv_p4_tiny",
+        num_classes=3,
+        depth=2,
+        hidden=16,
+        prior={"num_modes": 6},
+        class_names=CLASSES,
+    )
     flow.initialize(pixels.dequantize(levels, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
         for name, p in flow.network.named_parameters():
-            if ".net.4." in name:  # the last convolution of each coupling starts at zero: make it do something
-                p.copy_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+            if (
+                ".net.4." in name
+            ):  # the last convolution of each coupling starts at zero: make it do something
+                p.copy_(
+                    0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+                )
     flow.prior.set_moments(flow.moments([(pixels.levels_to_model(levels), labels)], num_modes=6))
     return flow.eval().requires_grad_(False)
 

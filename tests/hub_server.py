@@ -38,7 +38,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {})
         if path[-3:] == ["lfs", "objects", "batch"]:
             wanted = json.loads(body)["objects"]
-            upload = [{**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in wanted]
+            upload = [
+                {**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in wanted
+            ]
             return self.reply(200, {"transfer": "basic", "objects": upload})
         if path == ["api", "repos", "create"]:
             values = json.loads(body)
@@ -75,10 +77,14 @@ class Handler(BaseHTTPRequestHandler):
         if len(path) >= 5 and path[2] == "resolve":
             branches = hub.repos.get("/".join(path[:2]))
             if branches is None:
-                return self.reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+                return self.reply(
+                    404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+                )
             sha = branches.get(path[3], path[3])
             if sha not in hub.commits:
-                return self.reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+                return self.reply(
+                    404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
+                )
             content = hub.commits[sha].get("/".join(path[4:]))
             if content is None:
                 headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}
@@ -96,9 +102,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, content, headers: dict[str, str] | None = None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        kind = "application/vnd.git-lfs+json" if isinstance(content, dict) else "application/octet-stream"
+        kind = (
+            "application/vnd.git-lfs+json"
+            if isinstance(content, dict)
+            else "application/octet-stream"
+        )
         self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():
+        for key, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
 from timm_nfaug.augment import parse_config
-from timm_nfaug.perturb import displacement, gathered_move, noise_size, perturb
+from timm_nfaug.moves.perturb import displacement, gathered_move, noise_size, perturb
 
 
 @pytest.fixture
@@ -30,11 +30,23 @@ def test_kind_dtype_and_size_come_back(augment, toy_images):
     levels, y = toy_images
     image = pil(levels[0])
     out, label = augment(image, 0)
-    assert isinstance(out, Image.Image) and out.mode == "RGB" and out.size == image.size and label == 0
+    assert (
+        isinstance(out, Image.Image) and out.mode == "RGB" and out.size == image.size and label == 0
+    )
     assert np.abs(np.asarray(out).astype(int) - np.asarray(image)).max() > 0
-    for x in (levels[:4], levels[:4].float() / 255, (levels[:4].float() / 255).bfloat16(), (levels[:4] / 255).double()):
+    for x in (
+        levels[:4],
+        levels[:4].float() / 255,
+        (levels[:4].float() / 255).bfloat16(),
+        (levels[:4] / 255).double(),
+    ):
         out, same = augment(x, y[:4])
-        assert out.shape == x.shape and out.dtype == x.dtype and same is not x and torch.equal(same, y[:4])
+        assert (
+            out.shape == x.shape
+            and out.dtype == x.dtype
+            and same is not x
+            and torch.equal(same, y[:4])
+        )
         assert not torch.equal(out, x)
     single = augment(levels[0], 0)[0]
     assert single.shape == (3, 32, 32) and single.dtype == torch.uint8
@@ -71,7 +83,9 @@ def test_one_pil_image_under_the_linear_flow_is_moved_as_a_tensor(toy_images, la
                 (a, label), (b, _) = a, b
                 assert label is given[0]
             a = torch.from_numpy(np.array(a)).permute(2, 0, 1).int()
-            assert (a - b.int()).abs().max() <= 1 and (a == b).double().mean() > 0.999  # a level where the rounding is a tie
+            assert (a - b.int()).abs().max() <= 1 and (
+                a == b
+            ).double().mean() > 0.999  # a level where the rounding is a tie
             changed += not torch.equal(b, image)
     assert 25 < changed < 55
     augment.p = 1.0
@@ -80,7 +94,9 @@ def test_one_pil_image_under_the_linear_flow_is_moved_as_a_tensor(toy_images, la
             augment(pil(levels[0]), 3)
     with pytest.raises(ValueError, match="mode RGB, got L"):
         augment(pil(levels[0]).convert("L"), 0)
-    augment.flow.prior.modes[:, 0, 0] = float("nan")  # a damaged flow: the image comes back, and is counted
+    augment.flow.prior.modes[:, 0, 0] = float(
+        "nan"
+    )  # a damaged flow: the image comes back, and is counted
     before = augment.fallbacks
     assert augment(pil(levels[0]), 0)[0].tobytes() == pil(levels[0]).tobytes()
     assert augment.fallbacks == before + 1
@@ -88,18 +104,29 @@ def test_one_pil_image_under_the_linear_flow_is_moved_as_a_tensor(toy_images, la
 
 def test_normalised_floats(small_flow, toy_images):
     levels, y = toy_images
-    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    mean, std = (
+        torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1),
+        torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1),
+    )
     unit = levels[:4].float() / 255
     plain = nfa.NFAugment(small_flow, modes=4, p=1.0)
     normal = nfa.NFAugment(small_flow, modes=4, p=1.0, mean=mean, std=std)
     a = plain(unit, y[:4], generator=torch.Generator().manual_seed(1))[0]
     b = normal((unit - mean) / std, y[:4], generator=torch.Generator().manual_seed(1))[0]
-    torch.testing.assert_close(b * std + mean, a, atol=1e-5, rtol=0)  # float32 through normalisation and back
+    torch.testing.assert_close(
+        b * std + mean, a, atol=1e-5, rtol=0
+    )  # float32 through normalisation and back
     with pytest.raises(ValueError, match="mean= and std="):
         plain((unit - mean) / std, y[:4])
-    for name, values in (("mean", {"mean": (0.4, 0.5), "std": std}), ("std", {"mean": 0.5, "std": (0.2, 0.3)})):
+    for name, values in (
+        ("mean", {"mean": (0.4, 0.5), "std": std}),
+        ("std", {"mean": 0.5, "std": (0.2, 0.3)}),
+    ):
         wrong = nfa.NFAugment(small_flow, modes=4, p=1.0, **values)
-        with pytest.raises(ValueError, match=rf"{name} must be one number or one for each of the 3 channels, got \[0\."):
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} must be one number or one for each of the 3 channels, got \[0\.",
+        ):
             wrong((unit - mean) / std, y[:4])
 
 
@@ -155,7 +182,9 @@ def test_with_p_each_chosen_image_gets_its_own_label_and_noise(small_flow, toy_i
         chosen = params["chosen"]
         assert 15 <= int(chosen.sum()) <= 45 and torch.equal(out[~chosen], levels[~chosen])
         alone = augment.augment(pixels.levels_to_model(levels[chosen]), y[chosen], params["noise"])
-        assert (out[chosen].int() - pixels.model_to_levels(alone).int()).abs().max() <= 1  # ties of the rounding
+        assert (
+            out[chosen].int() - pixels.model_to_levels(alone).int()
+        ).abs().max() <= 1  # ties of the rounding
         assert (out[chosen] == pixels.model_to_levels(alone)).double().mean() > 0.999
 
 
@@ -163,10 +192,14 @@ def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, 
     _, y = toy_images
     z = torch.zeros(4000, small_flow.dim)
     y = torch.full((4000,), 1)
-    moved = perturb(small_flow, z, y, strength=1.0, modes=4, generator=torch.Generator().manual_seed(0))
+    moved = perturb(
+        small_flow, z, y, strength=1.0, modes=4, generator=torch.Generator().manual_seed(0)
+    )
     prior = small_flow.prior
     along = moved @ prior.modes[1].T  # (4000, 6)
-    torch.testing.assert_close(along[:, :4].std(0), prior.mode_std[1, :4], rtol=0.05, atol=0)  # 4000 draws: 1.1% error
+    torch.testing.assert_close(
+        along[:, :4].std(0), prior.mode_std[1, :4], rtol=0.05, atol=0
+    )  # 4000 draws: 1.1% error
     assert along[:, 4:].abs().max() < 1e-3 * prior.mode_std[1, 0]  # the other modes stay
     rest = moved - along[:, :4] @ prior.modes[1, :4]
     assert rest.abs().max() < 1e-4 * moved.abs().max()
@@ -174,14 +207,16 @@ def test_strength_1_moves_by_one_standard_deviation_along_the_modes(small_flow, 
 
 def test_a_move_takes_a_label_for_each_code(small_flow):
     for y in (torch.tensor([1]), torch.tensor([1, 2, 0])):
-        with pytest.raises(ValueError, match=f"one for each image, got {len(y)} labels for 4 images"):
+        with pytest.raises(
+            ValueError, match=f"one for each image, got {len(y)} labels for 4 images"
+        ):
             perturb(small_flow, torch.zeros(4, small_flow.dim), y, modes=4)
 
 
 def test_the_default_dtype_changes_no_noise(toy_images):
     levels, y = toy_images
     augment = nfa.NFAugment.from_data([(levels, y)], num_classes=3, modes=4, p=1.0)
-    draw = lambda: (augment(pil(levels[0]), 0, generator=torch.Generator().manual_seed(0))[0])
+    draw = lambda: augment(pil(levels[0]), 0, generator=torch.Generator().manual_seed(0))[0]
     expected = draw()
     torch.set_default_dtype(torch.float64)
     try:
@@ -200,7 +235,9 @@ def test_gathered_moves_are_those_of_class_by_class(small_flow):
 
 def test_axes_move_only_the_widest_coordinates(small_flow):
     noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    small_flow.prior.s.copy_(torch.randn(small_flow.prior.s.shape, generator=torch.Generator().manual_seed(1)))  # no ties
+    small_flow.prior.s.copy_(
+        torch.randn(small_flow.prior.s.shape, generator=torch.Generator().manual_seed(1))
+    )  # no ties
     y = torch.tensor([0, 2, 0])
     move = displacement(small_flow, y, noise, "axes", 5)
     for row, k, eps in zip(move, y.tolist(), noise):
@@ -211,10 +248,14 @@ def test_axes_move_only_the_widest_coordinates(small_flow):
 
 def test_isotropic_has_the_energy_of_the_modes(small_flow):
     y = torch.zeros(500, dtype=torch.int64)
-    noise = torch.randn(500, noise_size(small_flow, "isotropic", 4), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        500, noise_size(small_flow, "isotropic", 4), generator=torch.Generator().manual_seed(0)
+    )
     move = displacement(small_flow, y, noise, "isotropic", 4)
     expected = small_flow.prior.mode_std[0, :4].square().sum()
-    torch.testing.assert_close(move.square().sum(1).mean(), expected, rtol=0.02, atol=0)  # 500 x 3072 draws
+    torch.testing.assert_close(
+        move.square().sum(1).mean(), expected, rtol=0.02, atol=0
+    )  # 500 x 3072 draws
 
 
 @pytest.mark.parametrize(
@@ -224,7 +265,11 @@ def test_isotropic_has_the_energy_of_the_modes(small_flow):
         lambda x, y: (x, y.numpy()),
         lambda x, y: (x, y.numpy().astype(np.uint16)),
         lambda x, y: (x, y, torch.arange(len(y)).flip(0)),  # row numbers after the labels
-        lambda x, y: (x, torch.full((len(y), 3), 1 / 3), y),  # a teacher's probabilities before them
+        lambda x, y: (
+            x,
+            torch.full((len(y), 3), 1 / 3),
+            y,
+        ),  # a teacher's probabilities before them
         lambda x, y: ({"id": torch.arange(len(y)).flip(0), "image": x, "label": y},),
         lambda x, y: ({"weight": torch.rand(len(y)), "pixels": x, "labels": y.unsqueeze(1)},),
     ],
@@ -234,7 +279,9 @@ def test_labels_are_found_in_every_usual_form(small_flow, toy_images, form):
     aug = nfa.NFAugment(small_flow, modes=4, p=1.0)
     told = aug(levels, y, generator=torch.Generator().manual_seed(0))[0]
     out = aug(*form(levels, y), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(told, next(v for v in (out.values() if isinstance(out, dict) else out) if v.ndim == 4))
+    assert torch.equal(
+        told, next(v for v in (out.values() if isinstance(out, dict) else out) if v.ndim == 4)
+    )
     image, k = Image.fromarray(levels[0].permute(1, 2, 0).numpy()), int(y[0])
     told, *others = (
         np.asarray(aug(image, label, generator=torch.Generator().manual_seed(0))[0])
@@ -243,7 +290,9 @@ def test_labels_are_found_in_every_usual_form(small_flow, toy_images, form):
     assert all(np.array_equal(told, other) for other in others)
 
 
-def test_with_a_seed_the_workers_of_each_epoch_draw_anew_and_can_be_repeated(small_flow, toy_images):
+def test_with_a_seed_the_workers_of_each_epoch_draw_anew_and_can_be_repeated(
+    small_flow, toy_images
+):
     class Own(Dataset):
         def __init__(self, augment):
             self.augment = augment
@@ -255,7 +304,9 @@ def test_with_a_seed_the_workers_of_each_epoch_draw_anew_and_can_be_repeated(sma
             return self.augment(toy_images[0][i], int(toy_images[1][i]))[0]
 
     def epochs():
-        loader = DataLoader(Own(nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0)), 4, num_workers=2, generator=g)
+        loader = DataLoader(
+            Own(nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0)), 4, num_workers=2, generator=g
+        )
         return [torch.cat(list(loader)) for _ in range(2)]
 
     g = torch.Generator().manual_seed(0)
@@ -273,9 +324,15 @@ def test_without_labels_the_flow_supplies_the_class(small_flow, toy_images):
     told = augment(levels, guess, generator=torch.Generator().manual_seed(0))[0]
     assert torch.equal(free, told)
     wrong = (guess + 1) % 3
-    assert not torch.equal(free, augment(levels, wrong, generator=torch.Generator().manual_seed(0))[0])
-    posterior = nfa.NFAugment(small_flow, modes=4, p=1.0, labels="posterior")  # ignores labels, even those of other data
-    assert torch.equal(free, posterior(levels, wrong + 100, generator=torch.Generator().manual_seed(0))[0])
+    assert not torch.equal(
+        free, augment(levels, wrong, generator=torch.Generator().manual_seed(0))[0]
+    )
+    posterior = nfa.NFAugment(
+        small_flow, modes=4, p=1.0, labels="posterior"
+    )  # ignores labels, even those of other data
+    assert torch.equal(
+        free, posterior(levels, wrong + 100, generator=torch.Generator().manual_seed(0))[0]
+    )
 
 
 def test_lift_keeps_fine_detail(small_flow):
@@ -301,7 +358,12 @@ def test_lift_adds_as_torch_interpolates(size, dtype):
     change = torch.randn(7, 3, 32, 32, generator=g) * 0.2
     unit, rows = torch.rand(20, 3, *size, generator=g), torch.randperm(20, generator=g)[:7]
     if dtype == torch.uint8:
-        x, change, low, high = (unit * 255).to(torch.uint8), change * 255, [0, 0, 0], [255, 255, 255]
+        x, change, low, high = (
+            (unit * 255).to(torch.uint8),
+            change * 255,
+            [0, 0, 0],
+            [255, 255, 255],
+        )
     else:
         x, low, high = unit.to(dtype), [0.0, 0.1, 0.2], [1.0, 0.9, 0.8]
     before, kept = x.clone(), change.clone()
@@ -314,7 +376,9 @@ def test_lift_adds_as_torch_interpolates(size, dtype):
         new = (large + images[picked]).clamp(*limits)
         slow[picked] = (new.round() if dtype == torch.uint8 else new).to(dtype)
         assert out.dtype == dtype and out.data_ptr() != images.data_ptr()
-        tolerance = {torch.uint8: 1, torch.bfloat16: 0.005}.get(dtype, 1e-5)  # a level where the rounding is a tie
+        tolerance = {torch.uint8: 1, torch.bfloat16: 0.005}.get(
+            dtype, 1e-5
+        )  # a level where the rounding is a tie
         assert (out.double() - slow.double()).abs().max() <= tolerance
         if dtype == torch.uint8:
             assert (out == slow).double().mean() > 0.999
@@ -322,12 +386,17 @@ def test_lift_adds_as_torch_interpolates(size, dtype):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(32, 32), (20, 24), (130, 97), (250, 300)])  # the last is more than is worked on at a time
+@pytest.mark.parametrize(
+    "size", [(32, 32), (20, 24), (130, 97), (250, 300)]
+)  # the last is more than is worked on at a time
 def test_lift_adds_to_a_pil_image_as_to_a_batch(size, channels):
     g = torch.Generator().manual_seed(0)
     levels = torch.randint(0, 256, (channels, *size), generator=g, dtype=torch.uint8)
     change = torch.randn(channels, 32, 32, generator=g) * 60
-    kept, image = change.clone(), pil(levels) if channels == 3 else Image.fromarray(levels[0].numpy())
+    kept, image = (
+        change.clone(),
+        pil(levels) if channels == 3 else Image.fromarray(levels[0].numpy()),
+    )
     out = lift.add_to_image(image, change.numpy())
     assert out.mode == image.mode and torch.equal(change, kept)
     wanted = lift.add(levels.unsqueeze(0), change.unsqueeze(0), [0] * channels, [255] * channels)[0]
@@ -337,14 +406,20 @@ def test_lift_adds_to_a_pil_image_as_to_a_batch(size, channels):
 
 @pytest.mark.parametrize("size", [(32, 32), (90, 70)])
 def test_the_largest_changes_end_at_the_ends_of_the_range(size):
-    levels = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    levels = torch.randint(
+        0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     for value, end in ((256.0, 255), (-256.0, 0)):
         change = torch.full((3, 32, 32), value)
         assert (lift.add(levels.unsqueeze(0), change.unsqueeze(0), [0] * 3, [255] * 3) == end).all()
         assert (np.array(lift.add_to_image(pil(levels), change.numpy())) == end).all()
     still = torch.full((3, 32, 32), 0.49)
-    assert torch.equal(lift.add(levels.unsqueeze(0), still.unsqueeze(0), [0] * 3, [255] * 3)[0], levels)
-    assert torch.equal(lift.add(levels.unsqueeze(0), -still.unsqueeze(0), [0] * 3, [255] * 3)[0], levels)
+    assert torch.equal(
+        lift.add(levels.unsqueeze(0), still.unsqueeze(0), [0] * 3, [255] * 3)[0], levels
+    )
+    assert torch.equal(
+        lift.add(levels.unsqueeze(0), -still.unsqueeze(0), [0] * 3, [255] * 3)[0], levels
+    )
 
 
 def test_linear_flow_adds_its_eigen_images(toy_images):
@@ -352,7 +427,9 @@ def test_linear_flow_adds_its_eigen_images(toy_images):
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 4})
     augment = nfa.NFAugment(flow, modes=4, strength=0.3, p=1.0).fit([(levels, y)], num_classes=3)
     fitted = augment.flow
-    assert flow.prior.mode_std.abs().sum() == 0 and fitted.prior.mode_std.min() > 0  # the caller's flow is untouched
+    assert (
+        flow.prior.mode_std.abs().sum() == 0 and fitted.prior.mode_std.min() > 0
+    )  # the caller's flow is untouched
     noise = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     x = pixels.levels_to_model(levels)
     out = augment.augment(x, y, noise)
@@ -376,7 +453,11 @@ def test_from_data_is_the_linear_flow_of_the_data(toy_images):
     """Its moves are combinations of eigen-images, of the class's spread and a share of that within all classes."""
     levels, y = toy_images
     aug = nfa.NFAugment.from_data([(levels, y)], 3, strength=0.2, modes=3, p=1.0, seed=0)
-    assert aug.flow.is_linear and aug.flow.num_classes == 3 and aug.flow.config.input_size == (3, 32, 32)
+    assert (
+        aug.flow.is_linear
+        and aug.flow.num_classes == 3
+        and aug.flow.config.input_size == (3, 32, 32)
+    )
     x = pixels.levels_to_model(levels).flatten(1).double()
     spread = torch.stack([row - x[y == k].mean(0) for row, k in zip(x, y, strict=True)])
     for k in range(3):
@@ -386,7 +467,9 @@ def test_from_data_is_the_linear_flow_of_the_data(toy_images):
         std = s[:3] / (n - 1 + 100) ** 0.5
         torch.testing.assert_close(aug.flow.prior.mode_std[k].double(), std, rtol=1e-4, atol=1e-6)
         noise = torch.full((1, 3), 0.1)
-        change = aug.augment(torch.zeros(1, 3, 32, 32), torch.tensor([k]), noise).flatten(1).double()
+        change = (
+            aug.augment(torch.zeros(1, 3, 32, 32), torch.tensor([k]), noise).flatten(1).double()
+        )
         inside = change @ v[:3].T
         torch.testing.assert_close(inside.abs()[0], 0.1 * 0.2 * std, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(inside @ v[:3], change, rtol=0, atol=1e-6)
@@ -437,7 +520,9 @@ def test_fit_to_other_classes(small_flow, toy_images):
 
 def test_in_a_compose_and_through_pickle(augment, toy_images):
     levels, _ = toy_images
-    compose = v2.Compose([augment, v2.RandomHorizontalFlip(1.0), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    compose = v2.Compose(
+        [augment, v2.RandomHorizontalFlip(1.0), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    )
     image, label = compose(pil(levels[0]), 2)
     assert image.shape == (3, 32, 32) and label == 2
     copy = pickle.loads(pickle.dumps(augment))
@@ -447,7 +532,10 @@ def test_in_a_compose_and_through_pickle(augment, toy_images):
 
 def test_a_bad_image_is_refused_whether_its_turn_comes_or_not(small_flow):
     augment = nfa.NFAugment(small_flow, modes=4, p=1e-9)
-    for image, message in ((Image.new("RGBA", (32, 32)), "convert"), (torch.zeros(1, 32, 32, dtype=torch.uint8), "3 channels")):
+    for image, message in (
+        (Image.new("RGBA", (32, 32)), "convert"),
+        (torch.zeros(1, 32, 32, dtype=torch.uint8), "3 channels"),
+    ):
         with pytest.raises(ValueError, match=message):
             augment(image)
     with pytest.raises(TypeError, match="uint8 or float"):
@@ -464,13 +552,20 @@ def test_an_empty_batch_comes_back_empty(augment):
     x, y = torch.zeros(0, 3, 40, 40), torch.zeros(0, dtype=torch.int64)
     assert augment(x, y)[0].shape == x.shape
     assert augment.augment(x, y, torch.zeros(0, 4)).shape == x.shape
-    assert perturb(augment.flow, torch.zeros(0, augment.flow.dim), y, modes=4).shape == (0, augment.flow.dim)
+    assert perturb(augment.flow, torch.zeros(0, augment.flow.dim), y, modes=4).shape == (
+        0,
+        augment.flow.dim,
+    )
 
 
 def test_boxes_and_masks_pass_through(augment, toy_images):
-    box = tv_tensors.BoundingBoxes(torch.tensor([[1, 2, 3, 4]]), format="XYXY", canvas_size=(32, 32))
+    box = tv_tensors.BoundingBoxes(
+        torch.tensor([[1, 2, 3, 4]]), format="XYXY", canvas_size=(32, 32)
+    )
     mask = tv_tensors.Mask(torch.ones(32, 32, dtype=torch.uint8))
-    out = augment({"image": tv_tensors.Image(toy_images[0][0]), "box": box, "mask": mask, "label": 1})
+    out = augment(
+        {"image": tv_tensors.Image(toy_images[0][0]), "box": box, "mask": mask, "label": 1}
+    )
     assert out["box"] is box and out["mask"] is mask and out["label"] == 1
     assert not torch.equal(out["image"], toy_images[0][0])
 
@@ -492,38 +587,96 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.NFAugment(f, modes=4, strength=float("nan")), "strength"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.5), "p must"),
         (lambda f, x: nfa.NFAugment(f, modes=4, labels="none"), "the flow has 3 classes"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, labels="some"), "labels must be one of given, posterior, none"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="some"),
+            "labels must be one of given, posterior, none",
+        ),
         (lambda f, x: nfa.NFAugment(f, modes=7), "stores 6 principal modes"),
         (lambda f, x: nfa.NFAugment(f, modes=4, kind="pcaa"), "kind must be one of"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60,), 3)), r"0\.\.2"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.zeros(59, dtype=torch.int64)), "60 images came with 59 labels"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.zeros(59, dtype=torch.int64)),
+            "60 images came with 59 labels",
+        ),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x[:, :1]), "3 channels, got 1"),
-        (lambda f, x: nfa.NFAugment(f, modes=4).augment(x[:, :1].float(), None, torch.zeros(60, 4)), "3 channels, got 1"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4).augment(
+                x[:, :1].float(), None, torch.zeros(60, 4)
+            ),
+            "3 channels, got 1",
+        ),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x.short()), "uint8 or float"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(Image.new("RGBA", (32, 32))), r'convert\("RGB"\)'),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(Image.new("RGBA", (32, 32))),
+            r'convert\("RGB"\)',
+        ),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)("image.png"), "found no image"),
         (lambda f, x: nfa.nf_augment_transform("nfa-s-1-k4", f), "strength"),
         (lambda f, x: nfa.nf_augment_transform("nfa-q3", f), "unknown key 'q'"),
         (lambda f, x: nfa.nf_augment_transform("rand-m9", f), "starts with 'nfa'"),
         (lambda f, x: nfa.nf_augment_transform("nfa-k0.5", f), "takes an integer"),
-        (lambda f, x: nfa.nf_augment_transform("nfa-m9", f), "takes pca, axes, isotropic, got '9'.*the strength is s"),
-        (lambda f, x: nfa.nf_augment_transform("nfa-lsome", f), "takes given, posterior, none, got 'some' in 'nfa-lsome'$"),
+        (
+            lambda f, x: nfa.nf_augment_transform("nfa-m9", f),
+            "takes pca, axes, isotropic, got '9'.*the strength is s",
+        ),
+        (
+            lambda f, x: nfa.nf_augment_transform("nfa-lsome", f),
+            "takes given, posterior, none, got 'some' in 'nfa-lsome'$",
+        ),
         (lambda f, x: nfa.nf_augment_transform("nfa", "linear"), r"NFAugment\.from_data\(loader\)"),
         (lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz"), "conv_p4_tiny.digits"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60, 3), 1 / 3)), r"integer labels \(60,\), got .* \(60, 3\)"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, F.one_hot(torch.zeros(60, dtype=torch.int64), 5)), r"probabilities \(60, 5\)"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], torch.tensor([0.2, 0.8])), r"integer labels \(1,\), got probabilities"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], np.eye(3)[1]), r"integer labels \(1,\), got probabilities"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60)), r"integer labels \(60,\), got torch.float32 \(60,\)"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, dtype=torch.bool)), r"got torch.bool \(60,\)"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, 5)), r"got torch.float32 \(60, 5\)"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60, 3), 1 / 3)),
+            r"integer labels \(60,\), got .* \(60, 3\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(
+                x, F.one_hot(torch.zeros(60, dtype=torch.int64), 5)
+            ),
+            r"probabilities \(60, 5\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x[0], torch.tensor([0.2, 0.8])),
+            r"integer labels \(1,\), got probabilities",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x[0], np.eye(3)[1]),
+            r"integer labels \(1,\), got probabilities",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60)),
+            r"integer labels \(60,\), got torch.float32 \(60,\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, dtype=torch.bool)),
+            r"got torch.bool \(60,\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, 5)),
+            r"got torch.float32 \(60, 5\)",
+        ),
         (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], 2.0), r"integer labels \(1,\), got float"),
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60, 1), 3)), r"0\.\.2"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)({"image": x[0], "coarse": 1, "fine": 2}), "call it label in a dict"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)([pil(x[0]), pil(x[1])], [1, 2]), "2 images came with 2 integers"),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("I;16", (32, 32)), 1), "got I;16; bring them to 8 bits first"),
-        (lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)), "got a data set, TensorDataset: DataLoader"),
-        (lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3), r"batches \(images \(B, C, H, W\), labels \(B,\)\), got dict"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)({"image": x[0], "coarse": 1, "fine": 2}),
+            "call it label in a dict",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)([pil(x[0]), pil(x[1])], [1, 2]),
+            "2 images came with 2 integers",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("I;16", (32, 32)), 1),
+            "got I;16; bring them to 8 bits first",
+        ),
+        (
+            lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)),
+            "got a data set, TensorDataset: DataLoader",
+        ),
+        (
+            lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3),
+            r"batches \(images \(B, C, H, W\), labels \(B,\)\), got dict",
+        ),
         (lambda f, x: nfa.NFAugment.from_data([(x[0], 1)], 3), r"got a tensor \(3, 32, 32\)"),
         (lambda f, x: nfa.NFAugment.from_data([x], 3), r"got a tensor \(60, 3, 32, 32\)"),
     ],

@@ -11,20 +11,20 @@ from catalogue import CATALOGUE, SMALL, coupling, make
 from timm.optim import create_optimizer_v2
 
 import timm_nfaug.flows
-from timm_nfaug.flows.actnorm import ActNorm
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
-from timm_nfaug.flows.bijection import Bijection
-from timm_nfaug.flows.chain import Chain
-from timm_nfaug.flows.conv1x1 import Conv1x1
-from timm_nfaug.flows.coupling import AffineCoupling
-from timm_nfaug.flows.folded import FoldedRun
-from timm_nfaug.flows.whiten import Whiten
+from timm_nfaug.flows.bijections.actnorm import ActNorm
+from timm_nfaug.flows.bijections.base import Bijection
+from timm_nfaug.flows.bijections.chain import Chain
+from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
+from timm_nfaug.flows.bijections.coupling import AffineCoupling
+from timm_nfaug.flows.bijections.folded import FoldedRun
+from timm_nfaug.flows.bijections.whiten import Whiten
 
 every = pytest.mark.parametrize("name", CATALOGUE)
 
 
 def test_catalogue_is_complete():
-    for module in pkgutil.iter_modules(timm_nfaug.flows.__path__, "timm_nfaug.flows."):
+    for module in pkgutil.walk_packages(timm_nfaug.flows.__path__, "timm_nfaug.flows."):
         importlib.import_module(module.name)
     classes, new = set(), [Bijection]
     while new:
@@ -32,7 +32,9 @@ def test_catalogue_is_complete():
         classes.update(c for c in new if not c.__subclasses__())
     present = {type(make(name)[0]) for name in CATALOGUE}
     assert classes - present == set(), "bijections without a line in tests/catalogue.py"
-    assert set(ARCHITECTURES) - set(SMALL) == set(), "architectures without a line in tests/catalogue.py"
+    assert set(ARCHITECTURES) - set(SMALL) == set(), (
+        "architectures without a line in tests/catalogue.py"
+    )
 
 
 @every
@@ -45,7 +47,9 @@ def test_round_trip(name):
     y = torch.randn_like(y)
     torch.testing.assert_close(bijection(bijection.inverse(y))[0], y, rtol=0, atol=1e-9)
     if not name.startswith(("squeeze", "flatten", "architecture linear")):
-        assert (y.flatten(1) - x.flatten(1)).abs().mean() > 0.05, "the case is the identity and proves nothing"
+        assert (y.flatten(1) - x.flatten(1)).abs().mean() > 0.05, (
+            "the case is the identity and proves nothing"
+        )
 
 
 @every
@@ -55,7 +59,9 @@ def test_log_det_is_that_of_the_jacobian(name):
     assert log_det.shape == (2,)
     assert y.shape[1:] == bijection.output_shape(tuple(x.shape[1:]))
     for i in range(2):
-        jacobian = torch.autograd.functional.jacobian(lambda v: bijection(v)[0].flatten(), x[i : i + 1])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: bijection(v)[0].flatten(), x[i : i + 1]
+        )
         expected = torch.linalg.slogdet(jacobian.reshape(y[0].numel(), x[0].numel()))[1]
         # an LU of at most 80 x 80 in float64 errs by about 1e-13
         torch.testing.assert_close(log_det[i], expected, rtol=0, atol=1e-9)
@@ -67,7 +73,9 @@ def test_log_det_with_gradient_is_the_same(name):
     without = bijection(x)
     bijection.requires_grad_(True)
     y, log_det = bijection(x)
-    torch.testing.assert_close((y, log_det), without, rtol=0, atol=1e-11)  # slogdet of W in another routine, float64
+    torch.testing.assert_close(
+        (y, log_det), without, rtol=0, atol=1e-11
+    )  # slogdet of W in another routine, float64
     torch.testing.assert_close(bijection.inverse(y), x, rtol=0, atol=1e-9)
 
 
@@ -110,14 +118,18 @@ def test_bfloat16_networks_keep_the_inverse(small_flow, toy_images):
     assert error < 1e-3
     small_flow.set_net_dtype(None)
     assert torch.equal(small_flow(x)[0], exact)
-    assert (small_flow.inverse(exact) - x).abs().max() < 2e-5  # float32 through whitening and two couplings
+    assert (
+        small_flow.inverse(exact) - x
+    ).abs().max() < 2e-5  # float32 through whitening and two couplings
 
 
 def test_transformer_sees_the_whole_image_and_keeps_its_head_in_float32():
     layer, x = make("coupling, transformer, odd channels", torch.float32)
     far = x.clone()
     far[:, 0, -1, -1] += 1
-    assert (layer(x)[0] - layer(far)[0])[:, 3:, 0, 0].abs().min() > 0  # opposite corners: no convolution here reaches
+    assert (layer(x)[0] - layer(far)[0])[
+        :, 3:, 0, 0
+    ].abs().min() > 0  # opposite corners: no convolution here reaches
     seen = []
     layer.net.head.register_forward_hook(lambda m, i, o: seen.append((i[0].dtype, o.dtype)))
     layer.net.blocks.register_forward_hook(lambda m, i, o: seen.append(m[0].mlp.fc1(o).dtype))
@@ -136,23 +148,34 @@ def layer_by_layer(chain: Chain, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return x, log_det
 
 
-@pytest.mark.parametrize("name", ["chain", "conv_p4, patch 2, no whitening", "architecture conv_p4_small"])
+@pytest.mark.parametrize(
+    "name", ["chain", "conv_p4, patch 2, no whitening", "architecture conv_p4_small"]
+)
 def test_folded_chain_is_the_chain(name):
     chain, x = make(name)
     with torch.no_grad():
         folded = chain(x)
-        torch.testing.assert_close(folded, layer_by_layer(chain, x), rtol=0, atol=1e-10)  # float64, other order of sums
+        torch.testing.assert_close(
+            folded, layer_by_layer(chain, x), rtol=0, atol=1e-10
+        )  # float64, other order of sums
         assert any(isinstance(s, FoldedRun) for s in chain._stages())
     # frozen layers are folded under autograd too, and the gradient to the input is theirs
     gradients = []
     for function in (chain, lambda v: layer_by_layer(chain, v)):
         v = x.clone().requires_grad_()
         y, log_det = function(v)
-        gradients.append(torch.autograd.grad((y * torch.arange(y[0].numel()).view(y[0].shape)).sum() + log_det.sum(), v)[0])
+        gradients.append(
+            torch.autograd.grad(
+                (y * torch.arange(y[0].numel()).view(y[0].shape)).sum() + log_det.sum(), v
+            )[0]
+        )
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("layers", [["linear"], ["coupling"], ["linear", "linear", "coupling", "linear"], ["coupling"] * 2])
+@pytest.mark.parametrize(
+    "layers",
+    [["linear"], ["coupling"], ["linear", "linear", "coupling", "linear"], ["coupling"] * 2],
+)
 def test_chains_of_any_order_fold(layers):
     torch.manual_seed(0)
     kinds = {"linear": lambda: Conv1x1(5), "coupling": lambda: coupling(5)}
@@ -179,7 +202,9 @@ def test_chain_folds_anew_after_an_optimizer_step(optimizer):
     assert_fresh(chain, x)
 
 
-@pytest.mark.parametrize("change", ["load_state_dict", "assign", "deepcopy", "double", "in place", "data"])
+@pytest.mark.parametrize(
+    "change", ["load_state_dict", "assign", "deepcopy", "double", "in place", "data"]
+)
 def test_chain_folds_anew_after(change):
     chain, x = make("chain", torch.float32)
     chain.inverse(chain(x)[0])  # folds
@@ -219,8 +244,12 @@ def assert_fresh(chain: Chain, x: torch.Tensor) -> None:
         expected = layer_by_layer(chain, x)
         exact = x.dtype == torch.float64
         # float32 rounds at 6e-8 of values up to 100; a stale matrix is off by 0.1
-        torch.testing.assert_close(y.double(), expected[0], rtol=1e-4, atol=1e-12 if exact else 1e-3)
-        torch.testing.assert_close(log_det.double(), expected[1], rtol=1e-4, atol=1e-12 if exact else 1e-3)
+        torch.testing.assert_close(
+            y.double(), expected[0], rtol=1e-4, atol=1e-12 if exact else 1e-3
+        )
+        torch.testing.assert_close(
+            log_det.double(), expected[1], rtol=1e-4, atol=1e-12 if exact else 1e-3
+        )
         torch.testing.assert_close(chain.inverse(y), x, rtol=0, atol=1e-10 if exact else 1e-3)
 
 
@@ -247,10 +276,17 @@ def test_folded_matrices_are_kept():
 
 def test_initialize_whitens():
     layer = Whiten(6).double()
-    x = torch.randn(50, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(1) + 3
+    x = (
+        torch.randn(
+            50, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).cumsum(1)
+        + 3
+    )
     y = layer.initialize(x)
     rows = y.permute(0, 2, 3, 1).reshape(-1, 6)
-    torch.testing.assert_close(rows.mean(0), torch.zeros(6).double(), rtol=0, atol=1e-9)  # float64 sums
+    torch.testing.assert_close(
+        rows.mean(0), torch.zeros(6).double(), rtol=0, atol=1e-9
+    )  # float64 sums
     torch.testing.assert_close(torch.cov(rows.T), torch.eye(6).double(), rtol=0, atol=1e-9)
     assert torch.equal(y, layer(x)[0])
 
@@ -278,7 +314,9 @@ def test_initialize_normalises_every_actnorm(toy_images):
     net(x)
     for y in outputs:
         std, mean = torch.std_mean(y, dim=(0, 2, 3))
-        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)  # float32 sums of 3,840 values
+        torch.testing.assert_close(
+            mean, torch.zeros_like(mean), rtol=0, atol=1e-4
+        )  # float32 sums of 3,840 values
         torch.testing.assert_close(std, torch.ones_like(std), rtol=0, atol=1e-4)
 
 
@@ -287,7 +325,9 @@ def test_linear_layers_are_1x1_convolutions_with_their_matrix(name):
     layer, x = make(name)
     w, b = layer.matrix()
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
-        torch.testing.assert_close(layer(images)[0], F.conv2d(images, w[:, :, None, None], b), rtol=0, atol=1e-11)
+        torch.testing.assert_close(
+            layer(images)[0], F.conv2d(images, w[:, :, None, None], b), rtol=0, atol=1e-11
+        )
 
 
 def test_couplings_start_as_the_identity_and_refuse_what_cannot_be():
@@ -311,7 +351,14 @@ def test_log_scale_is_bounded_by_the_clamp():
     assert per_value.max() <= layer.clamp + 1e-9
 
 
-KINDS = ("chain", "multiscale", "conv_p4", "architecture conv", "architecture jet", "architecture res")
+KINDS = (
+    "chain",
+    "multiscale",
+    "conv_p4",
+    "architecture conv",
+    "architecture jet",
+    "architecture res",
+)
 REVERSIBLE = [n for n in CATALOGUE if n.startswith(KINDS)]
 
 

@@ -37,7 +37,9 @@ def images_for(flow, photos):
 
 
 def test_the_promised_flows_are_there():
-    assert {"conv_p4_small.cifar10_jpeg", "linear.cifar10_jpeg", "conv_p4_tiny.digits"} <= set(NAMES)
+    assert {"conv_p4_small.cifar10_jpeg", "linear.cifar10_jpeg", "conv_p4_tiny.digits"} <= set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,11 +49,15 @@ def test_exact_and_bounded(name, photos):
     y = torch.arange(len(x)) % flow.num_classes
     with torch.no_grad():
         z, _ = flow(x)
-        assert (flow.inverse(z) - x).abs().max() <= 1e-4  # float32 through a dozen couplings; 1/78 of a level
+        assert (
+            flow.inverse(z) - x
+        ).abs().max() <= 1e-4  # float32 through a dozen couplings; 1/78 of a level
         for strength in (0.25, 0.5, 1.0):
             g = torch.Generator().manual_seed(0)
             modes = min(32, flow.prior.num_modes)
-            moved = flow.inverse(nfa.perturb(flow, z, y, strength=strength, modes=modes, generator=g))
+            moved = flow.inverse(
+                nfa.perturb(flow, z, y, strength=strength, modes=modes, generator=g)
+            )
             # the range is 2 wide; without the bounded log-scale moves of thousands occur
             assert torch.isfinite(moved).all() and (moved - x).abs().max() <= 40 * strength
     augment = nfa.NFAugment.from_pretrained(name, p=1.0)
@@ -76,7 +82,9 @@ def test_recorded_report_is_of_this_file(name):
     assert "CIFAR-10 (JPEG)" in report["data"] and found["images"] == 10_000
     assert found["file_bytes"] == (BUNDLED / name / WEIGHTS_NAME).stat().st_size
     metrics = nfa.create_flow(name, pretrained=True).config.info["metrics"]
-    assert found["class_accuracy"] == pytest.approx(metrics["class_accuracy"], abs=1e-3)  # other thread counts round otherwise
+    assert found["class_accuracy"] == pytest.approx(
+        metrics["class_accuracy"], abs=1e-3
+    )  # other thread counts round otherwise
     assert found["bits_per_dim"] == pytest.approx(metrics["bits_per_dim"], abs=1e-3)
     assert found["round_trip_max"] <= 1e-4
 
@@ -85,5 +93,7 @@ def test_the_digits_flow_is_what_its_card_says():
     flow = nfa.create_flow("conv_p4_tiny.digits", pretrained=True)
     report = evaluate(flow, load_data("digits")[1])
     metrics = flow.config.info["metrics"]
-    assert report["class_accuracy"] == pytest.approx(metrics["class_accuracy"], abs=0.006)  # two of 359 images
+    assert report["class_accuracy"] == pytest.approx(
+        metrics["class_accuracy"], abs=0.006
+    )  # two of 359 images
     assert report["bits_per_dim"] == pytest.approx(metrics["bits_per_dim"], abs=5e-3)

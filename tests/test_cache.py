@@ -13,10 +13,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 import timm_nfaug as nfa
-from timm_nfaug import cache as caching
 from timm_nfaug import lift, pixels
-from timm_nfaug.cache import NFACache, digest, packed, summed, tangents, weights
-from timm_nfaug.perturb import displacement, draw_noise, keyed_generator
+from timm_nfaug._utils.random import keyed_generator
+from timm_nfaug.data import cache as caching
+from timm_nfaug.data.cache import NFACache, digest, packed, summed, tangents, weights
+from timm_nfaug.moves.perturb import displacement, draw_noise
 from train_flow.data import load_data
 
 MODES = 4
@@ -62,7 +63,9 @@ def test_the_bend_of_two_modes_is_their_second_derivatives(small_flow, toy_image
     assert found[:, 3].abs().max() < 1e-6, "there are no other modes"
     # a ReLU that switches on the way is seen by differences alone
     error = (found[:, :3] - wanted).abs() / wanted.abs().amax((0, 2, 3, 4)).view(3, 1, 1, 1)
-    assert (error < 1e-3).double().mean((0, 2, 3, 4)).min() > 0.97 and wanted.abs().amax((0, 2, 3, 4)).min() > 1e-3
+    assert (error < 1e-3).double().mean((0, 2, 3, 4)).min() > 0.97 and wanted.abs().amax(
+        (0, 2, 3, 4)
+    ).min() > 1e-3
 
 
 def test_a_fit_to_moves_of_their_size_errs_less_than_derivatives():
@@ -76,7 +79,9 @@ def test_a_fit_to_moves_of_their_size_errs_less_than_derivatives():
         exact = flow.inverse(z + 0.5 * displacement(flow, y, noise, "pca", 8)) - x
 
     def error(pictures, own):
-        return ((torch.einsum("bk,bkchw->bchw", own, pictures) - exact).norm() / exact.norm()).item()
+        return (
+            (torch.einsum("bk,bkchw->bchw", own, pictures) - exact).norm() / exact.norm()
+        ).item()
 
     w = torch.from_numpy(weights(noise.numpy(), 0.5, 8))
     fitted, derivatives = (tangents(flow, z, y, 8, step) for step in (0.5, 0.01))
@@ -88,7 +93,9 @@ def test_a_fit_to_moves_of_their_size_errs_less_than_derivatives():
 
 def test_sums_of_packed_pictures_err_by_half_a_step_at_most():
     g = torch.Generator().manual_seed(0)
-    t = torch.randn(3, 5, 3, 4, 4, generator=g) * torch.tensor([1e-3, 10.0, 1.0, 0.1, 0.0]).view(1, 5, 1, 1, 1)
+    t = torch.randn(3, 5, 3, 4, 4, generator=g) * torch.tensor([1e-3, 10.0, 1.0, 0.1, 0.0]).view(
+        1, 5, 1, 1, 1
+    )
     small = packed(t)
     assert small.dtype == torch.uint8 and small.shape == (3, 5, 3 * 4 * 4 + 8)
     rows, w = torch.tensor([[0, 1, 3], [14, 5, 7]]), torch.randn(2, 3, generator=g)
@@ -96,8 +103,13 @@ def test_sums_of_packed_pictures_err_by_half_a_step_at_most():
     wanted = torch.stack([sum(w[i, j] * flat[rows[i, j]] for j in range(3)) for i in range(2)])
     step = (flat.amax(1) - flat.amin(1)) / 255
     assert ((found - wanted).abs() <= 0.501 * (w.abs() * step[rows]).sum(1, keepdim=True)).all()
-    assert torch.equal(summed(small.flatten(0, 1), rows[:, :2], w[:, :2])[0], summed(small[0], rows[:1, :2], w[:1, :2])[0])
-    assert (summed(small.flatten(0, 1), torch.tensor([[4]]), torch.ones(1, 1)) == 0).all(), "nothing stays nothing"
+    assert torch.equal(
+        summed(small.flatten(0, 1), rows[:, :2], w[:, :2])[0],
+        summed(small[0], rows[:1, :2], w[:1, :2])[0],
+    )
+    assert (summed(small.flatten(0, 1), torch.tensor([[4]]), torch.ones(1, 1)) == 0).all(), (
+        "nothing stays nothing"
+    )
 
 
 @pytest.mark.parametrize("kind", ["codes", "tangents"])
@@ -113,7 +125,9 @@ def test_changes_are_those_of_the_flow(augment, base, tmp_path, kind):
             image, label = base[i]
             noise = torch.randn(MODES, generator=torch.Generator().manual_seed(i))
             x = pixels.levels_to_model(pixels.levels_of(image)).unsqueeze(0)
-            wanted.append(augment._change(lambda x=x: x, torch.tensor([label]), noise.unsqueeze(0))[0])
+            wanted.append(
+                augment._change(lambda x=x: x, torch.tensor([label]), noise.unsqueeze(0))[0]
+            )
             found.append(cache.change(i, image, label, noise, strength))
         wanted, found = torch.stack(wanted), torch.stack(found)
         errors[strength] = ((found - wanted).norm() / wanted.norm()).item()
@@ -138,17 +152,26 @@ def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
     assert torch.equal(images(data, num_workers=1, multiprocessing_context="spawn"), first)
     data.set_epoch(1)
     second = images(data)
-    assert not torch.equal(changed, (stock != second).flatten(1).any(1)) and not torch.equal(first[changed], second[changed])
-    for off in (nfa.CachedNFADataset(base, cache, p=0.0), nfa.CachedNFADataset(base, cache, strength=0.0)):
+    assert not torch.equal(changed, (stock != second).flatten(1).any(1)) and not torch.equal(
+        first[changed], second[changed]
+    )
+    for off in (
+        nfa.CachedNFADataset(base, cache, p=0.0),
+        nfa.CachedNFADataset(base, cache, strength=0.0),
+    ):
         state = torch.get_rng_state()
-        assert torch.equal(images(off, generator=torch.Generator()), stock) and torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(images(off, generator=torch.Generator()), stock) and torch.equal(
+            torch.get_rng_state(), state
+        )
 
 
 @pytest.mark.parametrize("kind", ["codes", "tangents"])
 def test_the_default_dtype_changes_no_image(augment, base, toy_images, tmp_path, kind):
     cache = NFACache.build(augment, base, tmp_path / "cache", kind)
     levels, y = (v[:8] for v in toy_images)
-    moved = lambda: cache.augment(levels, y, torch.arange(8), torch.Generator().manual_seed(0), p=1.0)
+    moved = lambda: cache.augment(
+        levels, y, torch.arange(8), torch.Generator().manual_seed(0), p=1.0
+    )
     expected = moved()
     torch.set_default_dtype(torch.float64)
     try:
@@ -165,7 +188,10 @@ def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, si
     pairs = [(image.resize((size, size)), label) for image, label in (base[i] for i in range(20))]
     cache = NFACache.build(augment, pairs, tmp_path / "cache", kind, step=0.1)
     rows = torch.tensor([3, 1, 19, 7, 8, 0, 12, 12])
-    x, y = torch.stack([TF.pil_to_tensor(pairs[i][0]) for i in rows]), torch.tensor([pairs[i][1] for i in rows])
+    x, y = (
+        torch.stack([TF.pil_to_tensor(pairs[i][0]) for i in rows]),
+        torch.tensor([pairs[i][1] for i in rows]),
+    )
     exact = augment(x, y, generator=torch.Generator().manual_seed(5))[0].int()
     found = cache.augment(x, y, rows, torch.Generator().manual_seed(5), 0.1, 0.5)
     moved = (exact != x).flatten(1).any(1)
@@ -176,13 +202,19 @@ def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, si
     for off in ({"strength": 0.0}, {"p": 0.0}):
         assert torch.equal(cache.augment(x, y, rows, torch.default_generator, **off), x)
     assert torch.equal(torch.get_rng_state(), state)
-    two, four = (cache.augment(x, y, rows, torch.Generator().manual_seed(5), 0.1, 1.0, modes=k) for k in (2, None))
+    two, four = (
+        cache.augment(x, y, rows, torch.Generator().manual_seed(5), 0.1, 1.0, modes=k)
+        for k in (2, None)
+    )
     assert not torch.equal(two, four)
 
 
 def test_a_batch_of_other_images_is_refused(augment, base, tmp_path):
     cache = NFACache.build(augment, base, tmp_path / "cache")
-    x, y = torch.stack([TF.pil_to_tensor(base[i][0]) for i in range(3)]), torch.tensor([base[i][1] for i in range(3)])
+    x, y = (
+        torch.stack([TF.pil_to_tensor(base[i][0]) for i in range(3)]),
+        torch.tensor([base[i][1] for i in range(3)]),
+    )
     g = torch.Generator()
     cache.augment(x, y, torch.arange(3), g)
     with pytest.raises(ValueError, match="image 1 or its label is not what the cache"):
@@ -245,10 +277,14 @@ def test_a_build_cut_short_goes_on(augment, base, tmp_path):
         NFACache(tmp_path / "cache", augment.flow)
     rest = Counted(base)
     NFACache.build(augment, rest, tmp_path / "cache", "codes")
-    assert set(rest.reads) >= set(range(32, 60)) and len(rest.reads) < 28 + 2 * 8 + 1, "the rest, and a look at what is done"
+    assert set(rest.reads) >= set(range(32, 60)) and len(rest.reads) < 28 + 2 * 8 + 1, (
+        "the rest, and a look at what is done"
+    )
     whole = NFACache.build(augment, base, tmp_path / "whole", "codes")
     for part in ("crc", "codes", "classes"):
-        assert (tmp_path / "cache" / f"{part}.npy").read_bytes() == (whole.path / f"{part}.npy").read_bytes()
+        assert (tmp_path / "cache" / f"{part}.npy").read_bytes() == (
+            whole.path / f"{part}.npy"
+        ).read_bytes()
     with open(tmp_path / "cache" / "codes.npy", "r+b") as f:
         f.seek(-4 * 3072 * 40, 2)  # in row 20
         f.write(b"\x77")
@@ -265,9 +301,13 @@ def test_a_build_cut_short_goes_on(augment, base, tmp_path):
         NFACache(tmp_path / "cache", augment.flow)
 
 
-def test_files_that_nobody_wrote_to_are_not_read_through_again(augment, base, tmp_path, monkeypatch):
+def test_files_that_nobody_wrote_to_are_not_read_through_again(
+    augment, base, tmp_path, monkeypatch
+):
     read, digest_of = [], caching._digest_of
-    monkeypatch.setattr(caching, "_digest_of", lambda arrays, rows: read.append(rows) or digest_of(arrays, rows))
+    monkeypatch.setattr(
+        caching, "_digest_of", lambda arrays, rows: read.append(rows) or digest_of(arrays, rows)
+    )
     cache = NFACache.build(augment, base, tmp_path / "cache")
     assert len(read) == 4, "once, as they were made"
     NFACache.build(augment, base, tmp_path / "cache")
@@ -300,7 +340,9 @@ def test_what_is_stale_is_refused(augment, base, tmp_path):
     changed = NFACache.build(augment, relabelled, tmp_path / "cache")
     fresh = NFACache.build(augment, relabelled, tmp_path / "fresh")
     new = changed.change(1, *relabelled[1], noise, 1.0)
-    assert torch.equal(new, fresh.change(1, *relabelled[1], noise, 1.0)) and not torch.equal(new, old)
+    assert torch.equal(new, fresh.change(1, *relabelled[1], noise, 1.0)) and not torch.equal(
+        new, old
+    )
     cache = NFACache.build(augment, base, tmp_path / "cache")
     with pytest.raises(ValueError, match="holds a cache that differs in modes"):
         NFACache.build(nfa.NFAugment(augment.flow, modes=2), base, tmp_path / "cache")
@@ -325,9 +367,17 @@ def test_what_is_stale_is_refused(augment, base, tmp_path):
 
 
 def test_the_digest_of_a_flow_survives_saving(tmp_path):
-    arguments = {"levels": np.int64(2), "steps": 1, "blocks": (1, 1), "hidden": 8, "prior": {"c": np.float32(0.5)}}
+    arguments = {
+        "levels": np.int64(2),
+        "steps": 1,
+        "blocks": (1, 1),
+        "hidden": 8,
+        "prior": {"c": np.float32(0.5)},
+    }
     flow = nfa.create_flow("resnet_ms3", input_size=(3, 8, 8), num_classes=2, **arguments)
-    assert digest(nfa.ConditionalFlow.from_pretrained(flow.save_pretrained(tmp_path))) == digest(flow)
+    assert digest(nfa.ConditionalFlow.from_pretrained(flow.save_pretrained(tmp_path))) == digest(
+        flow
+    )
 
 
 def test_a_data_set_with_a_transform_and_a_flow_that_moves_on(augment, image_folder, tmp_path):
@@ -340,10 +390,15 @@ def test_a_data_set_with_a_transform_and_a_flow_that_moves_on(augment, image_fol
     before = cache.change(3, *data.base[3], torch.ones(MODES), 0.5)
     with torch.no_grad():
         augment.flow.prior.modes.mul_(0)
-    assert torch.equal(cache.change(3, *data.base[3], torch.ones(MODES), 0.5), before) and before.abs().max() > 0.01
+    assert (
+        torch.equal(cache.change(3, *data.base[3], torch.ones(MODES), 0.5), before)
+        and before.abs().max() > 0.01
+    )
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(augment, base, tmp_path, monkeypatch, caplog):
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    augment, base, tmp_path, monkeypatch, caplog
+):
     """And what a cache takes is said before it is made; what is there already needs no room."""
     with caplog.at_level("INFO", logger="timm_nfaug"):
         NFACache.build(augment, base, tmp_path / "cache")
@@ -351,7 +406,10 @@ def test_a_disk_without_room_is_told_before_anything_is_written(augment, base, t
     assert f"cache: {size / 1e9:.1f} GB for 60 images, of which 0 are there" in caplog.text
     usage = caching.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
-    with pytest.raises(OSError, match="tangents of 60 images takes 0.0 GB, of .* has 0.0 GB left; take fewer modes or"):
+    with pytest.raises(
+        OSError,
+        match="tangents of 60 images takes 0.0 GB, of .* has 0.0 GB left; take fewer modes or",
+    ):
         NFACache.build(augment, base, tmp_path / "full")
     assert not any((tmp_path / "full").glob("*.npy"))
     monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage._replace(free=0))
@@ -373,7 +431,9 @@ def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
         augment.labels = "none"
         NFACache.build(augment, [(np.zeros((32, 32, 3), np.uint8), 0)], tmp_path / "numpy")
     augment.labels = "given"
-    with pytest.raises(TypeError, match="one integer label an image, got tensor.*mixed or soft labels"):
+    with pytest.raises(
+        TypeError, match="one integer label an image, got tensor.*mixed or soft labels"
+    ):
         NFACache.build(augment, [(base[0][0], torch.tensor([0.5, 0.5]))], tmp_path / "soft")
     with pytest.raises(ValueError, match="PIL images of mode RGB, got L"):
         NFACache.build(augment, [base[0], (base[1][0].convert("L"), 0)], tmp_path / "grey")

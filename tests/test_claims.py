@@ -5,13 +5,18 @@ import re
 import pytest
 from PIL import Image
 
-from benchmarks import claims, throughput
+from benchmarks import claims
+from benchmarks.speed import throughput
 
 
 def test_a_group_is_measured_in_a_process_of_its_own(capsys):
     code = claims.main(["--only", "memory"])
     (line,) = capsys.readouterr().out.splitlines()
-    figure = float(re.fullmatch(r"reversible training step.*: ([\d.]+), at most 1\.1: (holds|FALLS SHORT)", line)[1])
+    figure = float(
+        re.fullmatch(
+            r"reversible training step.*: ([\d.]+), at most 1\.1: (holds|FALLS SHORT)", line
+        )[1]
+    )
     assert 0.5 < figure < 1.1 and code == 0  # of stored activations it would be 2
 
 
@@ -25,7 +30,9 @@ def test_tangents_are_judged_on_real_images_or_not_at_all(capsys, monkeypatch, t
             folder = tmp_path / split / name
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32), (90 * k, 50, 20)).save(folder / "0.png")
-    monkeypatch.setattr(claims.tangents, "errors", lambda flow, data, *_: [{"median": float(len(data))}])
+    monkeypatch.setattr(
+        claims.tangents, "errors", lambda flow, data, *_: [{"median": float(len(data))}]
+    )
     ((what, figure, sense, limit),) = claims.errors(str(tmp_path))
     assert what.startswith("tangents against conv_p4_small, strength 0.5, 32 modes")
     assert (figure, sense, limit) == (128, "at most", 0.15)
@@ -39,10 +46,18 @@ def test_verdicts(figure, sense, limit, verdict):
 
 
 def test_the_cheap_claim_is_about_what_the_throughput_benchmark_claims(monkeypatch):
-    monkeypatch.setattr(claims, "timed", lambda calls, *_: {name: {"median": call() is not None} for name, call in calls.items()})
+    monkeypatch.setattr(
+        claims,
+        "timed",
+        lambda calls, *_: {name: {"median": call() is not None} for name, call in calls.items()},
+    )
     found = list(claims.augmentation())
     arms = (*throughput.CLAIMED, *claims.ONE_BY_ONE)
-    names = [f"{name} over {throughput.BASE}, us an image, {size} px" for size in (32, 224) for name in arms]
+    names = [
+        f"{name} over {throughput.BASE}, us an image, {size} px"
+        for size in (32, 224)
+        for name in arms
+    ]
     assert [what for what, *_ in found] == names
     assert [figure for _, figure, *_ in found] == [1 / 128, 1 / 128, 1, 1, 1 / 32, 1 / 32, 1, 1]
     assert [limit for *_, limit in found] == [0.5, 0.5, 3.5, 3.5, 0.5, 0.5, 1.5, 1.5]
@@ -50,10 +65,14 @@ def test_the_cheap_claim_is_about_what_the_throughput_benchmark_claims(monkeypat
 
 def test_what_cannot_be_measured_is_said_and_ends_with_1_unless_skipped(capsys, monkeypatch):
     monkeypatch.setattr(claims.importlib.util, "find_spec", lambda name: None)
-    assert claims.lacking("flows", None) == claims.lacking("tangents", "somewhere") == ""  # without another library
+    assert (
+        claims.lacking("flows", None) == claims.lacking("tangents", "somewhere") == ""
+    )  # without another library
     assert claims.main(["--only", "rivals", "accuracy"]) == 1
     first, *found, last = capsys.readouterr().out.splitlines()
-    assert first == "rivals: NOT MEASURED, normflows and FrEIA not installed: pip install '.[bench]'"
+    assert (
+        first == "rivals: NOT MEASURED, normflows and FrEIA not installed: pip install '.[bench]'"
+    )
     assert found and all(line.endswith("holds") for line in found)
     assert last == "not everything was measured; without rivals: --skip rivals"
     assert claims.main(["--only", "rivals", "accuracy", "--skip", "rivals"]) == 0
@@ -63,11 +82,29 @@ def test_what_cannot_be_measured_is_said_and_ends_with_1_unless_skipped(capsys, 
 def test_accuracy_is_that_of_pairs_on_record(monkeypatch):
     def runs(arm, seeds, top1):
         settings = {"model": "m", "epochs": 2, "batch_size": 1, "strength": 1.0}
-        common = {"data": "d", "split": "test", "fraction": 1.0, "arm": arm, "flow": "f", "settings": settings}
-        return [common | {"seed": seed, "metrics": {"top1": top1 + seed**2}} for seed in range(seeds)]
+        common = {
+            "data": "d",
+            "split": "test",
+            "fraction": 1.0,
+            "arm": arm,
+            "flow": "f",
+            "settings": settings,
+        }
+        return [
+            common | {"seed": seed, "metrics": {"top1": top1 + seed**2}} for seed in range(seeds)
+        ]
 
     exact = [r | {"metrics": {"top1": 50.0}} for r in runs("glem", 3, 0.0)]
     for seeds, wanted in ((3, [(48 + 5 / 3 - 50, 5.17)]), (2, [])):
-        monkeypatch.setattr(claims.records, "read", lambda path, n=seeds: [*runs("tangent", n, 48.0), *exact])
-        found = [(figure, sense, limit) for what, figure, sense, limit in claims.accuracy() if what.startswith("tangent s1, f: ")]
-        assert found == [(pytest.approx(abs(mean)), "at most", pytest.approx(half, abs=0.01)) for mean, half in wanted]
+        monkeypatch.setattr(
+            claims.records, "read", lambda path, n=seeds: [*runs("tangent", n, 48.0), *exact]
+        )
+        found = [
+            (figure, sense, limit)
+            for what, figure, sense, limit in claims.accuracy()
+            if what.startswith("tangent s1, f: ")
+        ]
+        assert found == [
+            (pytest.approx(abs(mean)), "at most", pytest.approx(half, abs=0.01))
+            for mean, half in wanted
+        ]

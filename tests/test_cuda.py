@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import timm_nfaug as nfa
-from benchmarks.arms import Settings, make_arm
-from benchmarks.classifier import Recipe, train
+from benchmarks.cifar.arms import Settings, make_arm
+from benchmarks.cifar.classifier import Recipe, train
 from timm_nfaug import pixels
 from timm_nfaug.augment import NFAugment
-from timm_nfaug.perturb import displacement, gathered_move
+from timm_nfaug.moves.perturb import displacement, gathered_move
 from train_flow.config import TrainConfig
 from train_flow.data import Images
 from train_flow.trainer import Trainer
@@ -37,7 +37,9 @@ def test_round_trip_and_codes(flow, small_flow, toy_images, monkeypatch):
 
 def test_moves_are_gathered(flow):
     y, noise = torch.arange(9, device=DEVICE) % 3, torch.randn(9, 4, device=DEVICE)
-    torch.testing.assert_close(displacement(flow, y, noise, "pca", 4), gathered_move(flow.prior, y, noise, 4))
+    torch.testing.assert_close(
+        displacement(flow, y, noise, "pca", 4), gathered_move(flow.prior, y, noise, 4)
+    )
 
 
 def test_the_same_images_come_out(toy_images):
@@ -46,20 +48,37 @@ def test_the_same_images_come_out(toy_images):
     for device in ("cpu", DEVICE):
         augment = NFAugment.to_fit(nfa.create_flow("linear").to(device), 4, strength=0.5, p=0.5)
         augment.fit([(levels.to(device), y.to(device))], 3)
-        moved.append(augment(levels.to(device), y.to(device), generator=torch.Generator().manual_seed(1))[0].cpu())
+        moved.append(
+            augment(levels.to(device), y.to(device), generator=torch.Generator().manual_seed(1))[
+                0
+            ].cpu()
+        )
     assert (moved[0] != levels).any() and (moved[0].int() - moved[1].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", ["sa+linear", "isda", "cutmix"])
 def test_a_classifier_trains(name, toy_images):
     data = Images(toy_images[0].to(DEVICE), toy_images[1].to(DEVICE), ["a", "b", "c"])
-    model, cost = train(data, make_arm(name, data, None, Settings(modes=4)), Recipe("resnet10_quarter", 2, 16), 0, workers=1)
+    model, cost = train(
+        data,
+        make_arm(name, data, None, Settings(modes=4)),
+        Recipe("resnet10_quarter", 2, 16),
+        0,
+        workers=1,
+    )
     assert cost["images_seen"] == 96 and all(p.isfinite().all() for p in model.parameters())
 
 
 def test_a_flow_trains_and_goes_on(toy_images, tmp_path):
     data = Images(*toy_images, ["a", "b", "c"])
-    config = TrainConfig(flow="conv_p4_tiny", image_size=32, steps=6, batch_size=16, gaussian_every=2, net_dtype="bfloat16")
+    config = TrainConfig(
+        flow="conv_p4_tiny",
+        image_size=32,
+        steps=6,
+        batch_size=16,
+        gaussian_every=2,
+        net_dtype="bfloat16",
+    )
     first = Trainer(config, data, data, tmp_path, DEVICE)
     assert not first.run(time_limit=-1)
     again = Trainer(config, data, data, tmp_path, DEVICE, resume=True)

@@ -41,13 +41,17 @@ def test_originals_first_then_copies(image_folder, augment):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_the_same_for_any_worker_count(image_folder, augment, context):
-    dataset = nfa.NFAugmentedDataset(ImageFolder(image_folder / "val", transform=to_tensor), augment, copies=1, seed=4)
+    dataset = nfa.NFAugmentedDataset(
+        ImageFolder(image_folder / "val", transform=to_tensor), augment, copies=1, seed=4
+    )
     alone = everything(dataset)
     assert torch.equal(alone, everything(dataset, num_workers=2, multiprocessing_context=context))
 
 
 def test_epochs_reach_living_workers(image_folder, augment):
-    dataset = nfa.NFAugmentedDataset(ImageFolder(image_folder / "val", transform=to_tensor), augment, copies=1)
+    dataset = nfa.NFAugmentedDataset(
+        ImageFolder(image_folder / "val", transform=to_tensor), augment, copies=1
+    )
     loader = DataLoader(dataset, batch_size=16, num_workers=1, persistent_workers=True)
     epochs = []
     for epoch in (0, 1, 0):
@@ -63,7 +67,9 @@ def test_a_transform_that_is_handed_on_moves_out_of_a_copy_alone(image_folder, a
         def __init__(self, inner):
             self.inner = inner
 
-        transform = property(lambda self: self.inner.transform, lambda self, t: setattr(self.inner, "transform", t))
+        transform = property(
+            lambda self: self.inner.transform, lambda self, t: setattr(self.inner, "transform", t)
+        )
 
         def __len__(self):
             return len(self.inner)
@@ -75,8 +81,15 @@ def test_a_transform_that_is_handed_on_moves_out_of_a_copy_alone(image_folder, a
     inner.transform = crop
     base = Relabelled(Relabelled(inner))
     dataset = nfa.NFAugmentedDataset(base, augment)
-    assert base.transform is inner.transform is dataset.transform is crop and dataset.base.transform is None
-    assert dataset.base[0][0].size == (32, 32) and dataset[-1][0].size == base[0][0].size == (8, 8) and dataset[-1][1] == 2
+    assert (
+        base.transform is inner.transform is dataset.transform is crop
+        and dataset.base.transform is None
+    )
+    assert (
+        dataset.base[0][0].size == (32, 32)
+        and dataset[-1][0].size == base[0][0].size == (8, 8)
+        and dataset[-1][1] == 2
+    )
 
 
 def test_under_timms_loader(image_folder, augment):
@@ -89,7 +102,11 @@ def test_under_timms_loader(image_folder, augment):
     seen = torch.cat([y for _, y in loader])
     assert len(seen) == 120 and torch.bincount(seen).tolist() == [40, 40, 40]
     assert base.transform is None and dataset.transform is not None
-    assert dataset.filename(60, basename=True) == dataset.filename(0, basename=True) == base.filename(0, basename=True)
+    assert (
+        dataset.filename(60, basename=True)
+        == dataset.filename(0, basename=True)
+        == base.filename(0, basename=True)
+    )
     assert len(dataset.filenames()) == 120
 
 
@@ -114,10 +131,18 @@ def test_a_cache_never_gives_another_data_sets_images(image_folder, augment, tmp
     """Neither those of other images, nor of other labels, nor of the same images in another order or number."""
     whole = [ImageFolder(image_folder / "val")[i] for i in (0, 10, 20)]
     other_labels = [(image, (k + 1) % 3) for image, k in whole]
-    for base, copies in ((whole, 2), (whole[::-1], 2), (other_labels, 1), (whole[:2], 2), (whole[1:], 2)):
+    for base, copies in (
+        (whole, 2),
+        (whole[::-1], 2),
+        (other_labels, 1),
+        (whole[:2], 2),
+        (whole[1:], 2),
+    ):
         free = nfa.NFAugmentedDataset(base, augment, copies=copies, seed=1)
         kept = nfa.NFAugmentedDataset(base, augment, copies=copies, seed=1, cache=tmp_path)
-        assert all(np.array_equal(np.asarray(free[i][0]), np.asarray(kept[i][0])) for i in range(len(kept)))
+        assert all(
+            np.array_equal(np.asarray(free[i][0]), np.asarray(kept[i][0])) for i in range(len(kept))
+        )
 
 
 def test_errors(image_folder, augment):

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import flow_speed
-from benchmarks.schema import validate_file
+from benchmarks.core.schema import validate_file
+from benchmarks.speed import flow_speed
 
 ARGV = [
     "--flows",
@@ -36,18 +36,25 @@ def test_our_flows_are_measured_without_another_library(tmp_path, capsys):
     share = row["inverse"]["share_of_peak"] * networks / (networks + linear)
     assert profile["convolutions_share_of_peak"] * profile["convolutions"] == pytest.approx(share)
     out = capsys.readouterr().out
-    assert "| conv_p4_tiny |" in out and "| decoding | convolutions |" in out and "Glow |" not in out
+    assert (
+        "| conv_p4_tiny |" in out and "| decoding | convolutions |" in out and "Glow |" not in out
+    )
 
 
 def test_rivals_are_built_with_the_flops_of_a_flow(tmp_path, capsys):
     for library in ("normflows", "FrEIA"):
         pytest.importorskip(library)
-    assert flow_speed.main([*ARGV, "--rivals", "tuned", "equal", "--record", str(tmp_path / "mine")]) == 0
+    assert (
+        flow_speed.main([*ARGV, "--rivals", "tuned", "equal", "--record", str(tmp_path / "mine")])
+        == 0
+    )
     rows = json.loads((tmp_path / "mine.json").read_text())["results"]["flows"]
     for opponent in flow_speed.OPPONENTS:
         for name in (f"{opponent} of conv_p4_tiny", f"{opponent} of conv_p4_tiny, channels_last"):
             rival, own = rows[name], rows["conv_p4_tiny"]
-            assert rival["flops_per_image"] == pytest.approx(own["flops_per_image"], rel=0.05)  # to the nearest channel
+            assert rival["flops_per_image"] == pytest.approx(
+                own["flops_per_image"], rel=0.05
+            )  # to the nearest channel
             assert own["forward"]["speedup_over"][name]["median"] > 0
     assert capsys.readouterr().out.count("| conv_p4_tiny |") == 1 + 4 + 1
 

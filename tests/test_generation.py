@@ -12,9 +12,10 @@ import scipy.linalg
 import torch
 
 import timm_nfaug as nfa
-from benchmarks import common, generation
-from benchmarks.classifier import Recipe
-from benchmarks.generation import (
+from benchmarks.cifar.classifier import Recipe
+from benchmarks.core import common
+from benchmarks.generation import generation
+from benchmarks.generation.generation import (
     ARMS,
     asked_labels,
     coverage,
@@ -36,12 +37,16 @@ from train_flow.data import Images
 def features(count: int, dim: int, seed: int) -> torch.Tensor:
     """Correlated normal features (count, dim)."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(count, dim, generator=g) @ torch.randn(dim, dim, generator=g) + torch.randn(dim, generator=g)
+    return torch.randn(count, dim, generator=g) @ torch.randn(dim, dim, generator=g) + torch.randn(
+        dim, generator=g
+    )
 
 
 def test_fid_against_scipy():
     real, made = features(300, 24, 0), features(200, 24, 1)
-    (m1, c1), (m2, c2) = ((f.double().mean(0).numpy(), np.cov(f.double().numpy().T)) for f in (real, made))
+    (m1, c1), (m2, c2) = (
+        (f.double().mean(0).numpy(), np.cov(f.double().numpy().T)) for f in (real, made)
+    )
     root = scipy.linalg.sqrtm(c1 @ c2).real
     expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * root)
     assert fid(real, made) == pytest.approx(expected, rel=1e-6)
@@ -69,7 +74,9 @@ def test_coverage_of_the_same_distribution():
     n, m, k = 800, 400, 5
     expected = 1 - math.prod((n - j) / (m + n - j) for j in range(1, k + 1))
     g = torch.Generator().manual_seed(0)
-    found = [coverage(torch.randn(n, 4, generator=g), torch.randn(m, 4, generator=g)) for _ in range(6)]
+    found = [
+        coverage(torch.randn(n, 4, generator=g), torch.randn(m, 4, generator=g)) for _ in range(6)
+    ]
     error = np.std(found, ddof=1) / len(found) ** 0.5
     assert np.mean(found) == pytest.approx(expected, abs=4 * error + 0.003)
 
@@ -119,15 +126,24 @@ def test_features(extractor, images):
     x = pixels.levels_to_model(five_bits(images.levels)) * 2
     with torch.no_grad():
         assert torch.equal(model(x).argmax(1), predicted)
-    noisy = images.levels // 8 * 8 + torch.randint(8, images.levels.shape, dtype=torch.uint8)  # within the 5-bit level
+    noisy = images.levels // 8 * 8 + torch.randint(
+        8, images.levels.shape, dtype=torch.uint8
+    )  # within the 5-bit level
     assert torch.equal(features_of(model, noisy)[0], found)
-    torch.testing.assert_close(features_of(model, images.levels[30:35])[0], found[30:35], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        features_of(model, images.levels[30:35])[0], found[30:35], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_sample_levels(small_flow):
     y = torch.tensor([0, 1, 2] * 4)
     levels, finite, seconds = sample_levels(small_flow, y, 0.5, 1.0, 3, 1)
-    assert levels.shape == (12, 3, 32, 32) and levels.dtype == torch.uint8 and finite.all() and seconds > 0
+    assert (
+        levels.shape == (12, 3, 32, 32)
+        and levels.dtype == torch.uint8
+        and finite.all()
+        and seconds > 0
+    )
     assert torch.equal(levels, sample_levels(small_flow, y, 0.5, 1.0, 3, 1)[0])
     assert not torch.equal(levels, sample_levels(small_flow, y, 0.5, 1.0, 4, 1)[0])
     with torch.no_grad():  # without noise a sample is the class mean
@@ -153,14 +169,18 @@ def test_non_finite_samples_are_left_out(small_flow, extractor, images):
     with torch.no_grad():
         small_flow.prior.mu[:, 5] = math.inf
     row = row_of(small_flow, y, 0.5, 1.0, 0, 1, real, model)
-    assert row["images"] == 0 and row["fid"] is None and row["error"] == "0 of 18 samples are finite"
+    assert (
+        row["images"] == 0 and row["fid"] is None and row["error"] == "0 of 18 samples are finite"
+    )
 
 
 def test_ce_without_a_label_is_on_record(extractor, images):
     """A flow with conditional encoding whose samples hold one label only says so; one out of time too."""
     model, _ = extractor
     torch.manual_seed(0)
-    flow = nfa.create_flow("conv_p4_tiny", num_classes=3, code_rows=8, depth=1, hidden=4, prior={"num_modes": 0}).eval()
+    flow = nfa.create_flow(
+        "conv_p4_tiny", num_classes=3, code_rows=8, depth=1, hidden=4, prior={"num_modes": 0}
+    ).eval()
     flow.initialize(pixels.levels_to_model(images.levels), images.labels)
     y, real = torch.tensor([0, 1, 2] * 2), features_of(model, images.levels)[0]
     row = row_of(flow, y, 0.0, 1.0, 0, 60, real, model)
@@ -177,7 +197,9 @@ def test_deadline_leaves_nothing_behind():
     before = signal.getsignal(signal.SIGALRM)
     with deadline(60):
         pass
-    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert (
+        signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    )
     with pytest.raises(TimeoutError, match="--limit-seconds"), deadline(0.01):
         for _ in itertools.count():
             pass
@@ -185,25 +207,50 @@ def test_deadline_leaves_nothing_behind():
 
 def test_asked_labels(images):
     short, long = (asked_labels(images, n, 0) for n in (30, 120))
-    assert torch.bincount(short).tolist() == [10, 10, 10] and torch.bincount(long).tolist() == [40, 40, 40]
+    assert torch.bincount(short).tolist() == [10, 10, 10] and torch.bincount(long).tolist() == [
+        40,
+        40,
+        40,
+    ]
     assert not torch.equal(short, short.sort().values)
-    assert torch.equal(short, asked_labels(images, 30, 0)) and not torch.equal(short, asked_labels(images, 30, 1))
+    assert torch.equal(short, asked_labels(images, 30, 0)) and not torch.equal(
+        short, asked_labels(images, 30, 1)
+    )
 
 
 def test_training_set_time():
-    row = {"temperature": 1.0, "mean_scale": 1.0, "images": 90, "non_finite": 10, "sampling_seconds": 5.0, "error": None}
+    row = {
+        "temperature": 1.0,
+        "mean_scale": 1.0,
+        "images": 90,
+        "non_finite": 10,
+        "sampling_seconds": 5.0,
+        "error": None,
+    }
     cold = row | {"temperature": 0.5, "sampling_seconds": 9.0}
     measured = {"training_set_seconds": 5.0, "extrapolated": False}
     assert training_set_time(40.0, [cold, row], 100) == measured
-    assert training_set_time(40.0, [cold, row], 200) == {"training_set_seconds": 5.0, "extrapolated": True}
+    assert training_set_time(40.0, [cold, row], 200) == {
+        "training_set_seconds": 5.0,
+        "extrapolated": True,
+    }
     assert training_set_time(None, [cold, row], 100) == measured
-    assert training_set_time(None, [cold, row], 300) == {"training_set_seconds": 15.0, "extrapolated": True}
+    assert training_set_time(None, [cold, row], 300) == {
+        "training_set_seconds": 15.0,
+        "extrapolated": True,
+    }
     failed = row | {"sampling_seconds": None, "error": "?"}
-    assert training_set_time(None, [failed], 100) == {"training_set_seconds": None, "extrapolated": True}
+    assert training_set_time(None, [failed], 100) == {
+        "training_set_seconds": None,
+        "extrapolated": True,
+    }
 
 
 def test_arms_differ_in_the_objective_only():
-    configs = {arm: load_config("conv_p4_tiny.cifar10_jpeg", settings).to_dict() for arm, settings in ARMS.items()}
+    configs = {
+        arm: load_config("conv_p4_tiny.cifar10_jpeg", settings).to_dict()
+        for arm, settings in ARMS.items()
+    }
     for arm in ("ml", "random", "joint", "ce"):
         changed = {k for k in configs["glem"] if configs[arm][k] != configs["glem"][k]}
         assert changed == ({"objective", "code_rows"} if arm == "ce" else {"objective"})
@@ -213,10 +260,37 @@ def test_arms_differ_in_the_objective_only():
 def test_command(image_folder, tmp_path, monkeypatch, capsys):
     """The whole path, trainings of three arms included; a second call takes everything from the runs."""
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(generation, "timed", functools.partial(common.timed, min_seconds=0.01))  # or it takes most of the time
-    argv = ["--data-dir", str(image_folder), "--runs", str(tmp_path / "runs"), "--samples", "24", "--threads", "1"]
-    argv += ["--features-model", "resnet10_half", "--features-epochs", "1", "--temperatures", "1", "0.3", "--steps", "3"]
-    for item in ("network={depth: 1, hidden: 8}", "batch_size=16", "mode_images=0", "data_name=toys", "prior={num_modes: 4}"):
+    monkeypatch.setattr(
+        generation, "timed", functools.partial(common.timed, min_seconds=0.01)
+    )  # or it takes most of the time
+    argv = [
+        "--data-dir",
+        str(image_folder),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--samples",
+        "24",
+        "--threads",
+        "1",
+    ]
+    argv += [
+        "--features-model",
+        "resnet10_half",
+        "--features-epochs",
+        "1",
+        "--temperatures",
+        "1",
+        "0.3",
+        "--steps",
+        "3",
+    ]
+    for item in (
+        "network={depth: 1, hidden: 8}",
+        "batch_size=16",
+        "mode_images=0",
+        "data_name=toys",
+        "prior={num_modes: 4}",
+    ):
         argv += ["--set", item]
     argv += ["--no-bf16"]
     assert generation.main([*argv, "--arms", "glem", "ce", "linear", "--limit-seconds", "2"]) == 0
@@ -224,7 +298,9 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
     found = result["results"]
     pairs = [(r["arm"], r["temperature"], r["mean_scale"]) for r in found["rows"]]
     both = [(1.0, 1.0), (0.3, 1.0), (1.0, 1.3), (0.3, 1.3)]
-    assert [p[1:] for p in pairs if p[0] == "linear"] == both and [p[1:] for p in pairs if p[0] == "ce"] == both[:2]
+    assert [p[1:] for p in pairs if p[0] == "linear"] == both and [
+        p[1:] for p in pairs if p[0] == "ce"
+    ] == both[:2]
     for row in found["rows"]:
         assert row["error"] is None or row["arm"] == "ce"
         if row["error"] is None:
@@ -234,7 +310,10 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
     assert all(f["extrapolated"] and f["bits_per_dim"] > 0 for f in found["flows"])
     assert found["floor"]["images"] == 24 and found["feature_extractor"]["features"] == 256
     checkpoint = torch.load(tmp_path / "runs" / "glem-0" / "checkpoint.pt", weights_only=True)
-    assert found["feature_extractor"]["bf16"] is False and checkpoint["config"]["net_dtype"] == "float32"
+    assert (
+        found["feature_extractor"]["bf16"] is False
+        and checkpoint["config"]["net_dtype"] == "float32"
+    )
     assert str(tmp_path) not in json.dumps(result) and result["settings"]["samples"] == 24
     assert "| linear | 0 | 0.3 | 1.3 |" in capsys.readouterr().out
 
@@ -243,7 +322,9 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
     assert generation.main([*argv, "--flows", f"mine={trained}", "--record", "again"]) == 0
     again = json.loads((tmp_path / "again.json").read_text())["results"]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs" / "rows").iterdir()} == kept
-    assert [r | {"arm": "linear"} for r in again["rows"]] == [r for r in found["rows"] if r["arm"] == "linear"]
+    assert [r | {"arm": "linear"} for r in again["rows"]] == [
+        r for r in found["rows"] if r["arm"] == "linear"
+    ]
     assert again["flows"][0]["flow"] == "flow" and again["floor"] == found["floor"]
 
 

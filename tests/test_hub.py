@@ -50,7 +50,9 @@ def test_half_lowers_kernels_and_modes_only(small_flow, tmp_path):
     half = load(small_flow.save_pretrained(tmp_path / "half", half=True)).state_dict()
     assert {t.dtype for t in half.values()} == {torch.float32}
     lowered = {k for k in whole if not torch.equal(whole[k], half[k])}
-    assert lowered == {k for k, v in whole.items() if ".net." in k and k.endswith("weight")} | {"prior.modes"}
+    assert lowered == {k for k, v in whole.items() if ".net." in k and k.endswith("weight")} | {
+        "prior.modes"
+    }
     for key in lowered:
         assert torch.equal(half[key], whole[key].half().float()), key
     size = lambda name: (tmp_path / name / hub.WEIGHTS_NAME).stat().st_size
@@ -65,7 +67,11 @@ def test_half_lowers_the_matrices_of_a_transformer_too(tmp_path):
         "position", "embed.weight", "head.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
         "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight",
     }  # fmt: skip
-    assert all(v.dtype == torch.float32 for k, v in stored.items() if ".net." not in k and k != "prior.modes")
+    assert all(
+        v.dtype == torch.float32
+        for k, v in stored.items()
+        if ".net." not in k and k != "prior.modes"
+    )
 
 
 def test_the_bundled_flows_load_by_name():
@@ -104,28 +110,92 @@ def truncate(directory: Path):
 
 BROKEN = {
     "truncated weights": (truncate, ValueError, "cannot be read as safetensors.*truncated"),
-    "empty weights": (lambda d: (d / "model.safetensors").write_bytes(b""), ValueError, "cannot be read as safetensors"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), FileNotFoundError, "holds no model.safetensors"),
-    "no config": (lambda d: (d / "config.json").unlink(), FileNotFoundError, "holds no config.json"),
-    "missing tensor": (break_weights(lambda t: t.pop("prior.mu")), ValueError, r"missing \['prior.mu'\]"),
-    "extra tensor": (break_weights(lambda t: t.update(more=torch.zeros(1))), ValueError, r"unknown \['more'\]"),
+    "empty weights": (
+        lambda d: (d / "model.safetensors").write_bytes(b""),
+        ValueError,
+        "cannot be read as safetensors",
+    ),
+    "no weights": (
+        lambda d: (d / "model.safetensors").unlink(),
+        FileNotFoundError,
+        "holds no model.safetensors",
+    ),
+    "no config": (
+        lambda d: (d / "config.json").unlink(),
+        FileNotFoundError,
+        "holds no config.json",
+    ),
+    "missing tensor": (
+        break_weights(lambda t: t.pop("prior.mu")),
+        ValueError,
+        r"missing \['prior.mu'\]",
+    ),
+    "extra tensor": (
+        break_weights(lambda t: t.update(more=torch.zeros(1))),
+        ValueError,
+        r"unknown \['more'\]",
+    ),
     "wrong shape": (
         break_weights(lambda t: t.update({"log_prior": torch.zeros(4)})),
         ValueError,
         r"log_prior: \(4,\) instead of \(3,\)",
     ),
-    "bad JSON": (lambda d: (d / "config.json").write_text('{"architecture": '), ValueError, "not valid JSON"),
-    "bytes": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"), ValueError, "not valid JSON"),
-    "a list": (lambda d: (d / "config.json").write_text("[]"), ValueError, "must hold a JSON object, got list"),
-    "unknown key": (break_config(lambda c: c.update(input_sizes=3)), ValueError, "'input_sizes'.*'input_size'"),
-    "unknown network key": (break_config(lambda c: c["network"].update(depths=3)), ValueError, "'depths'.*'depth'"),
-    "lacking key": (break_config(lambda c: c.pop("input_size")), ValueError, "config lacks input_size"),
-    "new version": (break_config(lambda c: c.update(format_version=2)), ValueError, "format_version 2 .*upgrade"),
-    "no version": (break_config(lambda c: c.pop("format_version")), ValueError, "format_version None"),
-    "other library": (break_config(lambda c: c.update(library="timm")), ValueError, "not of a timm_nfaug flow"),
-    "architecture": (break_config(lambda c: c.update(architecture="conv_p4_tin")), ValueError, "'conv_p4_tiny'"),
+    "bad JSON": (
+        lambda d: (d / "config.json").write_text('{"architecture": '),
+        ValueError,
+        "not valid JSON",
+    ),
+    "bytes": (
+        lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"),
+        ValueError,
+        "not valid JSON",
+    ),
+    "a list": (
+        lambda d: (d / "config.json").write_text("[]"),
+        ValueError,
+        "must hold a JSON object, got list",
+    ),
+    "unknown key": (
+        break_config(lambda c: c.update(input_sizes=3)),
+        ValueError,
+        "'input_sizes'.*'input_size'",
+    ),
+    "unknown network key": (
+        break_config(lambda c: c["network"].update(depths=3)),
+        ValueError,
+        "'depths'.*'depth'",
+    ),
+    "lacking key": (
+        break_config(lambda c: c.pop("input_size")),
+        ValueError,
+        "config lacks input_size",
+    ),
+    "new version": (
+        break_config(lambda c: c.update(format_version=2)),
+        ValueError,
+        "format_version 2 .*upgrade",
+    ),
+    "no version": (
+        break_config(lambda c: c.pop("format_version")),
+        ValueError,
+        "format_version None",
+    ),
+    "other library": (
+        break_config(lambda c: c.update(library="timm")),
+        ValueError,
+        "not of a timm_nfaug flow",
+    ),
+    "architecture": (
+        break_config(lambda c: c.update(architecture="conv_p4_tin")),
+        ValueError,
+        "'conv_p4_tiny'",
+    ),
     "a number for a dict": (break_config(lambda c: c.update(network=3)), ValueError, "network"),
-    "other network": (break_config(lambda c: c["network"].update(depth=1)), ValueError, "unknown .*network.layers"),
+    "other network": (
+        break_config(lambda c: c["network"].update(depth=1)),
+        ValueError,
+        "unknown .*network.layers",
+    ),
 }
 
 
@@ -139,8 +209,16 @@ def test_broken_files_are_explained(case, saved):
 
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(saved):
     bundled = nfa.list_flows(pretrained=True)[0]
-    for name, kind in ((bundled, "bundled flow"), (str(saved), "directory"), (saved, "directory"), (f"local-dir:{saved}", "dir")):
-        with pytest.raises(ValueError, match=f"a revision goes with a Hub id such as hf-hub:org/name, .* is a {kind}"):
+    for name, kind in (
+        (bundled, "bundled flow"),
+        (str(saved), "directory"),
+        (saved, "directory"),
+        (f"local-dir:{saved}", "dir"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=f"a revision goes with a Hub id such as hf-hub:org/name, .* is a {kind}",
+        ):
             load(name, revision="v1")
 
 
@@ -172,7 +250,11 @@ def test_saving_again_leaves_no_other_files(small_flow, saved):
     with torch.no_grad():
         small_flow.prior.mu.add_(1)
     small_flow.save_pretrained(saved)
-    assert sorted(p.name for p in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert torch.equal(load(saved).prior.mu, small_flow.prior.mu)
     umask = os.umask(0)
     os.umask(umask)
@@ -228,10 +310,24 @@ def test_the_card_is_called_as_the_directory(small_flow, tmp_path, monkeypatch):
 
 
 def test_the_card_states_what_the_config_knows(small_flow, tmp_path):
-    info = {"data": "some data", "license": "mit", "metrics": {"bits_per_dim": 3.25, "error": 1.5e-6}, "training": "Trained."}
+    info = {
+        "data": "some data",
+        "license": "mit",
+        "metrics": {"bits_per_dim": 3.25, "error": 1.5e-6},
+        "training": "Trained.",
+    }
     small_flow.config.info = info
     card = (small_flow.save_pretrained(tmp_path / "my_flow") / "README.md").read_text()
-    for part in ("license: mit", "# my_flow", "some data", "3.25", "1.5e-06", "conv_p4_tiny", "3 x 32 x 32, 8-bit", "Trained."):
+    for part in (
+        "license: mit",
+        "# my_flow",
+        "some data",
+        "3.25",
+        "1.5e-06",
+        "conv_p4_tiny",
+        "3 x 32 x 32, 8-bit",
+        "Trained.",
+    ):
         assert part in card, part
 
 
@@ -264,9 +360,15 @@ def test_upload_and_download(small_flow, saved, tmp_path):
     with running_hub() as server:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_test"}
-        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+        env |= {
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         command = [sys.executable, "-c", CLIENT, str(saved), str(tmp_path / "out")]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr + "\n".join(server.requests)
         first, second, *errors = done.stdout.split()
     assert server.messages == ["the first", "Upload flow"]

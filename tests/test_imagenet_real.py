@@ -22,8 +22,10 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
 import timm_nfaug as nfa
-from benchmarks import common, imagenet_real, imagenet_recipe
-from benchmarks.schema import validate_file
+from benchmarks.core import common
+from benchmarks.core.schema import validate_file
+from benchmarks.imagenet import real as imagenet_real
+from benchmarks.imagenet import recipe as imagenet_recipe
 from timm_nfaug import lift, pixels
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +43,15 @@ def tree(tmp_path_factory, toy_images):
             (root / split / wnid).mkdir(parents=True)
             for i, image in enumerate(levels[labels == k][:count]):
                 number = 7 * i + k + 1
-                name = f"{wnid}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG"
-                name = name.replace(".", f"_{wnid}.") if split == "val" and i == 0 else name  # as copies on the Hub
-                Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0))).save(root / split / wnid / name)
+                name = (
+                    f"{wnid}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG"
+                )
+                name = (
+                    name.replace(".", f"_{wnid}.") if split == "val" and i == 0 else name
+                )  # as copies on the Hub
+                Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0))).save(
+                    root / split / wnid / name
+                )
     return root
 
 
@@ -54,7 +62,9 @@ def flow_dir(_small_flow, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data_config():
-    return resolve_data_config({"crop_pct": 1.0, "interpolation": "bicubic", "img_size": 28}, model=timm.create_model(TINY))
+    return resolve_data_config(
+        {"crop_pct": 1.0, "interpolation": "bicubic", "img_size": 28}, model=timm.create_model(TINY)
+    )
 
 
 def arguments(tree, out, *more, arm="baseline"):
@@ -69,7 +79,9 @@ def arguments(tree, out, *more, arm="baseline"):
 @pytest.fixture(scope="module")
 def glem(tree, flow_dir):
     """The command line of a toy run of the arm glem, by its directory and further flags."""
-    return lambda out, *more: arguments(tree, out, "--flow", flow_dir, "--amp", "bfloat16", *more, arm="glem")
+    return lambda out, *more: arguments(
+        tree, out, "--flow", flow_dir, "--amp", "bfloat16", *more, arm="glem"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +91,16 @@ def two_processes(glem, tmp_path_factory):
     It goes on beside the tests before the one that waits.
     """
     out = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = [*launch, "benchmarks.imagenet_real", *glem(out, "--batch-size", "4", "--accum", "2")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+    ]
+    command = [*launch, "benchmarks.imagenet.real", *glem(out, "--batch-size", "4", "--accum", "2")]
     both = f"{shlex.join([*command, '--time-limit', '0'])} && exec {shlex.join([*command, '--resume'])}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(both, shell=True, cwd=ROOT, start_new_session=True, **pipes) as process:
@@ -118,10 +138,24 @@ def test_the_recipe_to_the_letter():
     assert r.MODEL == "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k"
     assert (r.IMAGE_SIZE, r.CROP_PCT, r.INTERPOLATION) == (448, 1.0, "bicubic")
     cfg = timm.get_pretrained_cfg(r.MODEL)  # what timm evaluates the model with
-    assert (cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.num_classes) == ((3, 448, 448), 1.0, "bicubic", r.CLASSES)
+    assert (cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.num_classes) == (
+        (3, 448, 448),
+        1.0,
+        "bicubic",
+        r.CLASSES,
+    )
     assert (r.EPOCHS, r.COPIES, r.CLIP_NORM, r.LEARNING_RATE) == (3, 3, 1.0, 1e-5)
-    assert (r.RANDAUGMENT, r.ERASING) == ("rand-m9-mstd0.5-inc1", {"re_prob": 0.25, "re_mode": "pixel"})  # timm's usual
-    assert (r.BATCH_SIZE, r.MODES, r.FIT_IMAGES, r.FIT_SIZE, r.RESTART_EPOCHS) == (32, 32, 64, 32, 3)
+    assert (r.RANDAUGMENT, r.ERASING) == (
+        "rand-m9-mstd0.5-inc1",
+        {"re_prob": 0.25, "re_mode": "pixel"},
+    )  # timm's usual
+    assert (r.BATCH_SIZE, r.MODES, r.FIT_IMAGES, r.FIT_SIZE, r.RESTART_EPOCHS) == (
+        32,
+        32,
+        64,
+        32,
+        3,
+    )
     assert (r.CLASSES, r.TRAIN_IMAGES, r.VAL_IMAGES) == (1000, 1281167, 50000)
     assert r.PUBLISHED == {"real_top1": 90.911, "real_top5": 98.811}
     assert r.PAPER == {
@@ -136,11 +170,18 @@ def test_the_recipe_to_the_letter():
     assert rates == pytest.approx([1.0e-5, 0.75e-5, 0.25e-5], rel=1e-12)
     assert type(optimizer) is torch.optim.SGD
     defaults = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
-    assert {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr", "initial_lr")} == {
-        k: v for k, v in defaults.items() if k not in ("params", "lr")
-    }
+    assert {
+        k: v
+        for k, v in optimizer.param_groups[0].items()
+        if k not in ("params", "lr", "initial_lr")
+    } == {k: v for k, v in defaults.items() if k not in ("params", "lr")}
     args = imagenet_real.make_parser().parse_args([])
-    assert (args.model, args.no_pretrained, args.img_size, args.skip_check) == (r.MODEL, False, None, False)
+    assert (args.model, args.no_pretrained, args.img_size, args.skip_check) == (
+        r.MODEL,
+        False,
+        None,
+        False,
+    )
     assert (args.check_top1, args.check_top5, args.tolerance) == (90.911, 98.811, 0.1)
     assert args.strength == 0.5
     assert imagenet_real.ARMS == ("baseline", "sa", "linear", "ce", "glem")
@@ -163,7 +204,9 @@ def test_plan(capsys):
         used, _, there, _ = memory.split()
         assert 0 < float(used) < 0.8 * float(there)
     hours, gpu_hours = ([float(c) for c in rows[k]] for k in ("hours", "GPU hours"))
-    assert gpu_hours == pytest.approx([n * h for n, h in zip(devices, hours)], rel=0.03)  # of rounding
+    assert gpu_hours == pytest.approx(
+        [n * h for n, h in zip(devices, hours)], rel=0.03
+    )  # of rounding
     # timm publishes 107.11 GMACs for the model; it counts the rotary embedding and the norms too
     assert float(text.partition("compute: ")[2].split()[0]) / 2 == pytest.approx(107.11, rel=0.01)
     # by hand: forward and backward of all images at the share of the peak that timm's 313.81 images/s stand for
@@ -192,7 +235,10 @@ def test_kept_bytes_are_those_of_a_real_backward_pass():
 
 
 def test_official_names():
-    for name in ("ILSVRC2012_val_00000293.JPEG", "val/n01443537/ILSVRC2012_val_00000293_n01443537.JPEG"):
+    for name in (
+        "ILSVRC2012_val_00000293.JPEG",
+        "val/n01443537/ILSVRC2012_val_00000293_n01443537.JPEG",
+    ):
         assert imagenet_real.real_name(name) == "ILSVRC2012_val_00000293.JPEG"
     assert imagenet_real.real_name("ILSVRC2012_val_00050000.JPEG") == "ILSVRC2012_val_00050000.JPEG"
 
@@ -211,12 +257,18 @@ def test_official_names():
     ],
 )
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match=rf"must be named ILSVRC2012_val_00000001\.JPEG.*got {name}"):
+    with pytest.raises(
+        ValueError, match=rf"must be named ILSVRC2012_val_00000001\.JPEG.*got {name}"
+    ):
         imagenet_real.real_name(f"val/n01443537/{name}")
 
 
 def test_one_image_under_two_names_is_refused():
-    paths = ["a/ILSVRC2012_val_00000007.JPEG", "a/ILSVRC2012_val_00000008.JPEG", "b/ILSVRC2012_val_00000008_n01443537.JPEG"]
+    paths = [
+        "a/ILSVRC2012_val_00000007.JPEG",
+        "a/ILSVRC2012_val_00000008.JPEG",
+        "b/ILSVRC2012_val_00000008_n01443537.JPEG",
+    ]
     with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000008\.JPEG is there more than once"):
         imagenet_real.real_names(paths)
 
@@ -225,7 +277,9 @@ def test_accuracy_is_that_of_a_slow_twin():
     real = json.loads(pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json"))
     assert len(real) == 50000
     g = torch.Generator().manual_seed(0)
-    numbers = torch.randperm(50000, generator=g)[:1200].tolist()  # in no order, and over the batch of 1,000
+    numbers = torch.randperm(50000, generator=g)[
+        :1200
+    ].tolist()  # in no order, and over the batch of 1,000
     labels = torch.randint(0, 1000, (1200,), generator=g)
     logits = torch.randn(1200, 1000, generator=g)
     for i, n in enumerate(numbers):  # make some of them right, first or further down
@@ -243,17 +297,28 @@ def test_accuracy_is_that_of_a_slow_twin():
     names = [f"ILSVRC2012_val_{n + 1:08d}.JPEG" for n in numbers]
     found = imagenet_real.accuracy(logits.topk(5).indices, labels, names)
     for key, count in counts.items():
-        assert 0 < count and found[key] == pytest.approx(100 * count / (with_labels if "real" in key else 1200))
+        assert 0 < count and found[key] == pytest.approx(
+            100 * count / (with_labels if "real" in key else 1200)
+        )
     without = [f"ILSVRC2012_val_{n + 1:08d}.JPEG" for n in range(50000) if not real[n]][:3]
     with pytest.raises(ValueError, match="none of the 3 validation images has a ReaL label"):
         imagenet_real.accuracy(torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3), without)
 
 
 def test_the_untouched_model_is_checked():
-    expected, good = imagenet_recipe.PUBLISHED, {"real_top1": 90.896, "real_top5": 98.802, "top1": 88.7, "top5": 98.7}
+    expected, good = (
+        imagenet_recipe.PUBLISHED,
+        {"real_top1": 90.896, "real_top5": 98.802, "top1": 88.7, "top5": 98.7},
+    )
     imagenet_real.check_untouched(good, 50000, expected, 0.1)
-    for found, images in (({**good, "real_top1": 90.8}, 50000), ({**good, "real_top5": 98.95}, 50000), (good, 49999)):
-        with pytest.raises(SystemExit, match=rf"gives real_top1 {found['real_top1']:.3f} \(expected 90\.911\)"):
+    for found, images in (
+        ({**good, "real_top1": 90.8}, 50000),
+        ({**good, "real_top5": 98.95}, 50000),
+        (good, 49999),
+    ):
+        with pytest.raises(
+            SystemExit, match=rf"gives real_top1 {found['real_top1']:.3f} \(expected 90\.911\)"
+        ):
             imagenet_real.check_untouched(found, images, expected, 0.1)
 
 
@@ -275,8 +340,22 @@ def test_images_and_labels_are_those_of_timms_evaluation(tree, data_config):
 
 def test_crop_and_interpolation_are_the_recipes_whatever_the_models(tree, tmp_path):
     name = "resnet18.tv_in1k"  # 0.875 and bilinear of its own
-    flags = ["--data-dir", tree, "--out", tmp_path, "--arm", "baseline", "--model", name, "--no-pretrained", "--workers", "0"]
-    run = imagenet_real.prepare(imagenet_real.make_parser().parse_args([str(v) for v in flags]), torch.device("cpu"))
+    flags = [
+        "--data-dir",
+        tree,
+        "--out",
+        tmp_path,
+        "--arm",
+        "baseline",
+        "--model",
+        name,
+        "--no-pretrained",
+        "--workers",
+        "0",
+    ]
+    run = imagenet_real.prepare(
+        imagenet_real.make_parser().parse_args([str(v) for v in flags]), torch.device("cpu")
+    )
     model = timm.create_model(name)
     config = resolve_data_config({"crop_pct": 1.0, "interpolation": "bicubic"}, model=model)
     path, label = run.val.samples[4]
@@ -288,7 +367,10 @@ def test_crop_and_interpolation_are_the_recipes_whatever_the_models(tree, tmp_pa
 
 def test_other_folders_are_refused(tree, data_config, tmp_path):
     (tmp_path / "val" / "goldfish").mkdir(parents=True)
-    for folder, error, message in (("val", ValueError, "wnids.*goldfish"), ("train", FileNotFoundError, "no directory")):
+    for folder, error, message in (
+        ("val", ValueError, "wnids.*goldfish"),
+        ("train", FileNotFoundError, "no directory"),
+    ):
         with pytest.raises(error, match=message):
             imagenet_real.ImageNetFolder(tmp_path / folder, data_config)
 
@@ -321,7 +403,9 @@ def test_originals_stay_clean_in_every_arm(arm, tree, data_config, flow_dir):
     if arm == "baseline":
         return
     copies = torch.stack([image for image, _ in samples]).view(4, 12, -1)
-    assert all((copies[a] != copies[b]).any(1).float().mean() > 0.5 for a in range(4) for b in range(a))
+    assert all(
+        (copies[a] != copies[b]).any(1).float().mean() > 0.5 for a in range(4) for b in range(a)
+    )
     other = make()  # a sample depends on (seed, epoch, index) alone, not on what was drawn before
     assert torch.equal(other[40][0], samples[40][0])
     other.set_epoch(1)
@@ -351,36 +435,57 @@ def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypa
         images = pixels.levels_to_model(torch.stack([image for image, label in base if label == k]))
         codes[k] = by_hand(lift.down(images, (32, 32)))[0]
         assert torch.allclose(prior.mu[k], codes[k].mean(0), atol=1e-4)
-    within = torch.cat([z - z.mean(0) for z in codes.values()])  # twelve images of three classes: 9 modes
+    within = torch.cat(
+        [z - z.mean(0) for z in codes.values()]
+    )  # twelve images of three classes: 9 modes
     for k, z in codes.items():
         modes, std = prior.modes[k, :9], prior.mode_std[k, :9]
         assert (prior.mode_std[k] > 0).sum() == 9
         own, common = (((v - v.mean(0)) @ modes.T).square().sum(0) for v in (z, within))
         assert torch.allclose((own + 100 * common / 9) / (3 + 100), std**2, rtol=1e-3)
     monkeypatch.setattr(imagenet_recipe, "FIT_IMAGES", 2)  # the first two alone
-    assert ((imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 3).all()
+    assert (
+        (imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[
+            base.targets
+        ]
+        == 3
+    ).all()
 
 
 def test_a_run_of_linear_resumes(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    argv = [*arguments(tree, tmp_path / "run", "--record", "imagenet_real", arm="linear"), "--resume"]
+    argv = [
+        *arguments(tree, tmp_path / "run", "--record", "imagenet_real", arm="linear"),
+        "--resume",
+    ]
     assert imagenet_real.main([*argv, "--time-limit", "0"]) == 0
     assert imagenet_real.main(argv) == 0
     r = validate_file(tmp_path / "imagenet_real.json")
-    assert (r["results"]["arm"], r["results"]["flow"]) == ("linear", "linear") and "modes=32" in r["settings"]["augment"]
+    assert (r["results"]["arm"], r["results"]["flow"]) == ("linear", "linear") and "modes=32" in r[
+        "settings"
+    ]["augment"]
 
 
 def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
     make = imagenet_real.make_augment
     assert make("baseline", None, 0.5) is None and make("sa", None, 0.5) is None
     augment = make("glem", str(flow_dir), 0.25)
-    assert (augment.strength, augment.modes, augment.labels, augment.p) == (0.25, 6, "posterior", 1.0)
-    coded = nfa.create_flow("conv_p4_tiny", num_classes=3, depth=1, hidden=8, prior={"num_modes": 2}, code_rows=8)
+    assert (augment.strength, augment.modes, augment.labels, augment.p) == (
+        0.25,
+        6,
+        "posterior",
+        1.0,
+    )
+    coded = nfa.create_flow(
+        "conv_p4_tiny", num_classes=3, depth=1, hidden=8, prior={"num_modes": 2}, code_rows=8
+    )
     coded = str(coded.save_pretrained(tmp_path / "coded"))
     assert make("ce", coded, 0.5).labels == "posterior"
     # a flow of ImageNet's own classes takes the labels
     names = ImageNetInfo().label_names()
-    own = nfa.create_flow("linear", input_size=(3, 4, 4), num_classes=1000, prior={"num_modes": 1}, class_names=names)
+    own = nfa.create_flow(
+        "linear", input_size=(3, 4, 4), num_classes=1000, prior={"num_modes": 1}, class_names=names
+    )
     assert make("glem", str(own.save_pretrained(tmp_path / "own")), 0.5).labels == "given"
     for arm, flow, message in (
         ("baseline", coded, "arm baseline uses no flow"),
@@ -402,7 +507,9 @@ def test_a_step_is_that_of_a_slow_twin(tree, tmp_path):
     """Mean loss over the whole batch, all gradients scaled to norm 1, plain SGD, whatever the accumulation."""
     parser = imagenet_real.make_parser()
     for accum in (1, 4):
-        args = parser.parse_args(arguments(tree, tmp_path / str(accum), "--accum", accum, "--batch-size", 16 // accum))
+        args = parser.parse_args(
+            arguments(tree, tmp_path / str(accum), "--accum", accum, "--batch-size", 16 // accum)
+        )
         run = imagenet_real.prepare(args, torch.device("cpu"))
         run.model.train()
         twin = timm.create_model(TINY, img_size=28)
@@ -411,7 +518,9 @@ def test_a_step_is_that_of_a_slow_twin(tree, tmp_path):
         images, labels = (torch.cat([b[i] for b in batches[:accum]]) for i in range(2))
         if accum == 1:
             first = images
-        assert len(batches) == 3 * accum and torch.equal(images, first)  # how a batch is split does not change it
+        assert len(batches) == 3 * accum and torch.equal(
+            images, first
+        )  # how a batch is split does not change it
         loss = F.cross_entropy(twin(images), labels)
         grads = torch.autograd.grad(loss, list(twin.parameters()))
         norm = math.sqrt(sum(g.double().square().sum().item() for g in grads))
@@ -435,7 +544,9 @@ def test_a_whole_run_and_its_result(tree, tmp_path, capsys, monkeypatch):
     assert "untouched: top1" in printed and "step 9/9: loss" in printed and "| epoch 3 |" in printed
     state = finished(out)
     result = validate_file(tmp_path / "imagenet_real.json")
-    assert result["data"].startswith("images under ImageNet's names (not ImageNet-1k): 12 training images, 9 val")
+    assert result["data"].startswith(
+        "images under ImageNet's names (not ImageNet-1k): 12 training images, 9 val"
+    )
     r = result["results"]
     assert r["arm"] == "baseline" and r["flow"] is None and r["checked"] is False
     assert (r["optimizer_steps"], r["images_seen"]) == (9, 144) and r["seconds"] > 0
@@ -454,7 +565,10 @@ def test_a_whole_run_and_its_result(tree, tmp_path, capsys, monkeypatch):
     assert_same_run(out, state)
     for more, message in (
         ([], "checkpoint.pt exists; go on with --resume"),
-        (["--resume", "--seed", "1", "--amp", "bfloat16"], "amp=None instead of 'bfloat16', seed=0 instead of 1"),
+        (
+            ["--resume", "--seed", "1", "--amp", "bfloat16"],
+            "amp=None instead of 'bfloat16', seed=0 instead of 1",
+        ),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as e:
@@ -468,14 +582,16 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(glem, undisturbed, t
         assert imagenet_real.main(glem(tmp_path, "--resume", "--time-limit", "0")) == 0
         assert f"stopped at step {step} of 9; go on with --resume" in capsys.readouterr().out
     # timm before 1.0.15 cannot checkpoint EVA's blocks
-    checkpointing = ["--grad-checkpointing"] if Version(timm.__version__) >= Version("1.0.15") else []
+    checkpointing = (
+        ["--grad-checkpointing"] if Version(timm.__version__) >= Version("1.0.15") else []
+    )
     assert imagenet_real.main(glem(tmp_path, "--resume", *checkpointing)) == 0
     assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_killed_run_resumes_to_the_same_weights(glem, undisturbed, tmp_path):
     """SIGKILL at a random moment of a real process that saves after every step and has another one load the images."""
-    command = [sys.executable, "-m", "benchmarks.imagenet_real"]
+    command = [sys.executable, "-m", "benchmarks.imagenet.real"]
     command += glem(tmp_path, "--checkpoint-minutes", "0", "--workers", "1")
     step, delay = random.randint(1, 6), random.uniform(0, 0.05)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -485,7 +601,9 @@ def test_a_killed_run_resumes_to_the_same_weights(glem, undisturbed, tmp_path):
                 process.kill()
                 break
     assert process.returncode == -signal.SIGKILL
-    (tmp_path / ".checkpoint.pt.abc").write_bytes(b"half a checkp")  # of a kill in the middle of a write
+    (tmp_path / ".checkpoint.pt.abc").write_bytes(
+        b"half a checkp"
+    )  # of a kill in the middle of a write
     reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
     assert step - 1 <= reached < 9, (step, delay)
     assert imagenet_real.main(glem(tmp_path, "--resume")) == 0
@@ -497,7 +615,9 @@ def test_two_processes_are_one(two_processes, undisturbed):
     process, out = two_processes
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed[-3000:]
-    assert printed.count("step 9/9") == printed.count("stopped at step 1 of 9") == 1  # the first process speaks for both
+    assert (
+        printed.count("step 9/9") == printed.count("stopped at step 1 of 9") == 1
+    )  # the first process speaks for both
     state = finished(out)
     assert state["untouched"] == undisturbed["untouched"]
     for a, b in zip(state["epochs"], undisturbed["epochs"]):
@@ -508,7 +628,10 @@ def test_two_processes_are_one(two_processes, undisturbed):
 def test_it_stops_where_the_untouched_model_is_off(tree, tmp_path, capsys):
     argv = [a for a in arguments(tree, tmp_path / "run") if a != "--skip-check"]
     for more in ([], ["--resume"]):  # nor does it go on later
-        with pytest.raises(SystemExit, match=r"real_top1 .* \(expected 90\.911\).* on 9 images.*--skip-check is for smoke runs"):
+        with pytest.raises(
+            SystemExit,
+            match=r"real_top1 .* \(expected 90\.911\).* on 9 images.*--skip-check is for smoke runs",
+        ):
             imagenet_real.main([*argv, *more])
     assert "step" not in capsys.readouterr().out
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
@@ -517,7 +640,10 @@ def test_it_stops_where_the_untouched_model_is_off(tree, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--batch-size", "5"], "--batch-size 5 on 1 devices does not divide the recipe's batch of 32"),
+        (
+            ["--batch-size", "5"],
+            "--batch-size 5 on 1 devices does not divide the recipe's batch of 32",
+        ),
         (["--batch-size", "0"], "at least 1"),
         (["--batch-size", "49", "--accum", "1"], "48 samples do not fill one batch of 49"),
         (["--model", "eva02_tiny_patch14_224.mim_in22k"], "has 0 classes, ImageNet 1000"),

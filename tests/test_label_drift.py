@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
-from benchmarks import common, label_drift
-from benchmarks.arms import Arm, Settings, make_arm
-from benchmarks.classifier import make_classifier
-from benchmarks.schema import validate_file
+from benchmarks.analysis import label_drift
+from benchmarks.cifar.arms import Arm, Settings, make_arm
+from benchmarks.cifar.classifier import make_classifier
+from benchmarks.core import common
+from benchmarks.core.schema import validate_file
 from train_flow.data import Images
 
 
@@ -19,15 +20,23 @@ def model():
 
 def test_no_change_keeps_all_and_a_stronger_one_moves_further(model, toy_images):
     data = Images(*toy_images, ["a", "b", "c"])
-    assert label_drift.measure(Arm(), model, data, 0) == {"kept": 1.0, "move_levels": 0.0, "spread": 0.0}
+    assert label_drift.measure(Arm(), model, data, 0) == {
+        "kept": 1.0,
+        "move_levels": 0.0,
+        "spread": 0.0,
+    }
     found = [
-        label_drift.measure(make_arm("linear", data, None, Settings(strength=s, modes=4, p=1.0)), model, data, 0)
+        label_drift.measure(
+            make_arm("linear", data, None, Settings(strength=s, modes=4, p=1.0)), model, data, 0
+        )
         for s in (0.25, 1.0)
     ]
     assert 0 < found[0]["move_levels"] * 2 < found[1]["move_levels"] < 128
     assert 0 < found[0]["spread"] < found[1]["spread"] and all(0 <= f["kept"] <= 1 for f in found)
     crops = label_drift.measure(label_drift.CROPPED, model, data, 0)
-    assert crops["move_levels"] > 1 and crops == label_drift.measure(label_drift.CROPPED, model, data, 0)
+    assert crops["move_levels"] > 1 and crops == label_drift.measure(
+        label_drift.CROPPED, model, data, 0
+    )
 
 
 def test_a_partner_is_another_image_of_the_class():
@@ -41,11 +50,26 @@ def test_a_partner_is_another_image_of_the_class():
 def test_command(image_folder, tmp_path, model, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     save_model(model, str(tmp_path / "classifier.safetensors"))
-    arguments = ["--data-dir", str(image_folder), "--data-name", "toy", "--classifier", str(tmp_path / "classifier.safetensors")]
+    arguments = [
+        "--data-dir",
+        str(image_folder),
+        "--data-name",
+        "toy",
+        "--classifier",
+        str(tmp_path / "classifier.safetensors"),
+    ]
     assert label_drift.main([*arguments, "--strengths", "0.5", "--modes", "4"]) == 0
     rows = validate_file(tmp_path / "label_drift.json")["results"]["rows"]
-    assert [row["augmentation"] for row in rows] == ["crop and flip", "sa", "trivial", "linear s0.5-k4"]
-    assert all(row["move_levels"] > 0 for row in rows) and "| linear s0.5-k4 |" in capsys.readouterr().out
+    assert [row["augmentation"] for row in rows] == [
+        "crop and flip",
+        "sa",
+        "trivial",
+        "linear s0.5-k4",
+    ]
+    assert (
+        all(row["move_levels"] > 0 for row in rows)
+        and "| linear s0.5-k4 |" in capsys.readouterr().out
+    )
 
 
 def test_a_record_names_the_flow_without_its_directories():

@@ -8,9 +8,9 @@ from torch.distributions import MultivariateNormal
 
 import timm_nfaug as nfa
 from timm_nfaug import pixels
+from timm_nfaug.config import FlowConfig
 from timm_nfaug.flows.architectures import ARCHITECTURES
-from timm_nfaug.flows.config import FlowConfig
-from timm_nfaug.flows.label_code import label_codes, nearest_label
+from timm_nfaug.flows.label_band import label_codes, nearest_label
 from timm_nfaug.flows.prior import ClassGaussians
 
 
@@ -36,19 +36,27 @@ def test_bits_per_dim_of_a_fresh_flow():
     assert log_det.abs().max() < 1e-3 and not torch.equal(z, x.flatten(1))
     nats = 0.5 * (x.double().square().flatten(1).mean(1) / 0.75 + math.log(2 * math.pi * 0.75))
     # one of 256 levels is 2 / 256 wide; float32 sums over 3,072 pixels
-    torch.testing.assert_close(found.double(), nats / math.log(2) - math.log2(2 / 256), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found.double(), nats / math.log(2) - math.log2(2 / 256), rtol=0, atol=1e-5
+    )
     assert (found > 8).all()  # noise has 8 bits/dim, and no model can have less on it
 
 
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_a_uniform_density_has_as_many_bits_as_the_levels(bits):
-    log_prob = torch.full((2,), -12 * math.log(2.0))  # density 1/2 on [-1, 1] in each of 12 dimensions
-    torch.testing.assert_close(pixels.bits_per_dim(log_prob, 12, bits), torch.full((2,), float(bits)))
+    log_prob = torch.full(
+        (2,), -12 * math.log(2.0)
+    )  # density 1/2 on [-1, 1] in each of 12 dimensions
+    torch.testing.assert_close(
+        pixels.bits_per_dim(log_prob, 12, bits), torch.full((2,), float(bits))
+    )
 
 
 def test_log_prob_integrates_to_one():
     """Over all of 2-D space, by a sum on a fine grid: scale and log-det of the whole model at once."""
-    flow = nfa.create_flow("conv_p4_tiny", input_size=(2, 1, 1), num_classes=2, depth=2, hidden=8, patch=1).double()
+    flow = nfa.create_flow(
+        "conv_p4_tiny", input_size=(2, 1, 1), num_classes=2, depth=2, hidden=8, patch=1
+    ).double()
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator(p.numel())))
@@ -64,7 +72,10 @@ def test_class_logits_are_log_densities(small_flow, toy_images):
     x = pixels.levels_to_model(toy_images[0][::5])
     small_flow.log_prior.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
     logits = small_flow.class_logits(x)
-    twin = torch.stack([small_flow.log_prob(x, torch.full((len(x),), k)) for k in range(3)], 1) + small_flow.log_prior
+    twin = (
+        torch.stack([small_flow.log_prob(x, torch.full((len(x),), k)) for k in range(3)], 1)
+        + small_flow.log_prior
+    )
     difference = logits - twin  # the log-det, a constant for each image
     # float32 sums of 3,072 terms, totals of some thousand nats
     torch.testing.assert_close(difference, difference[:, :1].expand(-1, 3), rtol=0, atol=2e-2)
@@ -78,7 +89,9 @@ def test_linear_flow_is_a_gaussian_fit(rank):
     levels = (levels.float().cumsum(3) / 4).to(torch.uint8)  # neighbours correlate
     y = torch.arange(300) % 2
     x = pixels.levels_to_model(levels)
-    flow = nfa.create_flow("linear", input_size=(1, 3, 4), num_classes=2, prior={"num_modes": rank}).double()
+    flow = nfa.create_flow(
+        "linear", input_size=(1, 3, 4), num_classes=2, prior={"num_modes": rank}
+    ).double()
     flow.prior.set_moments(flow.moments([(x, y)], num_modes=rank))
     assert flow.is_linear
     for k in range(2):
@@ -95,7 +108,10 @@ def test_linear_flow_is_a_gaussian_fit(rank):
 
 
 def test_with_prior_shares_the_network_and_nothing_else(small_flow, toy_images, tmp_path):
-    x, z = pixels.levels_to_model(toy_images[0][:4]), small_flow(pixels.levels_to_model(toy_images[0][:4]))[0]
+    x, z = (
+        pixels.levels_to_model(toy_images[0][:4]),
+        small_flow(pixels.levels_to_model(toy_images[0][:4]))[0],
+    )
     before, config = small_flow.class_logits(x), small_flow.config.to_dict()
     prior = ClassGaussians(5, small_flow.dim, num_modes=2)
     other = small_flow.with_prior(prior, ["p", "q", "r", "s", "t"])
@@ -104,7 +120,9 @@ def test_with_prior_shares_the_network_and_nothing_else(small_flow, toy_images, 
     assert torch.equal(small_flow.class_logits(x), before) and small_flow.config.to_dict() == config
     loaded = nfa.ConditionalFlow.from_pretrained(other.save_pretrained(tmp_path))
     with torch.no_grad():  # folded, as the frozen flow of the fixture is
-        assert loaded.config.class_names == ["p", "q", "r", "s", "t"] and torch.equal(loaded(x)[0], z)
+        assert loaded.config.class_names == ["p", "q", "r", "s", "t"] and torch.equal(
+            loaded(x)[0], z
+        )
 
 
 # -- sampling and interpolation ----------------------------------------------------------------------------------------
@@ -159,30 +177,40 @@ def test_conditional_encoding(encoding_flow, toy_images):
         flow(x, y[1:])
     assert flow.dim == 3 * 40 * 32 and flow.prior.num_classes == 1 and flow.num_classes == 3
     z, _ = flow(x, y)
-    torch.testing.assert_close(flow.inverse(z), x, rtol=0, atol=2e-5)  # float32; the band is cut off again
+    torch.testing.assert_close(
+        flow.inverse(z), x, rtol=0, atol=2e-5
+    )  # float32; the band is cut off again
     with pytest.raises(ValueError, match="needs the labels"):
         flow(x)
     logits = flow.class_logits(x)
-    by_hand = torch.stack([flow.log_prob(x, torch.full_like(y, k)) for k in range(3)], 1) - math.log(3)
+    by_hand = torch.stack(
+        [flow.log_prob(x, torch.full_like(y, k)) for k in range(3)], 1
+    ) - math.log(3)
     torch.testing.assert_close(logits, by_hand, rtol=1e-6, atol=0)  # the same passes, K of them
     assert not torch.equal(flow(x, y)[0], flow(x, (y + 1) % 3)[0])
 
 
 def test_conditional_encoding_reads_labels_from_the_band(encoding_flow, toy_images):
     flow, x = encoding_flow, pixels.levels_to_model(toy_images[0])
-    x = flow.sample(torch.tensor([0, 1, 2, 2, 2, 0]), generator=generator())  # an untrained flow makes every label
+    x = flow.sample(
+        torch.tensor([0, 1, 2, 2, 2, 0]), generator=generator()
+    )  # an untrained flow makes every label
     assert x.shape == (6, 3, 32, 32) and x.isfinite().all()
     assert torch.equal(x, flow.sample(torch.tensor([0, 1, 2, 2, 2, 0]), generator=generator()))
     # a flow that can make nothing but one image of label 2
     image = pixels.levels_to_model(toy_images[0][:1])
     flow.prior.mu.copy_(flow(image, torch.tensor([2]))[0])
     only = flow.sample(torch.tensor([2, 2]), temperature=0)
-    torch.testing.assert_close(only, image.expand(2, -1, -1, -1), rtol=0, atol=2e-5)  # float32 inverse
+    torch.testing.assert_close(
+        only, image.expand(2, -1, -1, -1), rtol=0, atol=2e-5
+    )  # float32 inverse
     with pytest.raises(RuntimeError, match=r"no label of \[1\]"):
         flow.sample(torch.tensor([2, 1]), temperature=0)
 
 
-@pytest.mark.parametrize("num_classes, channels, rows, width", [(10, 3, 8, 32), (100, 3, 8, 32), (16, 1, 4, 16)])
+@pytest.mark.parametrize(
+    "num_classes, channels, rows, width", [(10, 3, 8, 32), (100, 3, 8, 32), (16, 1, 4, 16)]
+)
 def test_label_codes(num_classes, channels, rows, width):
     codes = label_codes(num_classes, channels, rows, width)
     assert codes.shape == (num_classes, channels, rows, width) and codes.dtype == torch.uint8
@@ -224,7 +252,9 @@ def test_other_sizes_channels_and_bits(name, size, bits, kwargs):
     flow.initialize(x)
     z, log_det = flow(x)
     assert z.shape == (5, math.prod(size)) and log_det.shape == (5,)
-    torch.testing.assert_close(flow.inverse(z), x, rtol=0, atol=1e-4)  # float32, whitening of 5 images
+    torch.testing.assert_close(
+        flow.inverse(z), x, rtol=0, atol=1e-4
+    )  # float32, whitening of 5 images
     expected = -flow.log_prob(x, y) / (math.prod(size) * math.log(2)) + bits - 1
     torch.testing.assert_close(flow.bits_per_dim(x, y), expected)
     assert flow.class_logits(x).shape == (5, 4)
@@ -248,10 +278,18 @@ def test_an_empty_batch_has_empty_answers(name, kwargs):
     assert z.shape == (0, flow.dim) and log_det.shape == (0,)
     assert flow.inverse(z).shape == flow.sample(y).shape == x.shape
     assert flow.log_prob(x, y).shape == flow.bits_per_dim(x, y).shape == (0,)
-    assert flow.class_logits(x).shape == (0, 3) and flow.interpolate(x, x, 4, y, y).shape == (0, 4, 3, 32, 32)
+    assert flow.class_logits(x).shape == (0, 3) and flow.interpolate(x, x, 4, y, y).shape == (
+        0,
+        4,
+        3,
+        32,
+        32,
+    )
     levels, labels = noise_levels(6, 3, 32, 32), torch.arange(3).repeat(2)
     whole = [(pixels.levels_to_model(levels), labels)]
-    for found, wanted in zip(flow.moments([(x, y), *whole, (x, y)]).finish(), flow.moments(whole).finish(), strict=True):
+    for found, wanted in zip(
+        flow.moments([(x, y), *whole, (x, y)]).finish(), flow.moments(whole).finish(), strict=True
+    ):
         assert torch.equal(found, wanted)
 
 
@@ -279,7 +317,11 @@ def test_wrong_images_codes_and_labels_are_refused(small_flow):
 def test_half_precision_images_and_autocast_do_not_lower_the_state(small_flow, toy_images):
     x = pixels.levels_to_model(toy_images[0][:4]).half()
     y = toy_images[1][:4]
-    (z, log_det), logits, density = small_flow(x), small_flow.class_logits(x), small_flow.log_prob(x, y)
+    (z, log_det), logits, density = (
+        small_flow(x),
+        small_flow.class_logits(x),
+        small_flow.log_prob(x, y),
+    )
     assert z.dtype == log_det.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(small_flow(x)[0], z)
@@ -291,17 +333,41 @@ def test_half_precision_images_and_autocast_do_not_lower_the_state(small_flow, t
 
 def test_create_flow_names_the_closest():
     for call, match in (
-        (lambda: nfa.create_flow("conv_p4_tinny"), "unknown flow 'conv_p4_tinny'.*did you mean 'conv_p4_tiny'"),
-        (lambda: nfa.create_flow("linear.cifar10_jpeg"), "^linear.cifar10_jpeg is a pretrained flow: pass pretrained=True"),
+        (
+            lambda: nfa.create_flow("conv_p4_tinny"),
+            "unknown flow 'conv_p4_tinny'.*did you mean 'conv_p4_tiny'",
+        ),
+        (
+            lambda: nfa.create_flow("linear.cifar10_jpeg"),
+            "^linear.cifar10_jpeg is a pretrained flow: pass pretrained=True",
+        ),
         (lambda: nfa.create_flow("conv_p4_tiny", dept=3), "unknown key 'dept'.*'depth'"),
-        (lambda: nfa.create_flow("linear", prior={"modes": 3}), "unknown key 'modes' in prior.*'num_modes'"),
-        (lambda: nfa.create_flow("linear", input_size=(3, 32)), r"three positive integers.*got \(3, 32\)"),
-        (lambda: nfa.create_flow("linear", num_classes=0), "num_classes must be a positive integer, got 0"),
+        (
+            lambda: nfa.create_flow("linear", prior={"modes": 3}),
+            "unknown key 'modes' in prior.*'num_modes'",
+        ),
+        (
+            lambda: nfa.create_flow("linear", input_size=(3, 32)),
+            r"three positive integers.*got \(3, 32\)",
+        ),
+        (
+            lambda: nfa.create_flow("linear", num_classes=0),
+            "num_classes must be a positive integer, got 0",
+        ),
         (lambda: nfa.create_flow("linear", bits=9), "bits must be an integer from 1 to 8, got 9"),
-        (lambda: nfa.create_flow("linear", num_classes=3, class_names=["a"]), "all 3 classes or none, got 1"),
+        (
+            lambda: nfa.create_flow("linear", num_classes=3, class_names=["a"]),
+            "all 3 classes or none, got 1",
+        ),
         (lambda: nfa.create_flow("resnet_ms3", levels=2), "one number for each of the 2 levels"),
-        (lambda: nfa.create_flow("no_such_flow", pretrained=True), "no pretrained flow named 'no_such_flow'"),
-        (lambda: nfa.create_flow("linear", pretrained=True, bits=5, depth=2), "brings its own bits, depth"),
+        (
+            lambda: nfa.create_flow("no_such_flow", pretrained=True),
+            "no pretrained flow named 'no_such_flow'",
+        ),
+        (
+            lambda: nfa.create_flow("linear", pretrained=True, bits=5, depth=2),
+            "brings its own bits, depth",
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             call()
@@ -314,12 +380,24 @@ def test_list_flows():
     assert nfa.list_flows("nothing") == []
     assert nfa.list_flows(["*ms3", "*tiny"]) == ["conv_p4_tiny", "resnet_ms3"]
     assert nfa.list_flows("conv_p4*", exclude_filters=["*base", "*tiny"]) == ["conv_p4_small"]
-    assert nfa.list_flows("linear", pretrained=True) == ["linear.cifar10_jpeg"] == nfa.list_flows("*.cifar10*", True, "conv*")
-    assert all("." in name for name in nfa.list_flows(pretrained=True)) and not nfa.list_flows("lin", pretrained=True)
+    assert (
+        nfa.list_flows("linear", pretrained=True)
+        == ["linear.cifar10_jpeg"]
+        == nfa.list_flows("*.cifar10*", True, "conv*")
+    )
+    assert all("." in name for name in nfa.list_flows(pretrained=True)) and not nfa.list_flows(
+        "lin", pretrained=True
+    )
 
 
 def test_config_survives_the_trip_to_json():
     config = nfa.create_flow(
-        "conv_p4_tiny", input_size=(1, 8, 8), num_classes=2, depth=2, bits=5, class_names=["x", "y"], info={"data": "d"}
+        "conv_p4_tiny",
+        input_size=(1, 8, 8),
+        num_classes=2,
+        depth=2,
+        bits=5,
+        class_names=["x", "y"],
+        info={"data": "d"},
     ).config
     assert FlowConfig.from_dict(config.to_dict()) == config

@@ -28,7 +28,9 @@ def test_three_pictures(flow_dir, image_folder, tmp_path):
     assert sizes["augment"][1] > sizes["samples"][1] > sizes["interpolate"][1]  # 4, 3 and 2 rows
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")]
+)
 def test_the_name_says_the_format(flow_dir, tmp_path, name, kind):
     main(["--flow", flow_dir, "--samples", "--temperatures", "1", "--out", str(tmp_path / name)])
     with Image.open(tmp_path / name) as sheet:
@@ -54,13 +56,30 @@ def test_eigen_images_of_a_folder(image_folder, tmp_path, capsys):
     """--flow linear takes no weights: it shows what a training on these class folders would do."""
     for images in (image_folder, image_folder / "val"):
         out = tmp_path / f"{images.name}.png"
-        flags = ["--images", str(images), "--count", "3", "--modes", "3", "--strengths", "0.5", "--out", str(out)]
+        flags = [
+            "--images",
+            str(images),
+            "--count",
+            "3",
+            "--modes",
+            "3",
+            "--strengths",
+            "0.5",
+            "--out",
+            str(out),
+        ]
         main(["--flow", "linear", *flags])
         sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
-        cells = [sheet[26:122, sheet.shape[1] - 100 * (3 - i) : sheet.shape[1] - 100 * (3 - i) + 96] for i in range(3)]
+        cells = [
+            sheet[26:122, sheet.shape[1] - 100 * (3 - i) : sheet.shape[1] - 100 * (3 - i) + 96]
+            for i in range(3)
+        ]
         assert np.abs(cells[1] - cells[0]).mean() > 2 < np.abs(cells[2] - cells[0]).mean()
     (tmp_path / "none").mkdir()
-    for flags, message in ((["--samples"], "--images is required"), (["--images", str(tmp_path / "none")], "found 0 images")):
+    for flags, message in (
+        (["--samples"], "--images is required"),
+        (["--images", str(tmp_path / "none")], "found 0 images"),
+    ):
         with pytest.raises(SystemExit):
             main(["--flow", "linear", *flags])
         assert message in capsys.readouterr().err.lower()
@@ -70,7 +89,20 @@ def test_same_seed_same_picture(flow_dir, image_folder, tmp_path):
     outs = []
     for seed in (0, 0, 1):
         out = tmp_path / f"{len(outs)}.png"
-        main(["--flow", flow_dir, "--images", str(image_folder / "val"), "--count", "2", "--out", str(out), "--seed", str(seed)])
+        main(
+            [
+                "--flow",
+                flow_dir,
+                "--images",
+                str(image_folder / "val"),
+                "--count",
+                "2",
+                "--out",
+                str(out),
+                "--seed",
+                str(seed),
+            ]
+        )
         outs.append(out.read_bytes())
     assert outs[0] == outs[1] != outs[2]
 
@@ -90,5 +122,7 @@ def test_errors(flow_dir, tmp_path, capsys, case):
         (folder / "broken.png").write_bytes(b"no picture")
     with pytest.raises(SystemExit):
         main(["--flow", flow_dir, "--images", str(folder), "--out", str(tmp_path / "out.png")])
-    message = {"unreadable": "broken.png", "empty": "holds no images", "missing": "no directory"}[case]
+    message = {"unreadable": "broken.png", "empty": "holds no images", "missing": "no directory"}[
+        case
+    ]
     assert message in capsys.readouterr().err and not (tmp_path / "out.png").exists()

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import timm_nfaug.flows.modes
 import torch
 from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-import timm_nfaug.flows.modes
-from timm_nfaug.flows.modes import ClassMoments
-from timm_nfaug.flows.prior import ClassGaussians, check_labels
+from timm_nfaug._utils.checks import check_labels
+from timm_nfaug.flows.moments import ClassMoments
+from timm_nfaug.flows.prior import ClassGaussians
 
 K, D, R = 3, 7, 2
 
@@ -18,7 +19,9 @@ K, D, R = 3, 7, 2
 def make_gaussians(low_rank: bool = False, **kwargs) -> ClassGaussians:
     """Random Gaussians in float64; with `low_rank`, modes of unequal length that are orthonormal."""
     g = torch.Generator().manual_seed(0)
-    prior = ClassGaussians(K, D, num_modes=R if low_rank else 0, low_rank=low_rank, **kwargs).double()
+    prior = ClassGaussians(
+        K, D, num_modes=R if low_rank else 0, low_rank=low_rank, **kwargs
+    ).double()
     with torch.no_grad():
         prior.mu.copy_(torch.randn(K, D, generator=g))
         prior.s.copy_(2 * torch.randn(K, D, generator=g))
@@ -48,7 +51,9 @@ def test_densities(prior):
     expected = torch.stack([d.log_prob(z) for d in as_distributions(prior)], dim=1)  # (B, K)
     # float64 against a Cholesky factorisation of 7 x 7: rounding only
     torch.testing.assert_close(prior.log_prob_all(z), expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(prior.log_prob(z, y), expected[torch.arange(11), y], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        prior.log_prob(z, y), expected[torch.arange(11), y], rtol=0, atol=1e-9
+    )
     posterior = prior.posterior(z)
     bayes = expected.exp() / expected.exp().sum(1, keepdim=True)
     torch.testing.assert_close(posterior, bayes, rtol=0, atol=1e-9)
@@ -71,7 +76,9 @@ def test_pairwise_kl():
     prior = make_gaussians()
     normals = [Independent(Normal(m, v.sqrt()), 1) for m, v in zip(prior.mu, prior.variance)]
     expected = torch.stack([torch.stack([kl_divergence(p, q) for q in normals]) for p in normals])
-    torch.testing.assert_close(prior.pairwise_kl(), expected, rtol=1e-12, atol=1e-9)  # rounding of float64
+    torch.testing.assert_close(
+        prior.pairwise_kl(), expected, rtol=1e-12, atol=1e-9
+    )  # rounding of float64
 
 
 def test_gradients_reach_means_and_variances(prior):
@@ -80,7 +87,9 @@ def test_gradients_reach_means_and_variances(prior):
     y = torch.tensor([0, 1, 2, 0])
     found = torch.autograd.grad(prior.log_prob(z, y).sum(), [prior.mu, prior.s])
     twins = as_distributions(prior)
-    expected = torch.autograd.grad(sum(twins[k].log_prob(v) for v, k in zip(z, y)), [prior.mu, prior.s])
+    expected = torch.autograd.grad(
+        sum(twins[k].log_prob(v) for v, k in zip(z, y)), [prior.mu, prior.s]
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)  # rounding of float64
 
 
@@ -88,14 +97,18 @@ def test_gradients_reach_means_and_variances(prior):
 def test_variance_stays_in_its_range(a, c):
     prior = ClassGaussians(K, D, a=a, c=c).double().requires_grad_(False)
     assert torch.equal(prior.mu, torch.zeros_like(prior.mu))
-    torch.testing.assert_close(prior.variance, torch.full((K, D), a / 2 + c).double())  # 0.75 with the defaults
+    torch.testing.assert_close(
+        prior.variance, torch.full((K, D), a / 2 + c).double()
+    )  # 0.75 with the defaults
     prior.s.copy_(torch.linspace(-50, 50, K * D).view(K, D))
     assert prior.variance.min() >= c and prior.variance.max() <= a + c
     wanted = torch.linspace(c + 0.01, a + c - 0.01, K * D).view(K, D).double()
     prior.set_variance(wanted)
     torch.testing.assert_close(prior.variance, wanted, rtol=1e-12, atol=0)
     prior.set_variance(torch.full((K, D), 100.0).double())
-    torch.testing.assert_close(prior.variance, torch.full((K, D), a + c).double(), rtol=2e-4, atol=0)  # 1e-4 inside
+    torch.testing.assert_close(
+        prior.variance, torch.full((K, D), a + c).double(), rtol=2e-4, atol=0
+    )  # 1e-4 inside
 
 
 def test_free_variance():
@@ -125,14 +138,18 @@ def test_samples_have_the_distribution(prior):
         scale = cov.diagonal().sqrt()
         # 5 standard errors of a mean, 1/sqrt(n), and of a correlation or a relative variance, at most sqrt(2/n)
         assert ((z.mean(0) - twin.loc).abs() / scale).max() < 5 / math.sqrt(n)
-        assert ((cov - twin.covariance_matrix).abs() / (scale[:, None] * scale)).max() < 5 * math.sqrt(2 / n)
+        assert (
+            (cov - twin.covariance_matrix).abs() / (scale[:, None] * scale)
+        ).max() < 5 * math.sqrt(2 / n)
 
 
 def test_temperature_and_mean_scale(prior):
     y = torch.tensor([2, 0])
     still = prior.sample(y, temperature=0, mean_scale=1.3)
     torch.testing.assert_close(still, 1.3 * prior.mu[y], rtol=1e-15, atol=0)
-    draw = lambda t: prior.sample(y, temperature=t, generator=torch.Generator().manual_seed(3)) - prior.mu[y]
+    draw = lambda t: (
+        prior.sample(y, temperature=t, generator=torch.Generator().manual_seed(3)) - prior.mu[y]
+    )
     torch.testing.assert_close(draw(0.5), 0.5 * draw(1.0), rtol=1e-12, atol=1e-12)  # rounding
     with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
         prior.sample(y, temperature=-1)
@@ -141,7 +158,12 @@ def test_temperature_and_mean_scale(prior):
 def test_labels_are_checked():
     y = check_labels(torch.tensor([0, 2], dtype=torch.uint8), K, torch.device("cpu"))
     assert y.dtype == torch.int64
-    for wrong in (torch.zeros(2), torch.tensor([True]), torch.zeros(2, 3, dtype=torch.int64), [0, 1]):
+    for wrong in (
+        torch.zeros(2),
+        torch.tensor([True]),
+        torch.zeros(2, 3, dtype=torch.int64),
+        [0, 1],
+    ):
         with pytest.raises(TypeError, match="integer tensor of shape"):
             check_labels(wrong, K, torch.device("cpu"))
     for wrong in ([-1, 0], [0, 3]):
@@ -170,7 +192,13 @@ def codes(n: int, dim: int, seed: int, decay: float = 1.0) -> np.ndarray:
     return rng.normal(size=(n, dim)) * spectrum @ axes + 3 * rng.normal(size=dim)
 
 
-def moments_of(data: list[np.ndarray], modes: int, seed: int = 0, largest_batch: int = 60, shrinkage: float = 0.0) -> tuple:
+def moments_of(
+    data: list[np.ndarray],
+    modes: int,
+    seed: int = 0,
+    largest_batch: int = 60,
+    shrinkage: float = 0.0,
+) -> tuple:
     """Moments of the classes' rows, shuffled together and streamed in batches of random size."""
     rng = np.random.default_rng(seed)
     rows, labels = np.concatenate(data), np.repeat(np.arange(len(data)), [len(d) for d in data])
@@ -197,7 +225,9 @@ def test_moments_are_exact_where_the_sketch_holds_all(n):
         np.testing.assert_allclose(mean[k], rows.mean(0), atol=1e-6)  # float32 results
         np.testing.assert_allclose(variance[k], rows.var(0, ddof=1), rtol=1e-5)
         np.testing.assert_allclose(std[k], np.sqrt(pca.explained_variance_), rtol=1e-5)
-        np.testing.assert_allclose(np.abs(modes[k] @ pca.components_.T), np.eye(5), atol=1e-3)  # float32 rows in the sketch
+        np.testing.assert_allclose(
+            np.abs(modes[k] @ pca.components_.T), np.eye(5), atol=1e-3
+        )  # float32 rows in the sketch
         np.testing.assert_allclose(modes[k] @ modes[k].T, np.eye(5), atol=1e-5)
         assert (modes[k][np.arange(5), np.abs(modes[k]).argmax(1)] > 0).all()  # the sign is fixed
 
@@ -208,7 +238,9 @@ def test_moments_are_close_on_long_spectra(decay):
     rows = codes(3000, 300, seed=0, decay=decay)
     mean, variance, modes, std = moments_of([rows], modes=8)
     pca = PCA(8, svd_solver="full").fit(rows)
-    np.testing.assert_allclose(mean[0], rows.mean(0), atol=1e-5)  # means and variances are not sketched
+    np.testing.assert_allclose(
+        mean[0], rows.mean(0), atol=1e-5
+    )  # means and variances are not sketched
     np.testing.assert_allclose(variance[0], rows.var(0, ddof=1), rtol=1e-4)
     # what the truncations drop is at most the energy beyond row 32 of the sketch
     np.testing.assert_allclose(std[0], np.sqrt(pca.explained_variance_), rtol=0.03)
@@ -220,10 +252,15 @@ def test_moments_are_close_on_long_spectra(decay):
 
 def test_the_order_of_the_batches_does_not_matter():
     data = [codes(600, 120, seed=k) for k in range(2)]
-    first, second = moments_of(data, modes=4, seed=1), moments_of(data, modes=4, seed=2, largest_batch=500)
+    first, second = (
+        moments_of(data, modes=4, seed=1),
+        moments_of(data, modes=4, seed=2, largest_batch=500),
+    )
     np.testing.assert_allclose(first[0], second[0], atol=1e-5)
     np.testing.assert_allclose(first[1], second[1], rtol=1e-4)
-    np.testing.assert_allclose(first[3], second[3], rtol=0.01)  # both are sketches; the test above allows 3%
+    np.testing.assert_allclose(
+        first[3], second[3], rtol=0.01
+    )  # both are sketches; the test above allows 3%
     for k in range(2):
         assert largest_angle(first[2][k], second[2][k]) < math.radians(5)
 
@@ -251,16 +288,22 @@ def test_classes_of_few_images():
 @pytest.mark.parametrize("counts", [(30, 25, 4), (3, 2, 1), (2000, 5, 900)])
 def test_shrinkage_mixes_a_class_with_the_spread_within_all(counts):
     data = [codes(n, 20, seed=k) for k, n in enumerate(counts)]
-    _, variance, modes, std = moments_of(data, modes=5, shrinkage=10.0)  # 26 sketch rows for 20 dimensions
+    _, variance, modes, std = moments_of(
+        data, modes=5, shrinkage=10.0
+    )  # 26 sketch rows for 20 dimensions
     scatters = [(rows - rows.mean(0)).T @ (rows - rows.mean(0)) for rows in data]
     within = sum(scatters) / (sum(counts) - len(counts))
     for k, n in enumerate(counts):
         covariance = (scatters[k] + 10 * within) / (n - 1 + 10)
         values, vectors = np.linalg.eigh(covariance)
         np.testing.assert_allclose(variance[k], np.diag(covariance), rtol=1e-4)
-        kept = min(5, sum(counts) - len(counts))  # no more directions than all classes span about their means
+        kept = min(
+            5, sum(counts) - len(counts)
+        )  # no more directions than all classes span about their means
         np.testing.assert_allclose(std[k][:kept], np.sqrt(values[::-1][:kept]), rtol=1e-4)
-        np.testing.assert_allclose(np.abs(modes[k][:kept] @ vectors[:, ::-1][:, :kept]), np.eye(kept), atol=2e-3)
+        np.testing.assert_allclose(
+            np.abs(modes[k][:kept] @ vectors[:, ::-1][:, :kept]), np.eye(kept), atol=2e-3
+        )
         assert (std[k][kept:] == 0).all()
 
 
@@ -281,7 +324,9 @@ def test_shrinkage_through_a_sketch_of_many_classes():
 
 def test_shrinkage_has_a_range():
     for wrong in (-1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="shrinkage must be a finite number of images of at least 0"):
+        with pytest.raises(
+            ValueError, match="shrinkage must be a finite number of images of at least 0"
+        ):
             ClassMoments(2, 5, 2, shrinkage=wrong)
 
 
@@ -297,7 +342,12 @@ def test_an_empty_class_may_be_allowed():
     moments = ClassMoments(4, 20, 3, allow_empty=True)
     moments.update(torch.from_numpy(rows), torch.arange(60) % 2 * 2)
     mean, variance, modes, std = moments.finish()
-    assert moments.empty == [1, 3] and (std[[1, 3]] == 0).all() and (modes[[1, 3]] == 0).all() and (std[[0, 2]] > 0).all()
+    assert (
+        moments.empty == [1, 3]
+        and (std[[1, 3]] == 0).all()
+        and (modes[[1, 3]] == 0).all()
+        and (std[[0, 2]] > 0).all()
+    )
     for k in (1, 3):  # the law of total variance
         np.testing.assert_allclose(mean[k], rows.mean(0), atol=1e-5)
         within = (rows[::2].var(0, ddof=1) + rows[1::2].var(0, ddof=1)) / 2
@@ -310,7 +360,7 @@ def test_an_empty_class_may_be_allowed():
 def test_rows_that_wait_are_bounded_and_cost_no_accuracy(monkeypatch):
     """Many classes, sorted: each leaves rows behind that wait for their fold, up to a bound on all together."""
     data = [codes(150, 20, seed=k) for k in range(6)]
-    monkeypatch.setattr(timm_nfaug.flows.modes, "WAITING", 100 * 20)
+    monkeypatch.setattr(timm_nfaug.flows.moments, "WAITING", 100 * 20)
     found, waiting = ClassMoments(6, 20, 5), []
     for k, rows in enumerate(data):
         for part in torch.from_numpy(rows).split(40):
@@ -319,7 +369,9 @@ def test_rows_that_wait_are_bounded_and_cost_no_accuracy(monkeypatch):
     assert 40 < max(waiting) <= 100
     std = found.finish()[3].numpy()
     for k, rows in enumerate(data):  # 26 sketch rows hold all of 20 dimensions
-        np.testing.assert_allclose(std[k], np.sqrt(PCA(5, svd_solver="full").fit(rows).explained_variance_), rtol=1e-5)
+        np.testing.assert_allclose(
+            std[k], np.sqrt(PCA(5, svd_solver="full").fit(rows).explained_variance_), rtol=1e-5
+        )
 
 
 def test_labels_that_are_not_one_a_code_are_refused():
@@ -330,7 +382,10 @@ def test_labels_that_are_not_one_a_code_are_refused():
 def test_moments_without_modes_fit_no_prior_that_stores_some():
     moments = ClassMoments(2, 5, 0)
     moments.update(torch.randn(8, 5), torch.arange(8) % 2)
-    with pytest.raises(ValueError, match="these moments have no modes, 3 a class are wanted; gather them with num_modes=3"):
+    with pytest.raises(
+        ValueError,
+        match="these moments have no modes, 3 a class are wanted; gather them with num_modes=3",
+    ):
         ClassGaussians(2, 5, num_modes=3).set_moments(moments)
     prior = ClassGaussians(2, 5)
     prior.set_moments(moments)
@@ -348,7 +403,9 @@ def test_closed_form_fit_keeps_every_coordinates_variance(rank):
     """diag(U l U' + rest) is the sample variance, except where the modes leave less than the floor of 2%."""
     dim = 9
     data = [codes(400, dim, seed=k) for k in range(2)]
-    prior = ClassGaussians(2, dim, a=None, num_modes=rank, low_rank=True).double().requires_grad_(False)
+    prior = (
+        ClassGaussians(2, dim, a=None, num_modes=rank, low_rank=True).double().requires_grad_(False)
+    )
     found = ClassMoments(2, dim, rank)
     for k, rows in enumerate(data):
         found.update(torch.from_numpy(rows), torch.full((400,), k))

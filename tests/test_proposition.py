@@ -8,8 +8,19 @@ import torch
 from PIL import Image
 
 import timm_nfaug as nfa
-from benchmarks import common, proposition
-from benchmarks.proposition import CASES, FIGURE, READINGS, Classes, compare, make_flow, measure, terms, train
+from benchmarks.analysis import proposition
+from benchmarks.analysis.proposition import (
+    CASES,
+    FIGURE,
+    READINGS,
+    Classes,
+    compare,
+    make_flow,
+    measure,
+    terms,
+    train,
+)
+from benchmarks.core import common
 
 
 def linear_flow(classes: Classes, scale: float) -> nfa.ConditionalFlow:
@@ -17,7 +28,13 @@ def linear_flow(classes: Classes, scale: float) -> nfa.ConditionalFlow:
     torch.manual_seed(0)
     d = classes.means.shape[2]
     flow = nfa.create_flow(
-        "conv_p4_tiny", input_size=(d, 1, 1), num_classes=2, patch=1, depth=1, whiten=False, prior={"a": None, "num_modes": 0}
+        "conv_p4_tiny",
+        input_size=(d, 1, 1),
+        num_classes=2,
+        patch=1,
+        depth=1,
+        whiten=False,
+        prior={"a": None, "num_modes": 0},
     )
     with torch.no_grad():
         flow.network.layers[1].log_scale.fill_(math.log(scale))
@@ -50,7 +67,9 @@ def test_closed_form(d, std, scale):
         side = found[reading]
         assert side["left"] == pytest.approx(left, abs=4 * side["left_error"])
         assert side["right"] == pytest.approx(right, abs=4 * side["right_error"])
-        assert side["left_error"] < 0.02 * left and side["right_error"] < 0.02 * right  # or the above would say nothing
+        assert (
+            side["left_error"] < 0.02 * left and side["right_error"] < 0.02 * right
+        )  # or the above would say nothing
         assert side["verdict"] == ("holds" if holds else "fails")
     assert found["condition_share"] == float(holds)
     assert found["fit_kl"] == pytest.approx(0, abs=1e-4)
@@ -101,7 +120,9 @@ def test_terms_against_definitions(bent_flow):
     variance = bent_flow.prior.variance
     smallest = min(v.prod().item() for v in variance)
     for i, point in enumerate(x):
-        jacobian = torch.autograd.functional.jacobian(lambda p: bent_flow(p.view(1, 2, 1, 1))[0][0], point)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda p: bent_flow(p.view(1, 2, 1, 1))[0][0], point
+        )
         det = abs(torch.linalg.det(jacobian).item())
         z = bent_flow(point.view(1, 2, 1, 1))[0]
         gauss = [
@@ -120,7 +141,9 @@ def test_terms_against_definitions(bent_flow):
             "margin": math.log(det) - (math.log(smallest) - 1) / 2,
         }
         for name, value in expected.items():
-            assert found[name][i].item() == pytest.approx(value, rel=2e-3, abs=1e-7), name  # float32 codes
+            assert found[name][i].item() == pytest.approx(value, rel=2e-3, abs=1e-7), (
+                name
+            )  # float32 codes
 
 
 def test_small_loss_implies_the_condition_and_the_condition_the_bound(bent_flow, grid):
@@ -130,7 +153,9 @@ def test_small_loss_implies_the_condition_and_the_condition_the_bound(bent_flow,
     z, log_det = flow_of_units(points.view(-1, 2, 1, 1))
     for shift in (0.0, -1.0, -2.0):  # log det J of the same flow on data in larger units
         smaller = log_det.double() + shift
-        loss = -(bent_flow.prior.log_prob_all(z).double() + smaller.unsqueeze(1)) - math.log(2 * math.pi)
+        loss = -(bent_flow.prior.log_prob_all(z).double() + smaller.unsqueeze(1)) - math.log(
+            2 * math.pi
+        )
         smallest = bent_flow.prior.variance.double().log().sum(1).min()
         condition = smaller >= (smallest - 1) / 2
         implied = (loss <= 0.5).any(1)
@@ -145,7 +170,9 @@ def test_small_loss_implies_the_condition_and_the_condition_the_bound(bent_flow,
 
 def test_units():
     """The same data in units 8 times as large: the left side stays, the right one shrinks by 8^(2D)."""
-    ends = [train(CASES[name], 1.0, 5, 0, 1, 500)[-1] for name in ("moons, 2-D", "moons times 8, 2-D")]
+    ends = [
+        train(CASES[name], 1.0, 5, 0, 1, 500)[-1] for name in ("moons, 2-D", "moons times 8, 2-D")
+    ]
     small, large = (e["mixed"] for e in ends)
     assert small["left"] > 0
     assert large["left"] == pytest.approx(small["left"], rel=1e-3)
@@ -183,7 +210,12 @@ def test_verdicts():
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     figure = tmp_path / "figures" / "p.png"
-    assert proposition.main(["--steps", "4", "--points", "2", "--test-points", "200", "--figure", str(figure)]) == 0
+    assert (
+        proposition.main(
+            ["--steps", "4", "--points", "2", "--test-points", "200", "--figure", str(figure)]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "proposition.json").read_text())
     assert set(result["results"]["cases"]) == set(CASES)
     for arms in result["results"]["cases"].values():

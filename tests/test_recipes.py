@@ -24,7 +24,15 @@ TEXT = (Path(__file__).parent.parent / "docs" / "timm.md").read_text()
 def run_recipe(name: str, **given) -> dict:
     """Runs the code under a recipe's mark with these names defined; returns what it defined."""
     (code,) = re.findall(rf"<!-- recipe: {name} -->\n```python\n(.*?)```", TEXT, re.S)
-    names = {"argparse": argparse, "torch": torch, "F": F, "DataLoader": DataLoader, "v2": v2, "epochs": 2, **given}
+    names = {
+        "argparse": argparse,
+        "torch": torch,
+        "F": F,
+        "DataLoader": DataLoader,
+        "v2": v2,
+        "epochs": 2,
+        **given,
+    }
     exec(compile(code, f"recipe {name}", "exec"), names)
     return names
 
@@ -62,7 +70,12 @@ def test_loop(dataset, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["mine.py", *flags])
         model = Seen()
         before = [p.clone() for p in model.parameters()]
-        run_recipe("loop", model=model, dataset=dataset, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        run_recipe(
+            "loop",
+            model=model,
+            dataset=dataset,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        )
         assert abs(changed(model, dataset) - share) < 0.2 and any(
             not torch.equal(a, b) for a, b in zip(before, model.parameters())
         )
@@ -72,9 +85,20 @@ def test_accelerate(dataset):
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
     dataset.classes, model = ["a", "b", "c"], Seen()
-    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), [p.clone() for p in model.parameters()]
-    run_recipe("accelerate", model=model, dataset=dataset, optimizer=optimizer, args=parser.parse_args(["--aug", "nfa-p1"]))
-    assert changed(model, dataset) == 1 and any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    optimizer, before = (
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        [p.clone() for p in model.parameters()],
+    )
+    run_recipe(
+        "accelerate",
+        model=model,
+        dataset=dataset,
+        optimizer=optimizer,
+        args=parser.parse_args(["--aug", "nfa-p1"]),
+    )
+    assert changed(model, dataset) == 1 and any(
+        not torch.equal(a, b) for a, b in zip(before, model.parameters())
+    )
 
 
 def test_lightning(dataset, tmp_path, monkeypatch):
@@ -82,22 +106,35 @@ def test_lightning(dataset, tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
     dataset.classes, model = ["a", "b", "c"], Seen()
-    run_recipe("lightning", model=model, dataset=dataset, args=parser.parse_args(["--aug", "nfa-p1"]))
+    run_recipe(
+        "lightning", model=model, dataset=dataset, args=parser.parse_args(["--aug", "nfa-p1"])
+    )
     assert changed(model, dataset) == 1
     half = len(model.batches) // 2
-    assert not torch.equal(*(torch.cat(model.batches[i : i + half]).sum((1, 2, 3)).sort().values for i in (0, half)))
+    assert not torch.equal(
+        *(torch.cat(model.batches[i : i + half]).sum((1, 2, 3)).sort().values for i in (0, half))
+    )
 
 
 def test_trainer(dataset, tmp_path):
-    rows = [Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy()) for x in dataset.tensors[0]]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
-    train_set = datasets.Dataset.from_dict({"image": rows, "label": dataset.tensors[1].tolist()}, features=features)
+    rows = [
+        Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())
+        for x in dataset.tensors[0]
+    ]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    train_set = datasets.Dataset.from_dict(
+        {"image": rows, "label": dataset.tensors[1].tolist()}, features=features
+    )
     config = transformers.ViTConfig(
         image_size=32, patch_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
         num_labels=3,
     )  # fmt: skip
     model, batches = transformers.ViTForImageClassification(config), []
-    model.register_forward_pre_hook(lambda _, args, kwargs: batches.append(kwargs["pixel_values"]), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: batches.append(kwargs["pixel_values"]), with_kwargs=True
+    )
     run_recipe("trainer", model=model, train_set=train_set, out=str(tmp_path))
     seen = Seen()
     seen.batches = batches

@@ -10,8 +10,11 @@ from itertools import pairwise
 import pytest
 
 import timm_nfaug as nfa
-from benchmarks import cifar_resnet18, common, generation, imagenet_real, records
-from benchmarks.schema import validate, validate_file
+from benchmarks.cifar import resnet18 as cifar_resnet18
+from benchmarks.core import common, records
+from benchmarks.core.schema import validate, validate_file
+from benchmarks.generation import generation
+from benchmarks.imagenet import real as imagenet_real
 from train_flow.config import load_config
 
 FILES = sorted(common.RESULTS.glob("*.json"))
@@ -22,12 +25,14 @@ RUNS = sorted(common.RESULTS.glob("*.jsonl"))
 def good():
     return {
         "benchmark": "flow_speed",
-        "command": "python -m benchmarks.flow_speed --threads 2",
+        "command": "python -m benchmarks.speed.flow_speed --threads 2",
         "data": "CIFAR-10 (JPEG), 10,000 validation images, 1/2 of them",
         "seeds": [0],
         "environment": {
             "machine": {"cpu": "AMD EPYC (AVX512)", "cores": 2, "memory_gb": 25.3, "gpu": None},
-            "versions": dict.fromkeys(["python", "torch", "torchvision", "timm", "timm_nfaug"], "1.0"),
+            "versions": dict.fromkeys(
+                ["python", "torch", "torchvision", "timm", "timm_nfaug"], "1.0"
+            ),
             "commit": "0" * 40,
             "dirty": False,
             "threads": 2,
@@ -109,7 +114,9 @@ def test_absolute_path(good, text):
             validate(_with(good, keys, value))
 
 
-@pytest.mark.parametrize("text", ["images/s", "1.2 / 3.4", "https://example.org", "a/b", "~5%", "of: 3/4"])
+@pytest.mark.parametrize(
+    "text", ["images/s", "1.2 / 3.4", "https://example.org", "a/b", "~5%", "of: 3/4"]
+)
 def test_no_path(good, text):
     validate(_with(good, ["results", text], text))
 
@@ -171,11 +178,19 @@ def test_intervals_in_the_prose_are_of_the_record():
 
     interval = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
     known = {(float(m[1]), float(m[2])) for m in interval.finditer(cifar_quoted())}
-    said = [(path.name, m) for path in FILES for m in interval.finditer(SECTION.sub("", path.read_text(encoding="utf-8")))]
+    said = [
+        (path.name, m)
+        for path in FILES
+        for m in interval.finditer(SECTION.sub("", path.read_text(encoding="utf-8")))
+    ]
     assert len(said) > 10
     for name, m in said:
         reach = 0.5 * 10 ** -len(m[1].partition(".")[2]) + 0.0051  # rounded twice
-        near = [k for k in known if all(abs(float(v) - w) < reach for v, w in zip(m.groups(), k, strict=True))]
+        near = [
+            k
+            for k in known
+            if all(abs(float(v) - w) < reach for v, w in zip(m.groups(), k, strict=True))
+        ]
         assert near, f"{name} says {m[0]}, which is no difference of benchmarks/quoted.py"
 
 
@@ -184,15 +199,17 @@ def test_the_gpu_queue_is_made_of_commands_that_exist():
     text = (common.ROOT / "benchmarks" / "gpu_queue.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
     shell = 'python() { printf "%s\\0" "$@"; printf "\\n"; }\n' + blocks
-    lines = subprocess.run(["bash", "-euc", shell], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        ["bash", "-euc", shell], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     commands = [line.rstrip("\0").split("\0") for line in lines]
     assert {c[1] for c in commands} == {
-        "benchmarks.throughput", "benchmarks.flow_speed", "benchmarks.cifar_resnet18", "benchmarks.generation",
-        "benchmarks.imagenet_real", "train_flow",
+        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18", "benchmarks.generation.generation",
+        "benchmarks.imagenet.real", "train_flow",
     }  # fmt: skip
     parsers = {
-        "benchmarks.cifar_resnet18": cifar_resnet18.parse, "benchmarks.generation": generation.parse,
-        "benchmarks.imagenet_real": imagenet_real.make_parser().parse_args,
+        "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.generation": generation.parse,
+        "benchmarks.imagenet.real": imagenet_real.make_parser().parse_args,
     }  # fmt: skip
     for _, module, *argv in commands:
         if module in parsers:

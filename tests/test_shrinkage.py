@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, shrinkage
-from benchmarks.schema import validate_file
+from benchmarks.analysis import shrinkage
+from benchmarks.core import common
+from benchmarks.core.schema import validate_file
 
 
 def test_the_error_is_that_of_the_covariances():
@@ -20,7 +21,18 @@ def test_the_error_is_that_of_the_covariances():
 
 def test_a_run_and_its_record(image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    argv = ["--data-dir", str(image_folder), "--data-name", "three toy classes", "--images", "4", "8", "--shrinkages", "0", "20"]
+    argv = [
+        "--data-dir",
+        str(image_folder),
+        "--data-name",
+        "three toy classes",
+        "--images",
+        "4",
+        "8",
+        "--shrinkages",
+        "0",
+        "20",
+    ]
     argv += ["--modes", "3", "--seeds", "0", "1"]
     assert shrinkage.main(argv) == 0
     assert "| 4 | " in capsys.readouterr().out
@@ -33,4 +45,7 @@ def test_a_run_and_its_record(image_folder, tmp_path, monkeypatch, capsys):
     assert rows[0]["error"] > rows[1]["error"], "four images of a class know less than all do"
     with pytest.raises(SystemExit):
         shrinkage.main([*argv[:4], "--images", "11"])
-    assert "the rarest class has 20 images, too few to leave others beside 11" in capsys.readouterr().err
+    assert (
+        "the rarest class has 20 images, too few to leave others beside 11"
+        in capsys.readouterr().err
+    )

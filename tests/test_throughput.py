@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks import throughput
-from benchmarks.schema import validate_file
+from benchmarks.core.schema import validate_file
+from benchmarks.speed import throughput
 from train_flow.trainer import emulates_bfloat16
 
 ROOT = Path(__file__).parent.parent
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_candidate_is_timed_and_recorded(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.throughput", "--sizes", "32", "--repeats", "1", "--min-seconds", "0.001",
+        [sys.executable, "-m", "benchmarks.speed.throughput", "--sizes", "32", "--repeats", "1", "--min-seconds", "0.001",
          "--flows", "conv_p4_small", "conv_p4_base", "--record", str(tmp_path / "mine"), "--plot", str(tmp_path / "mine.png")],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -35,7 +35,9 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
         "timm AugMix (PIL)",
         "torchvision RandAugment (uint8 batch, all alike)",
     } <= names
-    assert {rows[32, f"NFA conv_p4_{which} (uint8 batch)"]["images"] for which in ("small", "base")} == {128, 32}
+    assert {
+        rows[32, f"NFA conv_p4_{which} (uint8 batch)"]["images"] for which in ("small", "base")
+    } == {128, 32}
     for r in rows.values():
         assert r["us_min"] <= r["us_per_image"] <= r["us_max"] and r["images"] in (1, 32, 128)
         assert f"| {r['name']} |" in done.stdout
@@ -47,7 +49,9 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     for name in throughput.CLAIMED:
         ratio = rows[32, name]["us_per_image"] / rows[32, throughput.BASE]["us_per_image"]
         assert result["results"]["claim_ratios"][name] == {"32": ratio}
-    assert done.returncode == 0 and result["results"]["claim_holds"] is None, "224 px was not measured"
+    assert done.returncode == 0 and result["results"]["claim_holds"] is None, (
+        "224 px was not measured"
+    )
     assert str(tmp_path) not in (tmp_path / "mine.json").read_text()
 
 
@@ -63,6 +67,13 @@ def test_what_is_timed_is_an_augmentation():
     decoded = calls["NFA conv_p4_tiny, decode only (uint8 batch)"][0]()
     assert decoded.shape == levels.shape and (decoded != levels).flatten(1).any(1).all()
     normal, _ = calls["NFA linear (float batch)"][0]()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (throughput.IMAGENET_DEFAULT_MEAN, throughput.IMAGENET_DEFAULT_STD))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (throughput.IMAGENET_DEFAULT_MEAN, throughput.IMAGENET_DEFAULT_STD)
+    )
     unit = normal * std + mean
-    assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5 and (unit - levels / 255).abs().flatten(1).amax(1).min() > 0.01
+    assert (
+        unit.min() > -1e-5
+        and unit.max() < 1 + 1e-5
+        and (unit - levels / 255).abs().flatten(1).amax(1).min() > 0.01
+    )

@@ -30,10 +30,10 @@ from torchvision.transforms import Compose, Grayscale, ToTensor
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
-from timm_nfaug import timm_fit
-from timm_nfaug.timm_dataset import WorkerDataset
-from timm_nfaug.timm_fit import NFAError, check_classes, fit_to_dataset, spread
-from timm_nfaug.timm_hook import NFALoader, augment_from_args, loader_factory
+from timm_nfaug.integration import fit as timm_fit
+from timm_nfaug.integration.fit import NFAError, check_classes, fit_to_dataset, spread
+from timm_nfaug.integration.hook import NFALoader, augment_from_args, loader_factory
+from timm_nfaug.integration.workers import WorkerDataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -51,7 +51,9 @@ def launch(run_script, flow_dir, capsys, tmp_path):
             said = capsys.readouterr()
             return f"{said.out}{said.err}{e.code}"
         assert ok
-        return torch.load(tmp_path / name / "seen.pt"), yaml.safe_load((tmp_path / name / "args.yaml").read_text())
+        return torch.load(tmp_path / name / "seen.pt"), yaml.safe_load(
+            (tmp_path / name / "args.yaml").read_text()
+        )
 
     run.flow = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir)]
     run.out = tmp_path
@@ -110,8 +112,13 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
     with pytest.raises(NFAError, match="the flow knows the classes x, y"):
-        flow = nfa.create_flow("linear", num_classes=2, class_names=["x", "y"], prior={"num_modes": 2})
-        check_classes(AugMixDataset(create_dataset("", root=str(root)), num_splits=3), nfa.NFAugment(flow, modes=2))
+        flow = nfa.create_flow(
+            "linear", num_classes=2, class_names=["x", "y"], prior={"num_modes": 2}
+        )
+        check_classes(
+            AugMixDataset(create_dataset("", root=str(root)), num_splits=3),
+            nfa.NFAugment(flow, modes=2),
+        )
 
 
 def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
@@ -129,13 +136,22 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
     by_hand = to_fit(modes=1)
     fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")), FIT)
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 4)
-    reversed_labels = ImageFolder(str(root), target_transform=lambda k: 1 - k)  # only its samples tell them: all are read
-    for dataset in (folder, ImageFolder(str(root)), create_dataset("", root=str(tmp_path / "data.tar")), reversed_labels):
+    reversed_labels = ImageFolder(
+        str(root), target_transform=lambda k: 1 - k
+    )  # only its samples tell them: all are read
+    for dataset in (
+        folder,
+        ImageFolder(str(root)),
+        create_dataset("", root=str(tmp_path / "data.tar")),
+        reversed_labels,
+    ):
         augment = to_fit(modes=1)
         with caplog.at_level("INFO"):
             fit_to_dataset(augment, dataset, FIT)
         read = "24 of 24" if dataset is reversed_labels else "16 of 24"
-        assert f"modes of 2 classes from {read} images" in caplog.messages[-1], type(dataset).__name__
+        assert f"modes of 2 classes from {read} images" in caplog.messages[-1], type(
+            dataset
+        ).__name__
         assert augment.flow.config.class_names == ["a", "b"]
         if dataset is not reversed_labels:
             torch.testing.assert_close(augment.flow.prior.mu, by_hand.flow.prior.mu)
@@ -184,7 +200,9 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
     torch.testing.assert_close(whole.flow.prior.mu, map_style.flow.prior.mu)
     torch.testing.assert_close(whole.flow.prior.mode_std, map_style.flow.prior.mode_std)
     assert whole.flow.config.class_names == ["a", "b"]
-    monkeypatch.setattr(timm_fit, "FIT_IMAGES", 1)  # 8 a mode, so 16 in all, in batches of up to 256
+    monkeypatch.setattr(
+        timm_fit, "FIT_IMAGES", 1
+    )  # 8 a mode, so 16 in all, in batches of up to 256
     monkeypatch.setattr(timm_fit, "BATCH", 4)
     with caplog.at_level("INFO"):
         fit_to_dataset(part, stream, FIT | {"num_workers": workers})
@@ -200,8 +218,12 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
 
     stock, moved = batches(None), batches(whole)
     assert len(stock) == 24 and ((stock - moved).abs() > 1e-3).flatten(1).any(1).all()
-    with pytest.raises(NFAError, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"):
-        loader_factory(create_loader, whole, place="dataset")(stream, input_size=(3, 40, 40), batch_size=6, is_training=True)
+    with pytest.raises(
+        NFAError, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"
+    ):
+        loader_factory(create_loader, whole, place="dataset")(
+            stream, input_size=(3, 40, 40), batch_size=6, is_training=True
+        )
 
 
 def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
@@ -214,7 +236,9 @@ def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
                 yield torch.rand(3, 32, 32, generator=g), int(torch.randint(2, (), generator=g))
 
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 20)
-    loader = nfa.wrap_loader(DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2)
+    loader = nfa.wrap_loader(
+        DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2
+    )
     by_hand = to_fit(modes=2)
     assert timm_fit.fit_to_stream(by_hand, DataLoader(Endless(), batch_size=10), 2) == 40
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
@@ -228,11 +252,17 @@ def test_wrapping_batches_that_come_from_no_data_set(toy_images, flow_dir):
     batches = list(zip(levels.split(20), y.split(20), strict=True))
     args = parsed("--aug", "nfa-k2-p1")
     loader = nfa.wrap_loader(batches, args, num_classes=3)
-    assert torch.equal(loader.augment.flow.prior.modes, nfa.NFAugment.from_data(batches, 3, modes=2).flow.prior.modes)
+    assert torch.equal(
+        loader.augment.flow.prior.modes,
+        nfa.NFAugment.from_data(batches, 3, modes=2).flow.prior.modes,
+    )
     for _ in range(2):
         moved = list(loader)
         assert len(moved) == len(loader) == 3
-        assert all((x != own).flatten(1).any(1).all() for (x, _), (own, _) in zip(moved, batches, strict=True))
+        assert all(
+            (x != own).flatten(1).any(1).all()
+            for (x, _), (own, _) in zip(moved, batches, strict=True)
+        )
     deep = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir)))
     assert (next(iter(deep))[0] != batches[0][0]).flatten(1).any(1).all()
     with pytest.raises(NFAError, match="a generator gives its images once.*wrap a list"):
@@ -241,7 +271,9 @@ def test_wrapping_batches_that_come_from_no_data_set(toy_images, flow_dir):
 
 def fit_a_share(rank, root, out):
     """As the process `rank` of two does, whose reader gives it images of its own."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2
+    )
     reader = Tree(root)
     reader.samples = reader.samples[rank::2]
     augment = to_fit(modes=2)
@@ -254,7 +286,9 @@ def test_processes_share_the_modes_of_a_stream(tmp_path):
     root = tree(tmp_path / "data", ["a", "b"])
     torch.multiprocessing.spawn(fit_a_share, (root, tmp_path), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    assert found[0]["prior.mode_std"].min() > 0 and all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    assert found[0]["prior.mode_std"].min() > 0 and all(
+        torch.equal(found[0][k], found[1][k]) for k in found[0]
+    )
 
 
 def test_labels_come_from_a_reader_that_gives_them_one_by_one():
@@ -280,7 +314,10 @@ def test_labels_that_are_not_one_a_sample_are_left_alone(targets):
 
 
 def test_what_cannot_be_fitted_is_named(tmp_path):
-    with pytest.raises(NFAError, match="TensorDataset does not know its classes; say how many there are with --num-classes"):
+    with pytest.raises(
+        NFAError,
+        match="TensorDataset does not know its classes; say how many there are with --num-classes",
+    ):
         fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)), FIT)
     dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))
     with pytest.raises(NFAError, match="takes images of 3 channels, the training asks for 1"):
@@ -301,15 +338,24 @@ def test_the_launcher_changes_nothing_but_the_training_images(launch, image_fold
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "timm_nfaug" not in done.stderr and "Warning" not in done.stderr, done.stderr
-        return torch.load(launch.out / name / "seen.pt"), yaml.safe_load((launch.out / name / "args.yaml").read_text())
+        return torch.load(launch.out / name / "seen.pt"), yaml.safe_load(
+            (launch.out / name / "args.yaml").read_text()
+        )
 
     launcher = ["-m", "timm_nfaug.train", str(SCRIPT)]
     stock, _ = run("stock", str(SCRIPT))
     same, args = run("off", *launcher)
     assert args["aug"] is None and stock["losses"] == same["losses"]
     nfa, args = run("on", *launcher, *launch.flow)
-    assert args["aug"] == "nfa-s0.5-k4-p1" and args["nfa_flow"] == launch.flow[-1] and args["nfa_place"] == "batch"
-    assert torch.equal(stock["val"], nfa["val"]) and (images(stock) != images(nfa)).flatten(1).any(1).all()
+    assert (
+        args["aug"] == "nfa-s0.5-k4-p1"
+        and args["nfa_flow"] == launch.flow[-1]
+        and args["nfa_place"] == "batch"
+    )
+    assert (
+        torch.equal(stock["val"], nfa["val"])
+        and (images(stock) != images(nfa)).flatten(1).any(1).all()
+    )
     here, _ = launch(*launch.flow, name="here")
     assert here["losses"] == nfa["losses"]
 
@@ -332,22 +378,31 @@ def test_linear_takes_its_modes_from_the_training_set(launch):
     flags = ["--aug", "nfa-s0.2-k3-p1"]
     nfa, args = launch(*flags, name="linear")
     assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
-    assert torch.equal(labels(stock), labels(nfa)), "the pass at launch changed the order of the training"
+    assert torch.equal(labels(stock), labels(nfa)), (
+        "the pass at launch changed the order of the training"
+    )
     assert launch(*flags, "-j", "2", name="again")[0]["losses"] == nfa["losses"]
     x, change = images(stock).flatten(1).double(), (images(nfa) - images(stock)).flatten(1).double()
     for k in range(3):
         own, moved = x[labels(stock) == k], change[labels(stock) == k]
         _, _, v = torch.linalg.svd(own - own.mean(0), full_matrices=False)
         inside = moved @ v[:3].T
-        left = (moved - inside @ v[:3]).square().sum() / moved.square().sum()  # clamping takes a little
-        assert left < 0.05 and inside.abs().amax(0).min() > 0, f"class {k}: {left:.3f} of the change is in no mode"
+        left = (
+            moved - inside @ v[:3]
+        ).square().sum() / moved.square().sum()  # clamping takes a little
+        assert left < 0.05 and inside.abs().amax(0).min() > 0, (
+            f"class {k}: {left:.3f} of the change is in no mode"
+        )
 
 
 def test_linear_without_classes(launch):
     stock, _ = launch(launcher=False, name="stock")
     nfa, args = launch("--aug", "nfa-s0.5-k3-p1-lnone", name="none")
     assert args["aug"].endswith("-lnone") and torch.equal(stock["val"], nfa["val"])
-    assert torch.equal(labels(stock), labels(nfa)) and (images(stock) != images(nfa)).flatten(1).any(1).all()
+    assert (
+        torch.equal(labels(stock), labels(nfa))
+        and (images(stock) != images(nfa)).flatten(1).any(1).all()
+    )
 
 
 def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
@@ -370,7 +425,11 @@ def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
         own.set_epoch(epoch)
         wanted = {pil_to_tensor(image).numpy().tobytes() for image, _ in own}
         mean = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)  # of the script
-        found = ((images(first)[epoch * n : (epoch + 1) * n] * 0.2 + mean) * 255).round().to(torch.uint8)
+        found = (
+            ((images(first)[epoch * n : (epoch + 1) * n] * 0.2 + mean) * 255)
+            .round()
+            .to(torch.uint8)
+        )
         assert all(x.numpy().tobytes() in wanted for x in found)
 
 
@@ -385,7 +444,9 @@ def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
     ],
 )
 def test_what_goes_not_with_a_cache(launch, flags, message):
-    assert message in launch(*launch.flow, "--nfa-cache", str(launch.out / "cache"), *flags, ok=False)
+    assert message in launch(
+        *launch.flow, "--nfa-cache", str(launch.out / "cache"), *flags, ok=False
+    )
 
 
 def test_a_flow_of_other_classes_is_fitted(launch, _small_flow, toy_images):
@@ -401,11 +462,15 @@ def test_a_flow_of_other_classes_is_fitted(launch, _small_flow, toy_images):
     assert args["nfa_fit"] is True
     by_hand = nfa.NFAugment(_small_flow, modes=4).fit([toy_images], 3).flow
     flags[3] = str(by_hand.save_pretrained(launch.out / "abc"))
-    torch.testing.assert_close(images(fitted), images(launch(*flags, name="stored")[0]), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        images(fitted), images(launch(*flags, name="stored")[0]), rtol=0, atol=0.02
+    )
 
 
 def test_a_resumed_training_draws_its_own_epochs_numbers(launch):
-    first, third = (launch(*launch.flow, "--start-epoch", str(e), name=f"epoch{e}")[0] for e in (0, 2))
+    first, third = (
+        launch(*launch.flow, "--start-epoch", str(e), name=f"epoch{e}")[0] for e in (0, 2)
+    )
     stock = launch("--start-epoch", "2", launcher=False, name="stock")[0]
     assert torch.equal(stock["val"], third["val"])
     assert (images(first) != images(third)).flatten(1).any(1).all()
@@ -418,7 +483,12 @@ def test_randaugment_does_not_end_a_launched_training(tmp_path):
         "import argparse\nfrom PIL import Image, ImageOps\nparser = argparse.ArgumentParser()\ncreate_loader = None\n"
         "def main():\n    parser.parse_args()\n    print(ImageOps.posterize(Image.new('L', (1, 1), 200), 0).getpixel((0, 0)))\n"
     )
-    done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", str(script)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "timm_nfaug.train", str(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0 and done.stdout.strip() == "0", done.stderr
 
 
@@ -436,7 +506,12 @@ def test_a_launched_script_finds_what_it_finds_without_the_launcher(tmp_path):
         "def main():\n    loader = DataLoader(Own(), 3, num_workers=1, multiprocessing_context='spawn')\n"
         "    print(timm.beside, *[b.tolist() for b in loader])\nif __name__ == '__main__':\n    main()\n"
     )
-    done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", str(script)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "timm_nfaug.train", str(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0 and done.stdout.strip() == "True [0, 1, 2]", done.stderr
 
 
@@ -489,7 +564,10 @@ def test_wrapping_a_plain_loader(toy_images):
     """Two lines in a script of one's own: levels in, moved along the eigen-images of their class, reproducibly."""
     levels, y = toy_images
     batches = DataLoader(list(zip(levels, y.tolist())), batch_size=20)
-    assert nfa.wrap_loader(batches, parsed()) is batches and nfa.wrap_loader(batches, parsed("--aug", "nfa-p0")) is batches
+    assert (
+        nfa.wrap_loader(batches, parsed()) is batches
+        and nfa.wrap_loader(batches, parsed("--aug", "nfa-p0")) is batches
+    )
     args = parsed("--aug", "nfa-s0.3-k2-p1")
     loader = nfa.wrap_loader(batches, args, num_classes=3)
     first = torch.cat([x for x, _ in loader])
@@ -498,12 +576,18 @@ def test_wrapping_a_plain_loader(toy_images):
     change = (first.float() - levels.float()).flatten(1)
     for k in range(3):
         own = change[y == k]
-        assert (own @ eigen[k].T).square().sum() / own.square().sum() > 0.9, "but for rounding and clamping"
+        assert (own @ eigen[k].T).square().sum() / own.square().sum() > 0.9, (
+            "but for rounding and clamping"
+        )
     again = nfa.wrap_loader(batches, args, num_classes=3)
-    assert torch.equal(torch.cat([x for x, _ in again]), first) and not torch.equal(torch.cat([x for x, _ in again]), first)
+    assert torch.equal(torch.cat([x for x, _ in again]), first) and not torch.equal(
+        torch.cat([x for x, _ in again]), first
+    )
     again.epoch = 0
     assert torch.equal(torch.cat([x for x, _ in again]), first)
-    other = nfa.wrap_loader(batches, parsed("--aug", "nfa-s0.3-k2-p1", "--seed", "1"), num_classes=3)
+    other = nfa.wrap_loader(
+        batches, parsed("--aug", "nfa-s0.3-k2-p1", "--seed", "1"), num_classes=3
+    )
     assert not torch.equal(torch.cat([x for x, _ in other]), first)
     with pytest.raises(ValueError, match="pass num_classes="):
         nfa.wrap_loader(batches, args)
@@ -528,7 +612,10 @@ class Own(torch.utils.data.Dataset):
 class Handing(Own):
     """Hands `transform` on to a data set within."""
 
-    transform = property(lambda self: self.images.transform, lambda self, transform: setattr(self.images, "transform", transform))
+    transform = property(
+        lambda self: self.images.transform,
+        lambda self, transform: setattr(self.images, "transform", transform),
+    )
 
     def __init__(self, within):
         self.images, self.labels, self.read = within, within.labels, lambda data, i: within[i][0]
@@ -553,7 +640,9 @@ class Folder(ImageFolder):
     def __getitem__(self, i):
         path, k = self.samples[i]
         image = self.loader(path)
-        return (self.transform(image=np.asarray(image).copy())["image"] if self.transform else image), k
+        return (
+            self.transform(image=np.asarray(image).copy())["image"] if self.transform else image
+        ), k
 
 
 def flipped(x):
@@ -582,19 +671,32 @@ OWN = {
     "levels, transformed": lambda levels, y, root: Own(levels, y, unit, flipped),
     "floats, transformed": lambda levels, y, root: Own(levels / 255, y, unit, flipped),
     "keyword": lambda levels, y, root: Own(
-        levels.permute(0, 2, 3, 1).numpy(), y, lambda data, i: data.transform(image=data.images[i])["image"], as_keyword
+        levels.permute(0, 2, 3, 1).numpy(),
+        y,
+        lambda data, i: data.transform(image=data.images[i])["image"],
+        as_keyword,
     ),
     "keyword, torchvision": lambda levels, y, root: Folder(str(root), as_keyword),
-    "dicts": lambda levels, y, root: Own(levels, y, lambda data, i: {"image": unit(data, i)}, flipped),
+    "dicts": lambda levels, y, root: Own(
+        levels, y, lambda data, i: {"image": unit(data, i)}, flipped
+    ),
     "normalised": lambda levels, y, root: Own(levels / 255, y, normalised, flipped),
-    "handing": lambda levels, y, root: Handing(Own([to_pil_image(x) for x in levels], y, unit, ToTensor())),
-    "read only": lambda levels, y, root: ReadOnly(Own([to_pil_image(x) for x in levels], y, unit, ToTensor())),
-    "passing": lambda levels, y, root: Passing(Own(levels / 255, y, normalised, flipped), y, lambda data, i: data.images[i][0]),
+    "handing": lambda levels, y, root: Handing(
+        Own([to_pil_image(x) for x in levels], y, unit, ToTensor())
+    ),
+    "read only": lambda levels, y, root: ReadOnly(
+        Own([to_pil_image(x) for x in levels], y, unit, ToTensor())
+    ),
+    "passing": lambda levels, y, root: Passing(
+        Own(levels / 255, y, normalised, flipped), y, lambda data, i: data.images[i][0]
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(toy_images, image_folder, kind):
+def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(
+    toy_images, image_folder, kind
+):
     """Modes are those of what the loader gives; the data set is left alone."""
     data = OWN[kind](*toy_images, image_folder / "train")
     transform = data.transform
@@ -616,12 +718,19 @@ def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folde
     loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
     by_hand = to_fit(modes=2)
     fit_to_dataset(by_hand, data, FIT)
-    assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes) and data.transform is crop
+    assert (
+        torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
+        and data.transform is crop
+    )
 
 
 GREY = {
-    "folder": lambda levels, y, root: ImageFolder(str(root), ToTensor(), loader=lambda path: Image.open(path).convert("L")),
-    "folder, from colour": lambda levels, y, root: ImageFolder(str(root), Compose([Grayscale(1), ToTensor()])),
+    "folder": lambda levels, y, root: ImageFolder(
+        str(root), ToTensor(), loader=lambda path: Image.open(path).convert("L")
+    ),
+    "folder, from colour": lambda levels, y, root: ImageFolder(
+        str(root), Compose([Grayscale(1), ToTensor()])
+    ),
     "tensors": lambda levels, y, root: TensorDataset(levels[:, :1, :28, :24], y),
     "stream": lambda levels, y, root: Endless(levels[:, :1], y),
     "list": lambda levels, y, root: None,
@@ -637,7 +746,9 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 @pytest.mark.parametrize("kind", GREY)
-def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(toy_images, image_folder, flow_dir, kind):
+def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(
+    toy_images, image_folder, flow_dir, kind
+):
     levels, y = toy_images
     data = GREY[kind](levels, y, image_folder / "train")
     loader = [(levels[:, :1], y)] if data is None else DataLoader(data, 20)
@@ -647,12 +758,18 @@ def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(toy_i
         side = 24 if kind == "tensors" else 32
         assert tuple(wrapped.augment.flow.config.input_size) == (1, side, side)
         assert (next(iter(wrapped))[0] != next(iter(loader))[0]).flatten(1).any(1).all()
-    with pytest.raises(NFAError, match="--in-chans or --input-size asks for images of 3 channels, the loader gives 1; ask for 1"):
+    with pytest.raises(
+        NFAError,
+        match="--in-chans or --input-size asks for images of 3 channels, the loader gives 1; ask for 1",
+    ):
         nfa.wrap_loader(loader, argparse.Namespace(**vars(args) | {"in_chans": 3}), num_classes=3)
     deep = parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir))
     for fit in (True, False):
         deep.nfa_fit = fit
-        with pytest.raises(NFAError, match="takes images of 3 channels, the loader gives 1; take --nfa-flow linear, convert"):
+        with pytest.raises(
+            NFAError,
+            match="takes images of 3 channels, the loader gives 1; take --nfa-flow linear, convert",
+        ):
             next(iter(nfa.wrap_loader(loader, deep, num_classes=3)))
 
 
@@ -680,16 +797,28 @@ def noisy(image):
 
 
 LOADERS = {
-    "part": lambda levels, y, root: DataLoader(Subset(ImageFolder(str(root), noisy), range(60)), 20, shuffle=True),
+    "part": lambda levels, y, root: DataLoader(
+        Subset(ImageFolder(str(root), noisy), range(60)), 20, shuffle=True
+    ),
     "folder": lambda levels, y, root: DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True),
-    "wrapped folder": lambda levels, y, root: Wrapper(DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True)),
-    "wrapped tensors": lambda levels, y, root: Wrapper(DataLoader(TensorDataset(levels, y), 20, shuffle=True)),
-    "batches": lambda levels, y, root: DataLoader(Batches(zip(levels.split(20), y.split(20))), batch_size=None, shuffle=True),
+    "wrapped folder": lambda levels, y, root: Wrapper(
+        DataLoader(ImageFolder(str(root), noisy), 20, shuffle=True)
+    ),
+    "wrapped tensors": lambda levels, y, root: Wrapper(
+        DataLoader(TensorDataset(levels, y), 20, shuffle=True)
+    ),
+    "batches": lambda levels, y, root: DataLoader(
+        Batches(zip(levels.split(20), y.split(20))), batch_size=None, shuffle=True
+    ),
     "batch sampler": lambda levels, y, root: DataLoader(
         TensorDataset(levels, y), batch_sampler=BatchSampler(RandomSampler(range(60)), 20, False)
     ),
-    "timm's": lambda levels, y, root: timm_loader(create_dataset("", root=str(root.parent), split="train")),
-    "timm's, plain": lambda levels, y, root: timm_loader(ImageFolder(str(root)), use_prefetcher=False),
+    "timm's": lambda levels, y, root: timm_loader(
+        create_dataset("", root=str(root.parent), split="train")
+    ),
+    "timm's, plain": lambda levels, y, root: timm_loader(
+        ImageFolder(str(root)), use_prefetcher=False
+    ),
 }
 
 
@@ -731,15 +860,23 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
         "handing": lambda: Handing(own),
         "levels": lambda: Own(levels, y, lambda data, i: data.images[i]),
         "worker": lambda: WorkerDataset(own, off),
-        "copies": lambda: nfa.NFAugmentedDataset(Own(own.images, y, lambda data, i: data.images[i]), off, copies=1),
+        "copies": lambda: nfa.NFAugmentedDataset(
+            Own(own.images, y, lambda data, i: data.images[i]), off, copies=1
+        ),
     }[kind]()
     still = {"hflip": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": 0.0}
-    batches = timm_loader(data, **still if kind == "worker" else {})  # whose transform is no longer one
+    batches = timm_loader(
+        data, **still if kind == "worker" else {}
+    )  # whose transform is no longer one
     transform, within = data.transform, own.transform
     loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3)
     by_hand = nfa.NFAugment.from_data([(levels, y)] * (1 + (kind == "copies")), 3, modes=2)
-    torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4)
-    assert data.transform is transform and own.transform is within and len(next(iter(loader))[0]) == 20
+    torch.testing.assert_close(
+        loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4
+    )
+    assert (
+        data.transform is transform and own.transform is within and len(next(iter(loader))[0]) == 20
+    )
 
 
 def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
@@ -755,9 +892,15 @@ def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
         assert loader.augment.flow.config.class_names == ["a", "b", "c"]
         assert {x.shape[-1] for x, _ in loader} == {32, 48}
     levels, y = toy_images  # no PIL images: read through the first of the transforms
-    data = scheduled.ScheduledTransformDataset(Own(levels, y, lambda data, i: data.images[i]), [flipped, lambda x: x[:, ::2]])
-    sampler = scheduled.ScheduledBatchSampler(torch.utils.data.DistributedSampler(data, 2, 1), [20, 20])
-    loader = nfa.wrap_loader(DataLoader(data, batch_sampler=sampler), parsed("--aug", "nfa-k2-p1"), num_classes=3)
+    data = scheduled.ScheduledTransformDataset(
+        Own(levels, y, lambda data, i: data.images[i]), [flipped, lambda x: x[:, ::2]]
+    )
+    sampler = scheduled.ScheduledBatchSampler(
+        torch.utils.data.DistributedSampler(data, 2, 1), [20, 20]
+    )
+    loader = nfa.wrap_loader(
+        DataLoader(data, batch_sampler=sampler), parsed("--aug", "nfa-k2-p1"), num_classes=3
+    )
     by_hand = nfa.NFAugment.from_data([(levels.flip(-1), y)], 3, modes=2)
     torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std)
 
@@ -771,21 +914,33 @@ def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images,
         flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir)]
         loader = nfa.wrap_loader(batches, argparse.Namespace(**vars(parsed(*flags)), **amp))
         ((images, _),) = loader
-        return images.float(), {m.net_dtype for m in loader.augment.flow.modules() if hasattr(m, "net_dtype")}
+        return images.float(), {
+            m.net_dtype for m in loader.augment.flow.modules() if hasattr(m, "net_dtype")
+        }
 
     exact, full = moved(amp=False, amp_dtype=dtype)
     lower, kind = moved(amp=True, amp_dtype=dtype)
     assert full == {None} and kind == {getattr(torch, dtype)}
     assert 0 < (exact - lower).abs().max() <= 2, "levels"
-    for elsewhere in ({"nfa_place": "dataset"}, {"nfa_cache": "there"}):  # in workers, and in what later trainings read
+    for elsewhere in (
+        {"nfa_place": "dataset"},
+        {"nfa_cache": "there"},
+    ):  # in workers, and in what later trainings read
         flags = vars(parsed("--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir))) | elsewhere
         augment = augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
         assert {m.net_dtype for m in augment.flow.modules() if hasattr(m, "net_dtype")} == {None}
 
 
-def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder, small_flow, tmp_path):
+def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(
+    image_folder, small_flow, tmp_path
+):
     small_flow.config.class_names = []
-    flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(small_flow.save_pretrained(tmp_path / "flow"))]
+    flags = [
+        "--aug",
+        "nfa-s0.5-k4-p1",
+        "--nfa-flow",
+        str(small_flow.save_pretrained(tmp_path / "flow")),
+    ]
     common = dict(
         input_size=(3, 32, 32), batch_size=20, is_training=True, hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=0.0,
         num_workers=0, persistent_workers=False, device=torch.device("cpu"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2),
@@ -793,7 +948,9 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
 
     def batches(*flags, **more):
         torch.manual_seed(0)
-        loader = create_loader(create_dataset("", root=str(image_folder), split="train"), **common, **more)
+        loader = create_loader(
+            create_dataset("", root=str(image_folder), split="train"), **common, **more
+        )
         own = loader.random_erasing, loader.loader.collate_fn
         wrapped = nfa.wrap_loader(loader, parsed(*flags))
         assert (loader.random_erasing, loader.loader.collate_fn) == own
@@ -802,21 +959,29 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(image_folder,
     (_, (stock, y)), (loader, (moved, same)) = batches(), batches(*flags)
     assert torch.equal(y, same) and ((moved - stock).abs() > 1e-4).flatten(1).any(1).all()
     low, high = ((v - torch.tensor([0.5, 0.4, 0.3])) / 0.2 for v in (0.0, 1.0))
-    assert (moved.amin((0, 2, 3)) >= low - 1e-5).all() and (moved.amax((0, 2, 3)) <= high + 1e-5).all()
+    assert (moved.amin((0, 2, 3)) >= low - 1e-5).all() and (
+        moved.amax((0, 2, 3)) <= high + 1e-5
+    ).all()
     assert loader.mixup_enabled is False and loader.batch_sampler is loader.loader.batch_sampler
     loader, (_, soft) = batches(*flags, collate_fn=FastCollateMixup(mixup_alpha=1.0, num_classes=3))
     assert soft.shape == (60, 3) and loader.mixup_enabled
     loader.mixup_enabled = False
     assert next(iter(loader))[1].max() > 0.9, "smoothed, not mixed"
     erased = batches(*flags, re_prob=1.0)[1][0]
-    assert ((erased == 0).all(1).flatten(1).sum(1) >= 10).all(), "rectangles of exact zeros, which NFA leaves alone"
+    assert ((erased == 0).all(1).flatten(1).sum(1) >= 10).all(), (
+        "rectangles of exact zeros, which NFA leaves alone"
+    )
 
 
 @pytest.mark.parametrize("kind", ["timm", "torchvision", "scheduled", "workers"])
 def test_erasing_without_the_prefetcher_runs_after_nfa(image_folder, kind):
     """And where NFA is off, or another loader reads the data set, it is where it was."""
     root = image_folder / "train"
-    data = ImageFolder(str(root)) if kind == "torchvision" else create_dataset("", root=str(image_folder), split="train")
+    data = (
+        ImageFolder(str(root))
+        if kind == "torchvision"
+        else create_dataset("", root=str(image_folder), split="train")
+    )
     more = {"input_size_choices": [32, 48]} if kind == "scheduled" else {}
     if more and "input_size_choices" not in inspect.signature(create_loader).parameters:
         pytest.skip("this timm has no scheduled sizes")
@@ -842,8 +1007,14 @@ def test_erasing_without_the_prefetcher_runs_after_nfa(image_folder, kind):
         (["--aug", "nfa-z3"], "unknown key 'z'"),
         (["--nfa-fit"], "error: --nfa-fit does nothing without --aug: add --aug nfa"),
         (["--nfa-flow", "conv_p4_tiny.digits"], "error: --nfa-flow does nothing without --aug"),
-        (["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digitz"], "did you mean 'conv_p4_tiny.digits'"),
-        (["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digits"], "the flow knows the classes 0, 1, 2, 3"),
+        (
+            ["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digitz"],
+            "did you mean 'conv_p4_tiny.digits'",
+        ),
+        (
+            ["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digits"],
+            "the flow knows the classes 0, 1, 2, 3",
+        ),
     ],
 )
 def test_errors(launch, flags, message):
@@ -857,8 +1028,15 @@ def test_a_script_of_another_shape_is_named(tmp_path):
         (str(script), "no timm train.py"), (str(tmp_path / "x.py"), "no file"), ("--help", "--nfa-place {batch,dataset}"),
         ("--aug", "expected the path of a train.py first, got --aug; train.py comes with timm's repository"),
     ):  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", "timm_nfaug.train", argument], capture_output=True, text=True, cwd=ROOT)
-        assert (done.returncode == 0) == (argument == "--help") and message in done.stdout + done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "timm_nfaug.train", argument],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert (done.returncode == 0) == (
+            argument == "--help"
+        ) and message in done.stdout + done.stderr
 
 
 def test_every_process_fits_a_plain_loader_alike(toy_images):
@@ -869,7 +1047,11 @@ def test_every_process_fits_a_plain_loader_alike(toy_images):
         data = list(zip(levels, y.tolist()))
         sampler = torch.utils.data.DistributedSampler(data, 2, rank)
         state = torch.get_rng_state()
-        loader = nfa.wrap_loader(DataLoader(data, batch_size=20, sampler=sampler), parsed("--aug", "nfa-p1"), num_classes=3)
+        loader = nfa.wrap_loader(
+            DataLoader(data, batch_size=20, sampler=sampler),
+            parsed("--aug", "nfa-p1"),
+            num_classes=3,
+        )
         assert torch.equal(torch.get_rng_state(), state)
         found.append(loader.augment.flow.prior.modes)
     assert torch.equal(*found)
@@ -895,7 +1077,9 @@ def worker_data(root, cls=ImageFolder):
     dataset = cls(str(root))
     fit_to_dataset(augment, dataset, FIT)
     data = WorkerDataset(dataset, augment, seed=1)
-    data.transform = create_transform(32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0)
+    data.transform = create_transform(
+        32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0
+    )
     return data
 
 

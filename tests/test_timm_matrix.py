@@ -58,7 +58,10 @@ def check(run, how, flags):
     if splits == 1:
         assert moved.float().mean() > 0.95
     else:  # of each batch of 20 triples the first 20 images are clean
-        assert not moved.view(-1, 3, 20)[:, 0].any() and moved.view(-1, 3, 20)[:, 1:].float().mean() > 0.95
+        assert (
+            not moved.view(-1, 3, 20)[:, 0].any()
+            and moved.view(-1, 3, 20)[:, 1:].float().mean() > 0.95
+        )
     return stock, new
 
 
@@ -86,14 +89,18 @@ ON_BATCHES = {
     "splits, erasing": ["--aug-splits", 3, "--jsd-loss", "--reprob", 1.0, "--resplit"],
     "multi-epochs loader": ["--use-multi-epochs-loader", "-j", 1, "--epochs", 2],
 }
-PREFETCHER = pytest.mark.parametrize("prefetcher", [[], ["--no-prefetcher"]], ids=["prefetcher", "no prefetcher"])
+PREFETCHER = pytest.mark.parametrize(
+    "prefetcher", [[], ["--no-prefetcher"]], ids=["prefetcher", "no prefetcher"]
+)
 
 
 @PREFETCHER
 @pytest.mark.parametrize("way", [*WAYS, *ON_BATCHES])
 def test_on_batches(run, flow_dir, way, prefetcher):
     if prefetcher and "splits" in way:
-        with pytest.raises(SystemExit, match="--aug-splits needs the prefetcher"):  # stock timm ends with an AttributeError
+        with pytest.raises(
+            SystemExit, match="--aug-splits needs the prefetcher"
+        ):  # stock timm ends with an AttributeError
             run(*ON_BATCHES[way], *prefetcher, *FLAGS)
     else:
         check(run, [*(WAYS | ON_BATCHES)[way], *prefetcher], [*FLAGS, "--nfa-flow", flow_dir])
@@ -102,14 +109,20 @@ def test_on_batches(run, flow_dir, way, prefetcher):
 @PREFETCHER
 @pytest.mark.parametrize("way", WAYS)
 def test_in_the_workers(run, flow_dir, way, prefetcher):
-    check(run, [*WAYS[way], *prefetcher], [*FLAGS, "--nfa-flow", flow_dir, "--nfa-place", "dataset"])
+    check(
+        run, [*WAYS[way], *prefetcher], [*FLAGS, "--nfa-flow", flow_dir, "--nfa-place", "dataset"]
+    )
 
 
 def test_one_channel(run):
     """The linear flow takes any number of channels."""
     for place in ("batch", "dataset"):
         check(run, ["--in-chans", 1], [*FLAGS, "--nfa-place", place])
-        check(run, ["--in-chans", 1, "--mean", 0.5, 0.4, 0.3, "--std", 0.2, 0.2, 0.2], [*FLAGS, "--nfa-place", place])
+        check(
+            run,
+            ["--in-chans", 1, "--mean", 0.5, 0.4, 0.3, "--std", 0.2, 0.2, 0.2],
+            [*FLAGS, "--nfa-place", place],
+        )
 
 
 def test_scheduled_resolution(run, flow_dir):
@@ -131,8 +144,12 @@ def test_mixup_mixes_what_nfa_has_made(run, flow_dir, place, prefetcher):
         hard = torch.nn.functional.one_hot(y, 3).float()
         differ = torch.nonzero(y != y.flip(0)).flatten()[0]
         weight = target[differ, y[differ]]
-        torch.testing.assert_close(target, weight * hard + (1 - weight) * hard.flip(0), rtol=0, atol=1e-5)
-        torch.testing.assert_close(x_mixed, weight * x + (1 - weight) * x.flip(0), rtol=0, atol=2e-3)
+        torch.testing.assert_close(
+            target, weight * hard + (1 - weight) * hard.flip(0), rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(
+            x_mixed, weight * x + (1 - weight) * x.flip(0), rtol=0, atol=2e-3
+        )
         checked += 0.05 < weight < 0.95
     assert checked
 
@@ -143,14 +160,29 @@ def test_erasing_erases_what_nfa_has_made(run, flow_dir, place):
     plain, erased = run(*flags), run(*flags, "--reprob", 1.0)
     for (x, _), (new, _) in zip(plain["train"], erased["train"]):
         gone = (new == 0).all(1, keepdim=True)
-        assert (gone.flatten(1).sum(1) >= 10).all() and torch.equal(new, torch.where(gone, torch.zeros(()), x))
+        assert (gone.flatten(1).sum(1) >= 10).all() and torch.equal(
+            new, torch.where(gone, torch.zeros(()), x)
+        )
 
 
 @PREFETCHER
 @pytest.mark.parametrize("place", ["batch", "dataset"])
 def test_mixup_off_epoch(run, flow_dir, place, prefetcher):
     """Workers that live on through the epochs go on mixing in stock timm; here they do not mix at all."""
-    flags = ["--mixup", 1.0, "--epochs", 2, "--mixup-off-epoch", 1, "-j", 1, "--nfa-flow", flow_dir, "--nfa-place", place]
+    flags = [
+        "--mixup",
+        1.0,
+        "--epochs",
+        2,
+        "--mixup-off-epoch",
+        1,
+        "-j",
+        1,
+        "--nfa-flow",
+        flow_dir,
+        "--nfa-place",
+        place,
+    ]
     first, second = torch.tensor_split(targets(run(*FLAGS, *flags, *prefetcher)), 2)
     assert (first.amax(1) < 1).any() and (second.amax(1) == 1).all()
 
@@ -161,12 +193,16 @@ def test_epochs_and_seeds_differ_and_worker_counts_do_not(run, flow_dir, place):
     none, one, two = (run(*flags, "-j", n, "--epochs", 2)["train"] for n in (0, 1, 2))
 
     def by_label(batches):  # one number an image, in an order that does not depend on the loader's
-        return sorted((int(k), float(v)) for x, y in batches for k, v in zip(y, x.double().flatten(1).sum(1)))
+        return sorted(
+            (int(k), float(v)) for x, y in batches for k, v in zip(y, x.double().flatten(1).sum(1))
+        )
 
     first, second = by_label(one[:3]), by_label(one[3:])
     assert [first, second] == [by_label(two[:3]), by_label(two[3:])] and first == by_label(none[:3])
     assert len(first) == len(second) == 60 and not set(first) & set(second)
-    if place == "dataset":  # on batches the noise is that of the place in the batch, and torch's order is another here
+    if (
+        place == "dataset"
+    ):  # on batches the noise is that of the place in the batch, and torch's order is another here
         assert by_label(none[3:]) == second
         assert by_label(run(*flags, "-j", 2, "--start-epoch", 1)["train"]) == second
     assert not set(by_label(run(*flags, "--seed", 1)["train"])) & set(first)
@@ -196,7 +232,9 @@ def test_a_stream_of_images(run, flow_dir, monkeypatch, image_folder):
     how = ["--dataset", "streams:make"]
     check(run, how, [*FLAGS, "--nfa-flow", flow_dir])
     check(run, how, FLAGS)
-    with pytest.raises(SystemExit, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"):
+    with pytest.raises(
+        SystemExit, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"
+    ):
         run(*how, *FLAGS, "--nfa-flow", flow_dir, "--nfa-place", "dataset")
 
 
@@ -208,13 +246,34 @@ def test_no_aug_and_strength_0_are_the_stock_training(run):
 
 REFUSED = {
     "mixup 'half'": (["--mixup", 1.0, "--mixup-mode", "half"], "use batch, pair or elem"),
-    "splits in the workers": (["--aug-splits", 3, "--jsd-loss", "--nfa-place", "dataset"], "does not work with --aug-splits"),
-    "epochs in the workers": (["--use-multi-epochs-loader", "--nfa-place", "dataset", "-j", 1], "cannot tell the epochs"),
-    "sizes in the workers": (["--train-img-sizes", 32, 48, "--nfa-place", "dataset"], "take --nfa-place batch"),
-    "channels in the workers": (["--in-chans", 4, "--nfa-place", "dataset"], "L or RGB.* of 4 channels; take --nfa-place batch"),
-    "channels": (["--in-chans", 1, "--nfa-flow", "conv_p4_tiny.digits"], "other classes|knows the classes"),
-    "channels of colour": (["--in-chans", 1, "--nfa-flow", "conv_p4_small.cifar10_jpeg"], "images of 3 channels, --in-chans"),
-    "a place that is none": (["--config", "{tmp}/place.yaml"], "nfa_place must be one of batch, dataset, got 'worker'"),
+    "splits in the workers": (
+        ["--aug-splits", 3, "--jsd-loss", "--nfa-place", "dataset"],
+        "does not work with --aug-splits",
+    ),
+    "epochs in the workers": (
+        ["--use-multi-epochs-loader", "--nfa-place", "dataset", "-j", 1],
+        "cannot tell the epochs",
+    ),
+    "sizes in the workers": (
+        ["--train-img-sizes", 32, 48, "--nfa-place", "dataset"],
+        "take --nfa-place batch",
+    ),
+    "channels in the workers": (
+        ["--in-chans", 4, "--nfa-place", "dataset"],
+        "L or RGB.* of 4 channels; take --nfa-place batch",
+    ),
+    "channels": (
+        ["--in-chans", 1, "--nfa-flow", "conv_p4_tiny.digits"],
+        "other classes|knows the classes",
+    ),
+    "channels of colour": (
+        ["--in-chans", 1, "--nfa-flow", "conv_p4_small.cifar10_jpeg"],
+        "images of 3 channels, --in-chans",
+    ),
+    "a place that is none": (
+        ["--config", "{tmp}/place.yaml"],
+        "nfa_place must be one of batch, dataset, got 'worker'",
+    ),
     "twice": (["--aa", "nfa"], "both ask for NFA"),
     "NaFlex": (["--naflex-loader"], "does not work with --naflex-loader"),
 }
@@ -227,7 +286,10 @@ def test_refused(run, capsys, caplog, tmp_path, what):
     flags = [str(f).replace("{tmp}", str(tmp_path)) for f in flags]
     if what == "NaFlex" and not hasattr(timm.data, "create_naflex_loader"):
         pytest.skip("this timm has none")
-    if what == "sizes in the workers" and "input_size_choices" not in inspect.signature(timm.data.create_loader).parameters:
+    if (
+        what == "sizes in the workers"
+        and "input_size_choices" not in inspect.signature(timm.data.create_loader).parameters
+    ):
         pytest.skip("this timm has none")
     with pytest.raises(SystemExit) as e, caplog.at_level("INFO"):
         run(*FLAGS, *flags)
@@ -265,7 +327,9 @@ def test_two_processes_draw_differently_and_reproducibly(tmp_path):
     near = torch.cdist(one, other).min(1).values
     apart = torch.cdist(one, one).fill_diagonal_(torch.inf).min(1).values.median()
     assert near.min() > 1e-3, "the same draw on both ranks"
-    assert (near < apart / 2).float().mean() > 0.3, "the ranks share images, moved by less than images differ"
+    assert (near < apart / 2).float().mean() > 0.3, (
+        "the ranks share images, moved by less than images differ"
+    )
 
 
 def test_the_plugin_in_an_unmodified_script(run, tmp_path, image_folder, flow_dir):
@@ -276,8 +340,13 @@ def test_the_plugin_in_an_unmodified_script(run, tmp_path, image_folder, flow_di
     done = launch(*command("plugged"), *plug, TIMM_NFAUG=" ".join(map(str, flags)))
     assert done.returncode == 0, done.stderr
     launched, plugged = run(*flags), torch.load(tmp_path / "plugged" / "seen.pt")
-    assert plugged["losses"] == launched["losses"] and torch.equal(targets(plugged), targets(launched))
+    assert plugged["losses"] == launched["losses"] and torch.equal(
+        targets(plugged), targets(launched)
+    )
     done = launch(*command("none"), *plug)
-    assert done.returncode != 0 and "expected --aug in the environment variable TIMM_NFAUG" in done.stderr
+    assert (
+        done.returncode != 0
+        and "expected --aug in the environment variable TIMM_NFAUG" in done.stderr
+    )
     done = launch("-c", "import timm_nfaug.plugin")
     assert done.returncode != 0 and "is no timm train.py" in done.stderr

@@ -11,7 +11,7 @@ import yaml
 
 import timm_nfaug as nfa
 from timm_nfaug import pixels
-from timm_nfaug.flows.chain import Chain
+from timm_nfaug.flows.bijections.chain import Chain
 from train_flow.__main__ import main
 from train_flow.config import TrainConfig
 from train_flow.data import Images, load_data
@@ -21,7 +21,11 @@ from train_flow.trainer import BatchOrder, Trainer
 
 TOY = {
     "flow": "conv_p4_tiny",
-    "network": {"depth": 2, "hidden": 16, "whiten": False},  # without whitening there is something to learn
+    "network": {
+        "depth": 2,
+        "hidden": 16,
+        "whiten": False,
+    },  # without whitening there is something to learn
     "prior": {"num_modes": 4},
     "image_size": 32,
     "batch_size": 18,
@@ -41,7 +45,9 @@ def toy_trainer(toy_images, tmp_path):
 
     def make(out="run", resume=False, **settings) -> Trainer:
         data = Images(*toy_images, ["a", "b", "c"])
-        return Trainer(TrainConfig(**{**TOY, **settings}), data, data, tmp_path / out, resume=resume)
+        return Trainer(
+            TrainConfig(**{**TOY, **settings}), data, data, tmp_path / out, resume=resume
+        )
 
     return make
 
@@ -50,7 +56,10 @@ def run_cli(settings: dict, data_dir, out, *arguments: str) -> list[dict]:
     """Trains through the command line's own function; returns the log."""
     path = out.parent / f"{out.name}.yaml"
     path.write_text(yaml.safe_dump({**TOY, **settings}))
-    assert main(["--config", str(path), "--data-dir", str(data_dir), "--out", str(out), *arguments]) == 0
+    assert (
+        main(["--config", str(path), "--data-dir", str(data_dir), "--out", str(out), *arguments])
+        == 0
+    )
     return read_log(out)
 
 
@@ -58,7 +67,10 @@ def read_log(out) -> list[dict]:
     def refuse(word):
         raise ValueError(f"{word} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse)
+        for line in (out / "log.jsonl").read_text().splitlines()
+    ]
 
 
 # -- objectives --------------------------------------------------------------------------------------------------------
@@ -75,7 +87,9 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_lowers_bits_per_dim(objective, image_folder, tmp_path, capsys, toy_trainer):
+def test_every_objective_lowers_bits_per_dim(
+    objective, image_folder, tmp_path, capsys, toy_trainer
+):
     settings = {"objective": objective, **OBJECTIVES[objective]}
     log = run_cli(settings, image_folder, tmp_path / objective)
     printed = capsys.readouterr().out
@@ -130,9 +144,12 @@ def test_the_shipped_digits_config_runs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "capability, dtype, warned", [("AVX2", "bfloat16", 1), ("AVX2", "float32", 0), ("AVX512", "bfloat16", 0)]
+    "capability, dtype, warned",
+    [("AVX2", "bfloat16", 1), ("AVX2", "float32", 0), ("AVX512", "bfloat16", 0)],
 )
-def test_bfloat16_that_a_cpu_only_emulates_is_warned_of(capability, dtype, warned, toy_trainer, monkeypatch, caplog):
+def test_bfloat16_that_a_cpu_only_emulates_is_warned_of(
+    capability, dtype, warned, toy_trainer, monkeypatch, caplog
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     toy_trainer(net_dtype=dtype)
     assert caplog.text.count("--set net_dtype=float32") == warned
@@ -154,9 +171,13 @@ def test_reversible_trains_the_same_flow(toy_trainer):
         trainer = toy_trainer(str(reversible), steps=10, reversible=reversible)
         assert trainer.run()
         weights.append([p.detach().clone() for p in trainer.flow.network.parameters()])
-        assert all(m.reversible is reversible for m in trainer.flow.modules() if isinstance(m, Chain))
+        assert all(
+            m.reversible is reversible for m in trainer.flow.modules() if isinstance(m, Chain)
+        )
     for plain, again in zip(*weights):
-        torch.testing.assert_close(again, plain, rtol=0, atol=2e-3)  # Adam magnifies differences of gradients near zero
+        torch.testing.assert_close(
+            again, plain, rtol=0, atol=2e-3
+        )  # Adam magnifies differences of gradients near zero
 
 
 def test_glem_separates_more_than_ml(toy_trainer):
@@ -183,12 +204,16 @@ def test_shifted_images_count_in_the_cross_entropy_only(small_flow, toy_images):
     loss, bpd, accuracy = FlowLoss(small_flow, discriminative=0.5, temperature=20.0)(x, y, whole=20)
     logits = small_flow.class_logits(x)
     torch.testing.assert_close(bpd, small_flow.bits_per_dim(x, y)[:20].mean())
-    torch.testing.assert_close(loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4)  # as above, over 20
+    torch.testing.assert_close(
+        loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4
+    )  # as above, over 20
     assert accuracy == (logits.argmax(1) == y)[:20].float().mean()
 
 
 def test_joint_trains_the_gaussians_in_every_step_until_they_freeze(toy_trainer):
-    trainer = toy_trainer(objective="joint", steps=4, gaussian_until=0.5, gaussian_lr=[[0, 0.01]], average="none")
+    trainer = toy_trainer(
+        objective="joint", steps=4, gaussian_until=0.5, gaussian_lr=[[0, 0.01]], average="none"
+    )
     seen = [trainer.flow.prior.mu.detach().clone()]
     while trainer.step < 4:
         trainer._flow_step()
@@ -201,16 +226,28 @@ def test_joint_trains_the_gaussians_in_every_step_until_they_freeze(toy_trainer)
 def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
     """Between two fits the network is trained under the modes of the last, and each fit raises the likelihood of the codes."""
     prior = {"num_modes": 4, "low_rank": True, "a": None}
-    trainer = toy_trainer(objective="joint", prior=prior, steps=6, modes_every=3, gaussian_until=0.5, gaussian_images=30)
+    trainer = toy_trainer(
+        objective="joint",
+        prior=prior,
+        steps=6,
+        modes_every=3,
+        gaussian_until=0.5,
+        gaussian_images=30,
+    )
     x, y = pixels.levels_to_model(trainer.train_data.levels), trainer.train_data.labels
     before = trainer.flow.bits_per_dim(x, y).mean()
     trainer._fit_gaussians()
     assert trainer.flow.bits_per_dim(x, y).mean() < before - 0.1
     seen, fit = [], trainer._fit_gaussians
-    trainer._fit_gaussians = lambda: (fit(), seen.append((trainer.step, trainer.flow.prior.modes.clone())))
+    trainer._fit_gaussians = lambda: (
+        fit(),
+        seen.append((trainer.step, trainer.flow.prior.modes.clone())),
+    )
     trainer.run()
     assert [step for step, _ in seen] == [0]  # 3 is past gaussian_until
-    assert torch.equal(trainer.flow.prior.modes, seen[0][1]) and seen[0][1].norm(dim=2).gt(0.99).all()
+    assert (
+        torch.equal(trainer.flow.prior.modes, seen[0][1]) and seen[0][1].norm(dim=2).gt(0.99).all()
+    )
     trainer.finish()  # the modes and what they leave of the variances, of all images under the averaged flow
     own = trainer.best().prior
     assert not torch.equal(own.modes, seen[0][1]) and own.low_rank
@@ -221,7 +258,9 @@ def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
 def test_a_fit_between_steps_sees_every_class(toy_trainer):
     """Where the draw misses a class, the first image of it in the order of the draw joins it."""
     prior = {"num_modes": 4, "low_rank": True}
-    trainer = toy_trainer(objective="joint", prior=prior, steps=1, modes_every=1, gaussian_images=60)
+    trainer = toy_trainer(
+        objective="joint", prior=prior, steps=1, modes_every=1, gaussian_images=60
+    )
     labels, order = trainer.train_data.labels, trainer._gaussian_indices()
     for n in (1, 4, 60):
         trainer.config.gaussian_images = n
@@ -236,11 +275,15 @@ def test_a_fit_between_steps_sees_every_class(toy_trainer):
 def test_modes_of_some_images_are_made_from_every_class(toy_images, tmp_path):
     """A class of one image, too, which no split takes."""
     data = Images(toy_images[0][:41], toy_images[1][:41], ["a", "b", "c"])
-    config = TrainConfig(**TOY | {"flow": "linear", "network": {}, "objective": "moments", "mode_images": 20})
+    config = TrainConfig(
+        **TOY | {"flow": "linear", "network": {}, "objective": "moments", "mode_images": 20}
+    )
     trainer = Trainer(config, data, None, tmp_path / "run")
     trainer.finish()
     stored = nfa.ConditionalFlow.from_pretrained(trainer.out / "flow")
-    torch.testing.assert_close(stored.prior.mu[2], pixels.levels_to_model(data.levels[40]).flatten())
+    torch.testing.assert_close(
+        stored.prior.mu[2], pixels.levels_to_model(data.levels[40]).flatten()
+    )
     mean = pixels.levels_to_model(data.levels[:20]).flatten(1).mean(0)
     assert not torch.allclose(stored.prior.mu[0], mean), "of half the images"
 
@@ -289,13 +332,22 @@ def test_snapshots_are_flows_on_the_way_and_change_nothing(objective, toy_traine
     own, other = plain.flow.state_dict(), kept.flow.state_dict()
     assert all(torch.equal(own[k], other[k]) for k in own)
     assert sorted(p.name for p in kept.out.glob("flow*")) == ["flow", "flow-2", "flow-4"]
-    first, last = (nfa.ConditionalFlow.from_pretrained(kept.out / f"flow-{step}") for step in (2, 4))
-    assert "2 steps of batch" in first.config.info["training"] and "4 steps of batch" in last.config.info["training"]
+    first, last = (
+        nfa.ConditionalFlow.from_pretrained(kept.out / f"flow-{step}") for step in (2, 4)
+    )
+    assert (
+        "2 steps of batch" in first.config.info["training"]
+        and "4 steps of batch" in last.config.info["training"]
+    )
     assert any(not torch.equal(v, last.state_dict()[k]) for k, v in first.state_dict().items())
     logged = [json.loads(line) for line in (kept.out / "log.jsonl").read_text().splitlines()]
     found = {row["step"]: row["bits_per_dim"] for row in logged if row.get("snapshot")}
-    assert found == pytest.approx({s: f.config.info["metrics"]["bits_per_dim"] for s, f in ((2, first), (4, last))}, rel=1e-4)
-    with pytest.raises(ValueError, match=r"snapshots must be steps, integers of at least 1, got \[0\]"):
+    assert found == pytest.approx(
+        {s: f.config.info["metrics"]["bits_per_dim"] for s, f in ((2, first), (4, last))}, rel=1e-4
+    )
+    with pytest.raises(
+        ValueError, match=r"snapshots must be steps, integers of at least 1, got \[0\]"
+    ):
         toy_trainer("wrong", snapshots=[0])
 
 
@@ -305,7 +357,9 @@ def test_a_limited_evaluation_sees_every_class(small_flow, toy_images):
     assert evaluate(small_flow, data, limit=6) == evaluate(small_flow, few)
     assert evaluate(small_flow, data, limit=100) == evaluate(small_flow, data)
     # batches change nothing but the last digits of float32 sums
-    assert evaluate(small_flow, data, batch_size=7) == pytest.approx(evaluate(small_flow, data), rel=1e-5, abs=1e-6)
+    assert evaluate(small_flow, data, batch_size=7) == pytest.approx(
+        evaluate(small_flow, data), rel=1e-5, abs=1e-6
+    )
 
 
 # -- the alternation ---------------------------------------------------------------------------------------------------
@@ -375,7 +429,11 @@ def learning_rates(trainer: Trainer) -> list[float]:
 def test_cosine_schedule(toy_trainer):
     found = learning_rates(toy_trainer(steps=100, warmup_steps=10, lr=0.01, lr_floor=0.001))
     for t, lr in enumerate(found):
-        expected = 1e-6 + t / 10 * (0.01 - 1e-6) if t < 10 else 0.001 + 0.0045 * (1 + math.cos(math.pi * t / 100))
+        expected = (
+            1e-6 + t / 10 * (0.01 - 1e-6)
+            if t < 10
+            else 0.001 + 0.0045 * (1 + math.cos(math.pi * t / 100))
+        )
         assert lr == pytest.approx(expected, rel=1e-6), t
 
 
@@ -383,12 +441,20 @@ def test_halving_schedule(toy_trainer):
     """3 steps an epoch: half after 4 epochs, half again after 2 more, then the floor; the warm-up shifts nothing."""
     found = learning_rates(
         toy_trainer(
-            steps=60, warmup_steps=6, schedule="halving", halve_from=4, halve_every=2, lr=0.01, lr_floor=0.0025
+            steps=60,
+            warmup_steps=6,
+            schedule="halving",
+            halve_from=4,
+            halve_every=2,
+            lr=0.01,
+            lr_floor=0.0025,
         )
     )
     assert found[0] < 1e-5 and found[3] == pytest.approx(0.005, rel=1e-3)
     for steps, lr in ((range(6, 11), 0.01), (range(12, 17), 0.005), (range(18, 60), 0.0025)):
-        assert [found[t] for t in steps] == pytest.approx([lr] * len(steps)), steps  # timm may be one step early
+        assert [found[t] for t in steps] == pytest.approx([lr] * len(steps)), (
+            steps
+        )  # timm may be one step early
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "none"])
@@ -419,12 +485,17 @@ def test_a_loss_that_is_not_finite_stops_the_training(toy_trainer):
     trainer = toy_trainer()
     with torch.no_grad():
         trainer.flow.prior.mu.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match=r"at step 0; train again .* \(they were 0.003 and 1\) and another"):
+    with pytest.raises(
+        FloatingPointError, match=r"at step 0; train again .* \(they were 0.003 and 1\) and another"
+    ):
         trainer.run()
     assert not trainer.checkpoint.exists()
 
 
 @pytest.mark.parametrize("objective", ["ml", "joint"])
 def test_a_flow_without_weights_is_not_trained(toy_trainer, objective):
-    with pytest.raises(ValueError, match=f"flow linear has no weights for objective {objective} to train; set objective=moments"):
+    with pytest.raises(
+        ValueError,
+        match=f"flow linear has no weights for objective {objective} to train; set objective=moments",
+    ):
         toy_trainer(flow="linear", network={}, objective=objective)

@@ -26,14 +26,36 @@ def test_shipped_configs_load(name):
 
 def test_overrides(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n")  # YAML reads 1e-3 as a string
+    path.write_text(
+        "data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n"
+    )  # YAML reads 1e-3 as a string
     config = load_config(
-        path, ["prior.num_modes=16", "network.depth=2", "steps=5", "epochs=2", "flip=false", "kld_weight=[[0, 1], [1, 2]]"]
+        path,
+        [
+            "prior.num_modes=16",
+            "network.depth=2",
+            "steps=5",
+            "epochs=2",
+            "flip=false",
+            "kld_weight=[[0, 1], [1, 2]]",
+        ],
     )
-    assert config.lr == 0.001 and config.prior == {"num_modes": 16, "a": 1.0} and config.network == {"depth": 2}
+    assert (
+        config.lr == 0.001
+        and config.prior == {"num_modes": 16, "a": 1.0}
+        and config.network == {"depth": 2}
+    )
     assert config.steps == 5 and config.flip is False and config.kld_weight == [[0, 1], [1, 2]]
     assert isinstance(config.epochs, float)
-    config = load_config(path, ["gaussian_lr=[[0, 1e-2], [1, 1e-3]]", "network={clamp: 6e-1}", "prior.c=1e-1", "snapshots=[1e1]"])
+    config = load_config(
+        path,
+        [
+            "gaussian_lr=[[0, 1e-2], [1, 1e-3]]",
+            "network={clamp: 6e-1}",
+            "prior.c=1e-1",
+            "snapshots=[1e1]",
+        ],
+    )
     assert config.snapshots == [10] and config.gaussian_lr == [[0, 0.01], [1, 0.001]]
     assert config.network == {"clamp": 0.6} and config.prior["c"] == 0.1
     assert TrainConfig(**config.to_dict()) == config
@@ -68,9 +90,15 @@ def test_overrides(tmp_path):
         ("kld_weight=[[0, 1, 2]]", r"kld_weight must be .* got \[\[0, 1, 2\]\]"),
         ("kld_weight=[[0, much]]", "kld_weight must be .* got .*much"),
         ("kld_weight=[[0, .nan]]", "kld_weight must be .* got .*nan"),
-        ("kld_weight=[[0.5, 1], [0.2, 1]]", r"in \[0, 1\] that do not fall.* got \[\[0.5, 1\], \[0.2, 1\]\]"),
+        (
+            "kld_weight=[[0.5, 1], [0.2, 1]]",
+            r"in \[0, 1\] that do not fall.* got \[\[0.5, 1\], \[0.2, 1\]\]",
+        ),
         ("kld_weight=[[0, 1], [2, 1]]", r"in \[0, 1\] that do not fall"),
-        ("gaussian_lr=[[0, 0.1], [1, 0]]", r"values of gaussian_lr must be above 0.* got \[\[0, 0.1\], \[1, 0\]\]"),
+        (
+            "gaussian_lr=[[0, 0.1], [1, 0]]",
+            r"values of gaussian_lr must be above 0.* got \[\[0, 0.1\], \[1, 0\]\]",
+        ),
         ("steps", "--set takes key=value, got 'steps'"),
         ("lr.x=1", "lr"),
         ("steps=[1", r"steps=\[1"),
@@ -90,14 +118,20 @@ def test_settings_that_do_not_go_together_are_refused():
         TrainConfig(image_size=32, labels=False)
     with pytest.raises(ValueError, match="labels: false goes with .* discriminative 0.1"):
         TrainConfig(image_size=32, labels=False, objective="joint", discriminative=0.1)
-    with pytest.raises(ValueError, match="modes_every goes with objective joint and prior.low_rank=true, got glem"):
+    with pytest.raises(
+        ValueError, match="modes_every goes with objective joint and prior.low_rank=true, got glem"
+    ):
         TrainConfig(image_size=32, modes_every=100)
-    with pytest.raises(ValueError, match="modes_every goes with .* got joint and prior {'num_modes': 4}"):
+    with pytest.raises(
+        ValueError, match="modes_every goes with .* got joint and prior {'num_modes': 4}"
+    ):
         TrainConfig(image_size=32, modes_every=100, objective="joint", prior={"num_modes": 4})
 
 
 def test_wrong_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no config 'conv_p4_tiny.digit'.*did you mean 'conv_p4_tiny.digits'"):
+    with pytest.raises(
+        ValueError, match="no config 'conv_p4_tiny.digit'.*did you mean 'conv_p4_tiny.digits'"
+    ):
         load_config("conv_p4_tiny.digit")
     path = tmp_path / "list.yaml"
     path.write_text("- lr")
@@ -115,7 +149,9 @@ def test_folder_is_read_as_it_is(image_folder, toy_images):
     train, val = load_data("folder", image_folder, image_size=32)
     assert torch.equal(train.levels, toy_images[0]) and torch.equal(train.labels, toy_images[1])
     assert train.class_names == val.class_names == ["a", "b", "c"] and len(val) == 24
-    train, val = load_data("folder", image_folder / "train", image_size=32)  # class folders directly
+    train, val = load_data(
+        "folder", image_folder / "train", image_size=32
+    )  # class folders directly
     assert torch.equal(train.levels, toy_images[0]) and val is None
 
 
@@ -123,10 +159,14 @@ def test_classes_of_one_image_are_not_split(tmp_path, image_folder):
     for k in "abc":
         (tmp_path / "train" / k).mkdir(parents=True)
         shutil.copy(next((image_folder / "train" / k).iterdir()), tmp_path / "train" / k)
-    with pytest.raises(ValueError, match="val_fraction 0.5 holds out no image, as every class has one alone"):
+    with pytest.raises(
+        ValueError, match="val_fraction 0.5 holds out no image, as every class has one alone"
+    ):
         load_data("folder", tmp_path, 32, val_fraction=0.5)
     train, _ = load_data("folder", tmp_path, 32)
-    with pytest.raises(ValueError, match="gaussian_fraction takes no image, as every class has one alone"):
+    with pytest.raises(
+        ValueError, match="gaussian_fraction takes no image, as every class has one alone"
+    ):
         Trainer(TrainConfig(image_size=32, batch_size=2), train, None, tmp_path / "out")
 
 
@@ -153,7 +193,9 @@ def test_images_of_any_mode_and_size_are_brought_to_one(tmp_path, in_chans):
 
 def damage(path, how: str) -> None:
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "text": b"not an image", "truncated": whole[: len(whole) // 2]}[how])
+    path.write_bytes(
+        {"empty": b"", "text": b"not an image", "truncated": whole[: len(whole) // 2]}[how]
+    )
 
 
 @pytest.mark.parametrize("how", ["empty", "text", "truncated"])
@@ -162,7 +204,10 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(tmp_path, image_fol
     shutil.copytree(image_folder / "train", root)
     bad = root / "b" / "025.png"
     damage(bad, how)
-    with pytest.raises(ValueError, match=r"1 of 60 images cannot be read, the first is .*b/025\.png.*skip_unreadable"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 60 images cannot be read, the first is .*b/025\.png.*skip_unreadable",
+    ):
         load_folder(root, 32)
     caplog.clear()
     data = load_folder(root, 32, skip_unreadable=True)
@@ -176,10 +221,15 @@ def test_an_image_of_more_than_8_bits_is_refused_or_skipped(tmp_path, dtype, mod
     levels = np.linspace(0, 60000, 64).reshape(8, 8)
     Image.fromarray(levels.astype(dtype)).save(tmp_path / "a" / "0.tif")
     Image.fromarray((levels / 256).astype(np.uint8)).save(tmp_path / "a" / "1.tif")
-    with pytest.raises(ValueError, match=rf"a/0\.tif \(mode {mode} has more than 8 bits a channel; convert it to 8 bits first\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a/0\.tif \(mode {mode} has more than 8 bits a channel; convert it to 8 bits first\)",
+    ):
         load_folder(tmp_path, 8)
     data = load_folder(tmp_path, 8, in_chans=1, skip_unreadable=True)
-    assert len(data) == 1 and np.array_equal(data.levels[0, 0].numpy(), (levels / 256).astype(np.uint8))
+    assert len(data) == 1 and np.array_equal(
+        data.levels[0, 0].numpy(), (levels / 256).astype(np.uint8)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the TIFF reader
@@ -214,7 +264,9 @@ def test_wrong_folders_are_refused(tmp_path, image_folder):
         load_data("folder", tmp_path / "nowhere", 32)
     with pytest.raises(ValueError, match="needs --data-dir"):
         load_data("folder", None, 32)
-    with pytest.raises(ValueError, match=r"holds no images; expected class folders with files ending in .*\.png"):
+    with pytest.raises(
+        ValueError, match=r"holds no images; expected class folders with files ending in .*\.png"
+    ):
         load_data("folder", tmp_path, 32)
     shutil.copytree(image_folder, tmp_path / "data")
     (tmp_path / "data" / "train" / "d").mkdir()
@@ -226,11 +278,16 @@ def test_wrong_folders_are_refused(tmp_path, image_folder):
         load_data("folder", tmp_path / "data", 32)
 
 
-@pytest.mark.parametrize("names", [["val"], ["training", "testing"], ["Train", "valid"], ["a", "dev"]])
+@pytest.mark.parametrize(
+    "names", [["val"], ["training", "testing"], ["Train", "valid"], ["a", "dev"]]
+)
 def test_splits_without_train_are_not_taken_for_classes(tmp_path, image_folder, names):
     for name in names:
         shutil.copytree(image_folder / "val", tmp_path / name)
-    with pytest.raises(ValueError, match=r"must hold train/ \(and val/\), or class folders directly; it holds .*rename"):
+    with pytest.raises(
+        ValueError,
+        match=r"must hold train/ \(and val/\), or class folders directly; it holds .*rename",
+    ):
         load_data("folder", tmp_path, 32)
     assert load_data("folder", tmp_path / names[0], 32)[0].class_names == ["a", "b", "c"]
     (tmp_path / "train").symlink_to(image_folder / "train")
@@ -269,9 +326,13 @@ def test_cifar10_as_torchvision_stores_it(tmp_path, monkeypatch):
     meta = write("batches.meta", {"label_names": names})
     monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}") for i in range(1, 6)])
     monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    )
     train, val = load_data("cifar10", tmp_path)
-    expected = np.concatenate([written[f"data_batch_{i}"] for i in range(1, 6)]).reshape(-1, 3, 32, 32)
+    expected = np.concatenate([written[f"data_batch_{i}"] for i in range(1, 6)]).reshape(
+        -1, 3, 32, 32
+    )
     assert np.array_equal(train.levels.numpy(), expected) and train.levels.is_contiguous()
     assert train.labels.tolist() == list(range(10)) * 5 and train.class_names == names
     assert np.array_equal(val.levels.numpy(), written["test_batch"].reshape(-1, 3, 32, 32))
@@ -279,12 +340,16 @@ def test_cifar10_as_torchvision_stores_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
 def test_stratified_split(fraction):
-    labels = torch.tensor([0] * 40 + [1] * 2 + [2] * 17 + [3])[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    labels = torch.tensor([0] * 40 + [1] * 2 + [2] * 17 + [3])[
+        torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    ]
     rest, held = stratified_split(labels, fraction, seed=1)
     assert torch.equal(torch.cat([rest, held]).sort().values, torch.arange(60))
     assert torch.equal(rest, rest.sort().values) and torch.equal(held, held.sort().values)
     for k, n in enumerate((40, 2, 17, 1)):
-        expected = min(max(1, round(fraction * n)), n - 1)  # at least one, never all: a class of one keeps its image
+        expected = min(
+            max(1, round(fraction * n)), n - 1
+        )  # at least one, never all: a class of one keeps its image
         assert int((labels[held] == k).sum()) == expected
     again = stratified_split(labels, fraction, seed=1)[1]
     other = stratified_split(labels, fraction, seed=2)[1]
@@ -299,10 +364,16 @@ def test_stratified_split(fraction):
     [
         (["--config", "none"], "no config 'none'"),
         (["--config", "conv_p4_tiny.digits", "--set", "lr.x=1"], "lr"),
-        (["--config", "conv_p4_tiny.digits", "--set", "flow=conv_p5"], "unknown flow 'conv_p5'.*conv_p4"),
+        (
+            ["--config", "conv_p4_tiny.digits", "--set", "flow=conv_p5"],
+            "unknown flow 'conv_p5'.*conv_p4",
+        ),
         (["--config", "conv_p4_tiny.digits", "--set", "network.dept=2"], "unknown key 'dept'"),
         (["--config", "conv_p4_tiny.digits", "--set", "optimizer=adamv"], "adamv"),
-        (["--config", "conv_p4_tiny.digits", "--set", "batch_size=5000"], "batch_size 5000 exceeds"),
+        (
+            ["--config", "conv_p4_tiny.digits", "--set", "batch_size=5000"],
+            "batch_size 5000 exceeds",
+        ),
         (["--config", "linear.cifar10_jpeg"], "needs --data-dir"),
         (["--config", "linear.cifar10_jpeg", "--data-dir", "/nowhere"], "no directory /nowhere"),
         (["--config", "linear.cifar10_jpeg", "--set", "objective=ml"], "needs --data-dir"),
@@ -318,13 +389,20 @@ def test_the_command_line_explains_errors(arguments, match, tmp_path, capsys):
 
 
 def test_random_shift_moves_whole_images_and_mirrors_at_the_edges():
-    levels = torch.randint(0, 256, (64, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    levels = torch.randint(
+        0, 256, (64, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     shifted = random_shift(levels, 2, torch.Generator().manual_seed(1))
     assert shifted.shape == levels.shape and shifted.dtype == torch.uint8
     padded = np.pad(levels.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
     found = set()
     for image, source in zip(shifted.numpy(), padded, strict=True):
-        fits = [(i, j) for i in range(5) for j in range(5) if np.array_equal(image, source[:, i : i + 6, j : j + 5])]
+        fits = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if np.array_equal(image, source[:, i : i + 6, j : j + 5])
+        ]
         assert len(fits) == 1
         found.add(fits[0])
     assert len(found) > 15, "64 draws of 25 shifts meet nearly all"

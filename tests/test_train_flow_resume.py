@@ -25,14 +25,33 @@ WEIGHTS = "flow/model.safetensors"
 
 VARIANTS = {
     "glem": {"objective": "glem", "net_dtype": "bfloat16", "discriminative": 0.01, "half": True},
-    "joint": {"objective": "joint", "discriminative": 0.05, "temperature": 5.0, "shift": 3, "gaussian_until": 0.8},
-    "modes": {"objective": "joint", "prior": {"num_modes": 4, "low_rank": True, "a": None}, "modes_every": 3},
-    "ce": {"objective": "ce", "bits": 5, "average": "swa", "optimizer": "adamax", "schedule": "halving", "halve_from": 2},
+    "joint": {
+        "objective": "joint",
+        "discriminative": 0.05,
+        "temperature": 5.0,
+        "shift": 3,
+        "gaussian_until": 0.8,
+    },
+    "modes": {
+        "objective": "joint",
+        "prior": {"num_modes": 4, "low_rank": True, "a": None},
+        "modes_every": 3,
+    },
+    "ce": {
+        "objective": "ce",
+        "bits": 5,
+        "average": "swa",
+        "optimizer": "adamax",
+        "schedule": "halving",
+        "halve_from": 2,
+    },
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(variant, image_folder, tmp_path, capsys):
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
+    variant, image_folder, tmp_path, capsys
+):
     settings = {**VARIANTS[variant], "steps": 10, "gaussian_every": 2}
     run_cli(settings, image_folder, tmp_path / "whole")
     out, resumes = tmp_path / "parts", 0
@@ -40,9 +59,13 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(variant, image_folde
         run_cli(settings, image_folder, out, "--time-limit", "0", "--resume")  # one step
         resumes += 1
     assert resumes == 10
-    assert f"stopped at step 1 of {settings['steps']}; go on with --resume" in capsys.readouterr().out
+    assert (
+        f"stopped at step 1 of {settings['steps']}; go on with --resume" in capsys.readouterr().out
+    )
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    losses = [[line["loss"] for line in read_log(o) if "loss" in line] for o in (out, tmp_path / "whole")]
+    losses = [
+        [line["loss"] for line in read_log(o) if "loss" in line] for o in (out, tmp_path / "whole")
+    ]
     assert losses[0] == losses[1] and len(losses[0]) == 10
     # once more on a finished run: nothing is left to do, and nothing changes
     run_cli(settings, image_folder, out, "--resume")
@@ -65,9 +88,14 @@ def test_what_a_checkpoint_does_not_fit_is_refused(image_folder, tmp_path, capsy
     message = error({"lr": 0.1, "seed": 1}, "--resume")
     assert "lr=0.003 instead of 0.1, seed=0 instead of 1" in message
     # other data: a class less, then an image less of each
-    for name, keep in (("classes", lambda p: p.parent.name != "c"), ("images", lambda p: p.name != "000.png")):
+    for name, keep in (
+        ("classes", lambda p: p.parent.name != "c"),
+        ("images", lambda p: p.name != "000.png"),
+    ):
         other = tmp_path / name
-        ignore = lambda folder, names, keep=keep: [n for n in names if n.endswith(".png") and not keep(Path(folder) / n)]
+        ignore = lambda folder, names, keep=keep: [
+            n for n in names if n.endswith(".png") and not keep(Path(folder) / n)
+        ]
         shutil.copytree(image_folder, other, ignore=ignore)
         for empty in (p for p in list(other.glob("*/*")) if not any(p.iterdir())):
             empty.rmdir()
@@ -80,7 +108,13 @@ def test_settings_that_change_no_step_may_change(image_folder, tmp_path):
     run_cli(settings, image_folder, tmp_path / "whole")
     out = tmp_path / "parts"
     run_cli({**settings, "mode_images": 30, "half": True}, image_folder, out, "--time-limit", "0")
-    other = {"data_name": "toys", "log_every": 2, "eval_every": 3, "eval_images": 6, "checkpoint_seconds": 1}
+    other = {
+        "data_name": "toys",
+        "log_every": 2,
+        "eval_every": 3,
+        "eval_images": 6,
+        "checkpoint_seconds": 1,
+    }
     run_cli({**settings, **other}, image_folder, out, "--resume")
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     assert "toys" in (out / "flow" / "README.md").read_text()
@@ -91,14 +125,35 @@ def test_a_killed_run_resumes_to_the_same_weights(image_folder, tmp_path):
     settings = {"objective": "glem", "steps": 150, "checkpoint_seconds": 0.1, "eval_every": 50}
     run_cli(settings, image_folder, tmp_path / "whole")
     out, config = tmp_path / "killed", tmp_path / "whole.yaml"
-    command = [sys.executable, "-m", "train_flow", "--config", config, "--data-dir", image_folder, "--out", out, "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "train_flow",
+        "--config",
+        config,
+        "--data-dir",
+        image_folder,
+        "--out",
+        out,
+        "--resume",
+    ]
     command = [str(c) for c in command]
-    moments = [(random.randint(1, 40), random.uniform(0, 0.03)), (random.randint(45, 90), random.uniform(0, 0.03))]
+    moments = [
+        (random.randint(1, 40), random.uniform(0, 0.03)),
+        (random.randint(45, 90), random.uniform(0, 0.03)),
+    ]
     for lines, delay in moments:
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
             deadline = time.monotonic() + 240
-            while not (out / "log.jsonl").exists() or (out / "log.jsonl").read_bytes().count(b"\n") < lines:
-                assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+            while (
+                not (out / "log.jsonl").exists()
+                or (out / "log.jsonl").read_bytes().count(b"\n") < lines
+            ):
+                assert process.poll() is None and time.monotonic() < deadline, (
+                    process.stderr.read().decode()
+                )
                 time.sleep(0.002)
             time.sleep(delay)
             process.kill()
@@ -142,14 +197,41 @@ torch.save(state, f"{sys.argv[1]}/rank{made[0].rank}.pt")
 
 
 def test_two_processes(image_folder, tmp_path):
-    settings = {**TOY, "objective": "glem", "steps": 6, "gaussian_every": 2, "eval_every": 3, "discriminative": 0.01}
+    settings = {
+        **TOY,
+        "objective": "glem",
+        "steps": 6,
+        "gaussian_every": 2,
+        "eval_every": 3,
+        "discriminative": 0.01,
+    }
     config, worker, out = tmp_path / "config.yaml", tmp_path / "worker.py", tmp_path / "out"
     config.write_text(yaml.safe_dump(settings))
     worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker)]
-    arguments = [tmp_path, "--config", config, "--data-dir", image_folder, "--out", out, "--device", "cpu"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(worker),
+    ]
+    arguments = [
+        tmp_path,
+        "--config",
+        config,
+        "--data-dir",
+        image_folder,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*launch, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout[: done.stdout.rindex("}") + 1])["images"] == 24
     # both processes hold the same flow, Gaussians and average, bit for bit
@@ -169,4 +251,6 @@ def test_two_processes(image_folder, tmp_path):
         images.append(x)
         halves.append(trainer.loss(x, y)[0].item())
     assert len(images[0]) == len(images[1]) == 9 and not torch.equal(images[0], images[1])
-    assert read_log(out)[0]["loss"] == pytest.approx(sum(halves) / 2, abs=2e-5)  # the log keeps 5 decimals
+    assert read_log(out)[0]["loss"] == pytest.approx(
+        sum(halves) / 2, abs=2e-5
+    )  # the log keeps 5 decimals

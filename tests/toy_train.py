@@ -13,7 +13,12 @@ import timm
 import torch
 import yaml
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
-from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import (
+    BinaryCrossEntropy,
+    JsdCrossEntropy,
+    LabelSmoothingCrossEntropy,
+    SoftTargetCrossEntropy,
+)
 from timm.utils import init_distributed_device, random_seed
 
 try:
@@ -96,7 +101,9 @@ def main():
     random_seed(args.seed, args.rank)  # torch, numpy and random, as train.py does
     channels = args.in_chans or 3
     dtype = getattr(torch, args.model_dtype)
-    model = timm.create_model("test_resnet", num_classes=args.num_classes, in_chans=channels).to(dtype)
+    model = timm.create_model("test_resnet", num_classes=args.num_classes, in_chans=channels).to(
+        dtype
+    )
     common = dict(
         use_prefetcher=not args.no_prefetcher, num_workers=args.workers, img_dtype=dtype, device=device,
         mean=tuple(args.mean or (0.5, 0.4, 0.3)[:channels]), std=tuple(args.std or (0.2, 0.2, 0.2)[:channels]),
@@ -110,7 +117,9 @@ def main():
         module, _, function = args.dataset.partition(":")
         data = getattr(importlib.import_module(module), function)(args.data_dir)
     else:
-        data = create_dataset("", root=args.data_dir, split="train", input_img_mode="L" if channels == 1 else "RGB")
+        data = create_dataset(
+            "", root=args.data_dir, split="train", input_img_mode="L" if channels == 1 else "RGB"
+        )
     collate_fn, mixup_fn = None, None
     if args.mixup or args.cutmix:
         mixing = dict(
@@ -122,7 +131,9 @@ def main():
         else:
             collate_fn = FastCollateMixup(**mixing)
     if args.naflex_loader:
-        train = create_naflex_loader(data, patch_size=8, train_seq_lens=(16,), max_seq_len=16, **train_only, **common)
+        train = create_naflex_loader(
+            data, patch_size=8, train_seq_lens=(16,), max_seq_len=16, **train_only, **common
+        )
     else:
         if args.aug_splits:
             data = AugMixDataset(data, num_splits=args.aug_splits)
@@ -132,8 +143,12 @@ def main():
             data, input_size=(channels, args.img_size, args.img_size), collate_fn=collate_fn,
             use_multi_epochs_loader=args.use_multi_epochs_loader, num_aug_repeats=args.aug_repeats, **train_only, **common,
         )  # fmt: skip
-    val_data = create_dataset("", root=args.data_dir, split="val", input_img_mode="L" if channels == 1 else "RGB")
-    val = create_loader(val_data, (channels, args.img_size, args.img_size), batch_size=20, crop_pct=1.0, **common)
+    val_data = create_dataset(
+        "", root=args.data_dir, split="val", input_img_mode="L" if channels == 1 else "RGB"
+    )
+    val = create_loader(
+        val_data, (channels, args.img_size, args.img_size), batch_size=20, crop_pct=1.0, **common
+    )
     if args.distributed:
         model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -150,7 +165,10 @@ def main():
     with open(os.path.join(args.output, "args.yaml"), "w") as f:
         f.write(args_text)
     name = f"seen{args.rank}.pt" if args.distributed else "seen.pt"
-    torch.save({"losses": losses, "train": seen, "val": torch.cat([x for x, _ in val])}, os.path.join(args.output, name))
+    torch.save(
+        {"losses": losses, "train": seen, "val": torch.cat([x for x, _ in val])},
+        os.path.join(args.output, name),
+    )
     if args.distributed:
         torch.distributed.destroy_process_group()
 

@@ -1,12 +1,12 @@
 """timm_nfaug: learned augmentation for timm by class-conditional normalizing flows."""
 
 from .augment import NFAugment, nf_augment_transform
-from .cache import NFACache
-from .dataset import CachedNFADataset, NFAugmentedDataset
+from .data.cache import NFACache
+from .data.datasets import CachedNFADataset, NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
-from .perturb import perturb
-from .timm_hook import add_args, wrap_loader
+from .integration.hook import add_args, wrap_loader
+from .moves.perturb import perturb
 
 __version__ = "0.1.0"
 

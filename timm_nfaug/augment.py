@@ -17,21 +17,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from . import lift, pixels
-from .flows.config import check_keys
+from ._utils.checks import check_keys, check_probability, check_strength
+from ._utils.random import keyed_generator
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .flows.registry import create_flow
-from .perturb import (
-    KINDS,
-    check_kind,
-    check_probability,
-    check_strength,
-    class_move,
-    displacement,
-    draw_noise,
-    keyed_generator,
-    noise_size,
-)
+from .moves.perturb import KINDS, check_kind, class_move, displacement, draw_noise, noise_size
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 LABELS = ("given", "posterior", "none")
@@ -52,7 +43,7 @@ class NFAugment(v2.Transform):
             images a class, 0.5 with 250 or more (benchmarks/README.md).
         modes: number of modes moved along.
         p: probability that an image is augmented. At strength 1 leave some images as they are: p 1 ruins a training.
-        kind: pca, axes or isotropic (see `timm_nfaug.perturb`).
+        kind: pca, axes or isotropic (see `timm_nfaug.moves.perturb`).
         labels: "given" uses the labels it is called with, and the flow's own posterior where there are none;
             "posterior" always asks the flow, for data of other classes than the flow's; "none" takes no class at all: the
             modes are those of all images together, as `fit` and `from_data` then find them.
@@ -79,7 +70,9 @@ class NFAugment(v2.Transform):
     ):
         super().__init__()
         if not isinstance(flow, ConditionalFlow):
-            raise TypeError(f"flow must be a ConditionalFlow, got {type(flow).__name__}; see NFAugment.from_pretrained")
+            raise TypeError(
+                f"flow must be a ConditionalFlow, got {type(flow).__name__}; see NFAugment.from_pretrained"
+            )
         p = check_probability(p)
         if labels not in LABELS:
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
@@ -98,13 +91,17 @@ class NFAugment(v2.Transform):
         self._own: tuple[Any, torch.Generator | None] = (None, None)
 
     @classmethod
-    def from_pretrained(cls, name: str = DEFAULT_FLOW, revision: str | None = None, **kwargs) -> NFAugment:
+    def from_pretrained(
+        cls, name: str = DEFAULT_FLOW, revision: str | None = None, **kwargs
+    ) -> NFAugment:
         """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`); kwargs as for the class.
 
         `modes` defaults to 32 or to what the flow stores, if that is less.
         """
         if name == "linear":
-            raise ValueError("linear has no weights of its own: NFAugment.from_data(loader) finds the eigen-images of your data")
+            raise ValueError(
+                "linear has no weights of its own: NFAugment.from_data(loader) finds the eigen-images of your data"
+            )
         flow = ConditionalFlow.from_pretrained(name, revision)
         kwargs.setdefault("modes", min(32, flow.prior.num_modes))
         return cls(flow, **kwargs)
@@ -160,22 +157,32 @@ class NFAugment(v2.Transform):
         """
         if not inputs:
             raise TypeError("NFAugment takes at least one image")
-        if isinstance(inputs[0], PIL.Image.Image) and (len(inputs) == 1 or (len(inputs) == 2 and type(inputs[1]) is int)):
+        if isinstance(inputs[0], PIL.Image.Image) and (
+            len(inputs) == 1 or (len(inputs) == 2 and type(inputs[1]) is int)
+        ):
             return self._forward_pil(*inputs, generator=generator)
         paths, spec = pytree.tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
         flat = [v for _, v in paths]
         where = _image_positions(flat)
         if not where:
             kinds = ", ".join(sorted({type(v).__name__ for v in flat}))
-            raise TypeError(f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}")
+            raise TypeError(
+                f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}"
+            )
         if self.strength and self.p:
-            labels = _find_labels(paths, where, self.flow.num_classes > 1) if self.labels == "given" else None
+            labels = (
+                _find_labels(paths, where, self.flow.num_classes > 1)
+                if self.labels == "given"
+                else None
+            )
             params = self.make_params([flat[i] for i in where], labels, generator)
             for i in where:
                 flat[i] = self.transform(flat[i], params)
         return pytree.tree_unflatten(flat, spec)
 
-    def _forward_pil(self, image: PIL.Image.Image, *label: int, generator: torch.Generator | None) -> Any:
+    def _forward_pil(
+        self, image: PIL.Image.Image, *label: int, generator: torch.Generator | None
+    ) -> Any:
         """`forward` of what a data set gives, one image with its label or without: in a loader's worker each call counts.
 
         Draws what `make_params` does.
@@ -185,19 +192,28 @@ class NFAugment(v2.Transform):
             g = generator if generator is not None else self._generator()
             if self.p == 1 or bool(torch.rand(1, generator=g, device=g.device) < self.p):
                 noise = draw_noise(1, noise_size(self.flow, self.kind, self.modes), g)
-                image = self._moved(image, label[0] if label and self.labels == "given" else None, noise)
+                image = self._moved(
+                    image, label[0] if label and self.labels == "given" else None, noise
+                )
         return (image, *label) if label else image
 
     def make_params(
-        self, flat_inputs: list[Any], labels: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        flat_inputs: list[Any],
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Any]:
         """Random numbers for one call: which images (count,), the noise (chosen, n), and the labels (count,) or None."""
         counts = {_count(v) for v in flat_inputs}
         if len(counts) > 1:
-            raise ValueError(f"images in one call must come in batches of one length, got {sorted(counts)}")
+            raise ValueError(
+                f"images in one call must come in batches of one length, got {sorted(counts)}"
+            )
         (count,) = counts
         if labels is not None and len(labels) != count:
-            raise ValueError(f"{count} images came with {len(labels)} labels; give one label an image")
+            raise ValueError(
+                f"{count} images came with {len(labels)} labels; give one label an image"
+            )
         g = generator if generator is not None else self._generator()
         chosen = torch.ones(count, dtype=torch.bool)
         if self.p < 1:
@@ -207,14 +223,18 @@ class NFAugment(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch with the random numbers of `make_params`."""
-        self._check_kind(inpt)  # all of them, so that a bad image is told at once and not when its turn comes
+        self._check_kind(
+            inpt
+        )  # all of them, so that a bad image is told at once and not when its turn comes
         if not bool(params["chosen"].any()):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
             labels = params["labels"]
             return self._moved(inpt, None if labels is None else int(labels), params["noise"])
         batch = inpt.as_subclass(Tensor)
-        new = self._transform_batch(batch if batch.ndim == 4 else batch.unsqueeze(0), params).reshape(inpt.shape)
+        new = self._transform_batch(
+            batch if batch.ndim == 4 else batch.unsqueeze(0), params
+        ).reshape(inpt.shape)
         return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
 
     def _moved(self, image: PIL.Image.Image, label: int | None, noise: Tensor) -> PIL.Image.Image:
@@ -231,7 +251,13 @@ class NFAugment(v2.Transform):
         k = 0 if label is None and flow.num_classes == 1 else label
         modes = flow.prior.modes
         plain = modes.dtype == torch.float32 and modes.device.type == noise.device.type == "cpu"
-        if not (flow.is_linear and plain and self.kind == "pca" and k is not None and 0 <= k < flow.num_classes):
+        if not (
+            flow.is_linear
+            and plain
+            and self.kind == "pca"
+            and k is not None
+            and 0 <= k < flow.num_classes
+        ):
             return None
         if torch.is_autocast_enabled("cpu"):
             return None
@@ -250,9 +276,15 @@ class NFAugment(v2.Transform):
             rows = torch.nonzero(chosen).flatten()
             labels = None if labels is None else labels[rows.to(labels.device, non_blocking=True)]
             rows = rows.to(x.device, non_blocking=True)
-        change = self._change(lambda: self._to_model(x if rows is None else x[rows]), labels, params["noise"])
+        change = self._change(
+            lambda: self._to_model(x if rows is None else x[rows]), labels, params["noise"]
+        )
         c = x.shape[1]
-        scale, low, high = (128, [0] * c, [255] * c) if x.dtype == torch.uint8 else (128 / 255, [0.0] * c, [1.0] * c)
+        scale, low, high = (
+            (128, [0] * c, [255] * c)
+            if x.dtype == torch.uint8
+            else (128 / 255, [0.0] * c, [1.0] * c)
+        )
         if self.mean is not None and x.dtype != torch.uint8:
             mean, std = pixels.channel_stats(self.mean, self.std, change)
             scale = scale / std
@@ -291,7 +323,11 @@ class NFAugment(v2.Transform):
             if y is None and (linear or flow.config.code_rows):
                 y = flow.class_logits(small).argmax(1)
             if linear:  # the code is the image: its move is the change, and no pass is needed
-                change = displacement(flow, y, noise, self.kind, self.modes).mul_(self.strength).view(-1, *size)
+                change = (
+                    displacement(flow, y, noise, self.kind, self.modes)
+                    .mul_(self.strength)
+                    .view(-1, *size)
+                )
             else:
                 z, _ = flow(small, y)
                 if y is None:
@@ -313,8 +349,14 @@ class NFAugment(v2.Transform):
             mode = {1: "L", 3: "RGB"}.get(c)
             if image.mode != mode:
                 deep = image.mode[0] in "IF"  # which convert() would clip to black and white
-                remedy = "bring them to 8 bits first" if deep else f'convert first: image.convert("{mode}")'
-                raise ValueError(f"this flow takes PIL images of mode {mode}, got {image.mode}; {remedy}")
+                remedy = (
+                    "bring them to 8 bits first"
+                    if deep
+                    else f'convert first: image.convert("{mode}")'
+                )
+                raise ValueError(
+                    f"this flow takes PIL images of mode {mode}, got {image.mode}; {remedy}"
+                )
         elif image.shape[-3] != c:
             raise ValueError(
                 f"this flow takes images of {c} channels, got {image.shape[-3]}; convert the images, or train a flow"
@@ -354,7 +396,9 @@ class NFAugment(v2.Transform):
         key = None if worker is None else (worker.id, worker.seed)
         if self._own[1] is None or self._own[0] != key:
             if self.seed is None:
-                own = torch.Generator().manual_seed((torch.initial_seed() if worker is None else worker.seed) % 2**63)
+                own = torch.Generator().manual_seed(
+                    (torch.initial_seed() if worker is None else worker.seed) % 2**63
+                )
             elif worker is None:
                 own = torch.Generator().manual_seed(self.seed % 2**63)
             else:  # the loader's part is another one in each epoch
@@ -363,12 +407,21 @@ class NFAugment(v2.Transform):
         return self._own[1]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_own": (None, None)}  # generators do not pickle for a spawned worker
+        return {
+            **self.__dict__,
+            "_own": (None, None),
+        }  # generators do not pickle for a spawned worker
 
     # -- other data --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, loader, num_classes: int | None = None, allow_empty: bool = False, shrinkage: float = SHRINKAGE) -> NFAugment:
+    def fit(
+        self,
+        loader,
+        num_classes: int | None = None,
+        allow_empty: bool = False,
+        shrinkage: float = SHRINKAGE,
+    ) -> NFAugment:
         """Takes class Gaussians and modes from another data set, in one pass and without training; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own. Images too few for `modes`
@@ -383,8 +436,12 @@ class NFAugment(v2.Transform):
                 (`ClassMoments`). 100 is about the best for 20 to 500 images a class (benchmarks/README.md); of 5,000 it would
                 be 2%.
         """
-        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):  # one may give batches
-            raise TypeError(f"expected a loader of batches, got a data set, {type(loader).__name__}: DataLoader(dataset, 256)")
+        if isinstance(loader, Dataset) and not isinstance(
+            loader, IterableDataset
+        ):  # one may give batches
+            raise TypeError(
+                f"expected a loader of batches, got a data set, {type(loader).__name__}: DataLoader(dataset, 256)"
+            )
         pooled = self.labels == "none"
         classes = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
         if pooled:
@@ -395,12 +452,17 @@ class NFAugment(v2.Transform):
             num_classes = len(classes)
         size = self.flow.config.input_size[1:]
         batches = (
-            (lift.down(self._checked(x), size), torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y))
+            (
+                lift.down(self._checked(x), size),
+                torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y),
+            )
             for x, y in (_images_and_labels(batch, pooled) for batch in loader)
         )
         low_rank = self.flow.prior.low_rank
         moments = self.flow.moments(batches, num_classes, self.modes, allow_empty, shrinkage)
-        prior = ClassGaussians(num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank)
+        prior = ClassGaussians(
+            num_classes, self.flow.dim, a=None, num_modes=self.modes, low_rank=low_rank
+        )
         prior.set_moments(moments)
         names = list(classes) if classes is not None and len(classes) == num_classes else []
         self.flow = self.flow.with_prior(prior, names)
@@ -412,8 +474,14 @@ def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:
     """Of a loader's batch; without labels where they are not needed. Refuses batches of another make."""
     parts = batch if isinstance(batch, (tuple, list)) else (batch,)
     if not (len(parts) >= 2 - pooled and isinstance(parts[0], Tensor) and parts[0].ndim == 4):
-        got = f"a tensor {tuple(parts[0].shape)}" if isinstance(parts[0], Tensor) else type(parts[0]).__name__
-        raise TypeError(f"expected batches (images (B, C, H, W), labels (B,)), got {got}; take a collate_fn that makes them")
+        got = (
+            f"a tensor {tuple(parts[0].shape)}"
+            if isinstance(parts[0], Tensor)
+            else type(parts[0]).__name__
+        )
+        raise TypeError(
+            f"expected batches (images (B, C, H, W), labels (B,)), got {got}; take a collate_fn that makes them"
+        )
     return parts[0], parts[1] if len(parts) > 1 else None
 
 
@@ -422,7 +490,11 @@ def _image_positions(flat: list[Any]) -> list[int]:
     typed = [i for i, v in enumerate(flat) if isinstance(v, (PIL.Image.Image, tv_tensors.Image))]
     if typed:
         return typed
-    plain = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and not isinstance(v, tv_tensors.TVTensor)]
+    plain = [
+        i
+        for i, v in enumerate(flat)
+        if isinstance(v, Tensor) and not isinstance(v, tv_tensors.TVTensor)
+    ]
     return [i for i in plain if flat[i].ndim in (3, 4)][:1]
 
 
@@ -443,10 +515,16 @@ def _find_labels(paths: list[tuple[Any, Any]], where: list[int], needed: bool) -
         own = None if i in where else _numbers(value)
         if own is None or own.ndim > 2:
             continue
-        if own.is_floating_point() or own.dtype == torch.bool or (own.ndim == 2 and own.shape[1] != 1):
+        if (
+            own.is_floating_point()
+            or own.dtype == torch.bool
+            or (own.ndim == 2 and own.shape[1] != 1)
+        ):
             others.append((own, value))
         else:
-            found.append(([k.key for k in path if isinstance(k, pytree.MappingKey)][-1:], own.reshape(-1)))
+            found.append(
+                ([k.key for k in path if isinstance(k, pytree.MappingKey)][-1:], own.reshape(-1))
+            )
     named = [own for key, own in found if key in (["label"], ["labels"])]
     if named:
         return named[0]
@@ -459,7 +537,11 @@ def _find_labels(paths: list[tuple[Any, Any]], where: list[int], needed: bool) -
         _refuse_soft_labels(own, count)
         if own.ndim and count != 1 and len(own) != count:
             continue
-        kind = f"{other.dtype} {tuple(other.shape)}" if isinstance(other, (Tensor, np.ndarray)) else type(other).__name__
+        kind = (
+            f"{other.dtype} {tuple(other.shape)}"
+            if isinstance(other, (Tensor, np.ndarray))
+            else type(other).__name__
+        )
         raise TypeError(
             f"expected integer labels ({count},), got {kind}: convert them, or let the flow choose the class with "
             'labels="posterior"'
@@ -482,7 +564,11 @@ def _refuse_soft_labels(v: Tensor, count: int) -> None:
     """Probabilities (B, K) or (K,), as mixup and one-hot encoding make them, name no class to move along."""
     if v.ndim in (1, 2) and v.shape[-1] > 1:
         rows = v.reshape(-1, v.shape[-1]).double()
-        if len(rows) == count > 0 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-2).all()):
+        if (
+            len(rows) == count > 0
+            and bool((rows >= 0).all())
+            and bool(((rows.sum(1) - 1).abs() < 1e-2).all())
+        ):
             raise ValueError(
                 f"expected integer labels ({count},), got probabilities {tuple(v.shape)}: run NFA before mixup and one-hot "
                 'encoding, or let the flow choose the class with labels="posterior"'
@@ -502,12 +588,16 @@ def parse_config(text: str) -> dict[str, Any]:
     """``nfa-s0.5-k32-p0.5-mpca-lgiven`` to arguments of `NFAugment`: s strength, k modes, p, m kind, l labels."""
     head, *parts = re.split(r"-(?=[a-z])", text)  # a minus sign belongs to its number
     if head != "nfa":
-        raise ValueError(f"an NFA string starts with 'nfa', got {text!r}; example: nfa-s0.5-k32-p0.5")
+        raise ValueError(
+            f"an NFA string starts with 'nfa', got {text!r}; example: nfa-s0.5-k32-p0.5"
+        )
     values: dict[str, Any] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z])(.+)", part)
         if not match:
-            raise ValueError(f"cannot read {part!r} in {text!r}; each part is a letter and a value, as in s0.5")
+            raise ValueError(
+                f"cannot read {part!r} in {text!r}; each part is a letter and a value, as in s0.5"
+            )
         key, value = match.groups()
         check_keys({key: value}, set(KEYS), f"{text!r}")
         name = KEYS[key]
@@ -516,7 +606,9 @@ def parse_config(text: str) -> dict[str, Any]:
         known = {"m": KINDS, "l": LABELS}.get(key)
         if known and value not in known:
             hint = "; the strength is s, as in s0.5" if value[0].isdigit() else ""
-            raise ValueError(f"{key} ({name}) takes {', '.join(known)}, got {value!r} in {text!r}{hint}")
+            raise ValueError(
+                f"{key} ({name}) takes {', '.join(known)}, got {value!r} in {text!r}{hint}"
+            )
         try:
             values[name] = value if known else int(value) if key == "k" else float(value)
         except ValueError:
@@ -526,7 +618,11 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def nf_augment_transform(
-    config: str, flow: ConditionalFlow | str = DEFAULT_FLOW, mean=None, std=None, seed: int | None = None
+    config: str,
+    flow: ConditionalFlow | str = DEFAULT_FLOW,
+    mean=None,
+    std=None,
+    seed: int | None = None,
 ) -> NFAugment:
     """An `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
 

@@ -13,7 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .flows.config import FlowConfig, closest
+from ._utils.checks import closest
+from ._utils.files import write_atomically
+from .config import FlowConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -59,14 +61,18 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
 def _directory(path: Path) -> Path:
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / file).is_file():
-            raise FileNotFoundError(f"{path} holds no {file}; a flow's directory has {CONFIG_NAME} and {WEIGHTS_NAME}")
+            raise FileNotFoundError(
+                f"{path} holds no {file}; a flow's directory has {CONFIG_NAME} and {WEIGHTS_NAME}"
+            )
     return path
 
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    paths = [Path(hf_hub_download(repo, file, revision=revision)) for file in (CONFIG_NAME, WEIGHTS_NAME)]
+    paths = [
+        Path(hf_hub_download(repo, file, revision=revision)) for file in (CONFIG_NAME, WEIGHTS_NAME)
+    ]
     return paths[0].parent
 
 
@@ -75,7 +81,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not valid JSON ({e}); save the flow again or download it anew") from e
+        raise ValueError(
+            f"{path} is not valid JSON ({e}); save the flow again or download it anew"
+        ) from e
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return values
@@ -86,31 +94,24 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} cannot be read as safetensors ({e}); it may be truncated: download or save it again") from e
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({e}); it may be truncated: download or save it again"
+        ) from e
     wanted = module.state_dict()
     missing, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     shapes = [k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape]
     if missing or unknown or shapes:
-        details = [f"{word} {sorted(keys)[:4]}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys]
-        details += [f"{k}: {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}" for k in sorted(shapes)[:4]]
+        details = [
+            f"{word} {sorted(keys)[:4]}"
+            for word, keys in (("missing", missing), ("unknown", unknown))
+            if keys
+        ]
+        details += [
+            f"{k}: {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
+            for k in sorted(shapes)[:4]
+        ]
         raise ValueError(f"{path} does not fit its {CONFIG_NAME}: {'; '.join(details)}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=True)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls ``write(temporary_path)`` and renames the result to `path`: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(fd)
-    try:
-        write(Path(temporary))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from others
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class HubMixin:
@@ -127,12 +128,16 @@ class HubMixin:
         """
         directory = resolve(name, revision)
         config = FlowConfig.from_dict(read_config(directory))
-        with torch.random.fork_rng(devices=[]):  # the weights' initialisation must not move the global generator
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the weights' initialisation must not move the global generator
             flow = cls(config)
         load_weights(flow, directory / WEIGHTS_NAME)
         return flow.eval()
 
-    def save_pretrained(self, directory: str | os.PathLike, half: bool = False, name: str | None = None) -> Path:
+    def save_pretrained(
+        self, directory: str | os.PathLike, half: bool = False, name: str | None = None
+    ) -> Path:
         """Writes config.json, model.safetensors and the model card README.md.
 
         Args:
@@ -145,13 +150,19 @@ class HubMixin:
         text = json.dumps(self.config.to_dict(), indent=2) + "\n"
         card = model_card(self.config.to_dict(), name or Path(os.path.abspath(directory)).name)
         tensors = {k: _stored(k, v, half) for k, v in self.state_dict().items()}
-        write_atomically(directory / WEIGHTS_NAME, lambda p: save_file(tensors, p, metadata={"format": "pt"}))
+        write_atomically(
+            directory / WEIGHTS_NAME, lambda p: save_file(tensors, p, metadata={"format": "pt"})
+        )
         write_atomically(directory / CONFIG_NAME, lambda p: p.write_text(text, encoding="utf-8"))
         write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
         return directory
 
     def push_to_hub(
-        self, repo_id: str, private: bool = False, revision: str | None = None, commit_message: str = "Upload flow"
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        commit_message: str = "Upload flow",
     ) -> str:
         """Creates the repository where it is missing and uploads the flow with its card; returns the commit's address."""
         from huggingface_hub import HfApi
@@ -163,7 +174,12 @@ class HubMixin:
         folder = Path(tempfile.mkdtemp())
         try:
             self.save_pretrained(folder, name=repo_id)
-            info = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
+            info = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+            )
         finally:
             shutil.rmtree(folder)
         return str(getattr(info, "commit_url", info))
@@ -183,13 +199,19 @@ def model_card(config: dict[str, Any], name: str) -> str:
     front = ["---", f"license: {info.get('license', 'apache-2.0')}", "library_name: timm_nfaug"]
     front += ["tags:", "- normalizing-flow", "- data-augmentation", "- timm", "---"]
     rows = [
-        ("architecture", f"`{config['architecture']}` " + (json.dumps(config["network"]) if config["network"] else "")),
+        (
+            "architecture",
+            f"`{config['architecture']}` "
+            + (json.dumps(config["network"]) if config["network"] else ""),
+        ),
         ("images", f"{c} x {h} x {w}, {config['bits']}-bit"),
         ("classes", config["num_classes"]),
         ("data", info.get("data", "not stated")),
         *((k.replace("_", " "), v) for k, v in info.get("metrics", {}).items()),
     ]
-    table = "\n".join(f"| {k} | {format(v, '.4g') if isinstance(v, float) else v} |" for k, v in rows)
+    table = "\n".join(
+        f"| {k} | {format(v, '.4g') if isinstance(v, float) else v} |" for k, v in rows
+    )
     training = f"\n## Training\n\n{info['training']}\n" if info.get("training") else ""
     return (
         "\n".join(front)

@@ -28,7 +28,13 @@ def down(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def add(x: Tensor, change: Tensor, low: Sequence[float], high: Sequence[float], rows: Tensor | None = None) -> Tensor:
+def add(
+    x: Tensor,
+    change: Tensor,
+    low: Sequence[float],
+    high: Sequence[float],
+    rows: Tensor | None = None,
+) -> Tensor:
     """Images x (B, C, H, W) with the change (b, C, h, w) of some of them added, smoothly enlarged; a new tensor like x.
 
     Args:
@@ -73,12 +79,19 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
         small, device = torch.from_numpy(change), torch.device("cpu")
         which, weights = _neighbours(h, image.height)
         # torch's product, not numpy's: that would start threads of its own in every worker
-        lines = (small.reshape(c * h, w) @ _bilinear(w, image.width, device)).view(c, h, -1).permute(1, 2, 0).reshape(h, -1)
+        lines = (
+            (small.reshape(c * h, w) @ _bilinear(w, image.width, device))
+            .view(c, h, -1)
+            .permute(1, 2, 0)
+            .reshape(h, -1)
+        )
         out = np.empty_like(levels)
         step = max(1, CHUNK // levels.shape[1])
         for i in range(0, len(levels), step):
             part = slice(i, i + step)
-            out[part] = _added(levels[part], _weighted_lines(lines, which[part], weights[part]).numpy())
+            out[part] = _added(
+                levels[part], _weighted_lines(lines, which[part], weights[part]).numpy()
+            )
     return PIL.Image.frombytes(image.mode, image.size, out)
 
 
@@ -107,7 +120,9 @@ def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:
 
 def _weighted_lines(lines: Tensor, which: Tensor, weights: Tensor) -> Tensor:
     """Lines (M, W) that are each a sum of two of (N, W)."""
-    return F.embedding_bag(which.view(-1), lines, _offsets(len(which)), mode="sum", per_sample_weights=weights.view(-1))
+    return F.embedding_bag(
+        which.view(-1), lines, _offsets(len(which)), mode="sum", per_sample_weights=weights.view(-1)
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -131,4 +146,6 @@ def _neighbours(n: int, m: int, count: int = 1) -> tuple[Tensor, Tensor]:
 def _bilinear(n: int, m: int, device: torch.device) -> Tensor:
     """(n, m): the weights of n values in each of the m between them."""
     unit = torch.eye(n, dtype=torch.float32).unsqueeze(0)
-    return F.interpolate(unit, size=m, mode="linear", align_corners=False)[0].contiguous().to(device)
+    return (
+        F.interpolate(unit, size=m, mode="linear", align_corners=False)[0].contiguous().to(device)
+    )

@@ -24,7 +24,9 @@ def check_bits(bits: int) -> int:
 def levels_to_model(levels: Tensor) -> Tensor:
     """uint8 levels 0..255 of any shape to float32 in [-1, 1], at the centre of each level."""
     if levels.dtype != torch.uint8:
-        raise TypeError(f"levels_to_model expects a uint8 tensor, got {levels.dtype}; use unit_to_model for floats")
+        raise TypeError(
+            f"levels_to_model expects a uint8 tensor, got {levels.dtype}; use unit_to_model for floats"
+        )
     return levels.to(torch.float32).add_(0.5).mul_(2 / 256).sub_(1)
 
 
@@ -35,7 +37,9 @@ def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
     if not isinstance(image, PIL.Image.Image) or image.mode not in ("L", "RGB"):
         what = getattr(image, "mode", type(image).__name__)
         what = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else what
-        raise TypeError(f"expected a PIL image of mode RGB or L, or a uint8 tensor (C, H, W), got {what}")
+        raise TypeError(
+            f"expected a PIL image of mode RGB or L, or a uint8 tensor (C, H, W), got {what}"
+        )
     array = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
     return torch.from_numpy(np.array(array, order="C"))  # plane by plane, as what is added to it
 
@@ -57,7 +61,10 @@ def model_to_unit(x: Tensor) -> Tensor:
 
 def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and std, one or C numbers, as (1 or C, 1, 1) float32 tensors on the device of `like` (..., C, H, W)."""
-    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=like.device).reshape(-1, 1, 1) for v in (mean, std))
+    mean, std = (
+        torch.as_tensor(v, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
+        for v in (mean, std)
+    )
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, like.shape[-3]):
             raise ValueError(

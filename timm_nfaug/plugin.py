@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 
-from .timm_hook import add_args
+from .integration.hook import add_args
 from .train import check_script, install_hooks
 
 VARIABLE = "TIMM_NFAUG"
@@ -37,10 +37,14 @@ def install() -> None:
     """Hooks NFA into the train.py that is running."""
     script = sys.modules["__main__"]
     if getattr(script, "__spec__", None) is not None and script.__spec__.name == "timm_nfaug.train":
-        raise SystemExit("error: the launcher needs no plugin; drop timm_nfaug.plugin from --device-modules")
+        raise SystemExit(
+            "error: the launcher needs no plugin; drop timm_nfaug.plugin from --device-modules"
+        )
     check_script(script, getattr(script, "__file__", None) or "the running program")
     own = flags()
-    values = script._parse_args()[0] if hasattr(script, "_parse_args") else script.parser.parse_args()
+    values = (
+        script._parse_args()[0] if hasattr(script, "_parse_args") else script.parser.parse_args()
+    )
     install_hooks(script)(argparse.Namespace(**vars(values) | vars(own)))
     logging.getLogger(__name__).info("NFA: %s from %s", own.aug, VARIABLE)
 

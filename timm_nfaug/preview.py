@@ -18,18 +18,20 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from . import lift, pixels
+from ._utils.files import write_atomically
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .hub import write_atomically
-from .perturb import KINDS
-from .timm_fit import fit_to_dataset
+from .integration.fit import fit_to_dataset
+from .moves.perturb import KINDS
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
-def draw_grid(rows: list[list[Image.Image]], columns: list[str], names: list[str], cell: int = 96) -> Image.Image:
+def draw_grid(
+    rows: list[list[Image.Image]], columns: list[str], names: list[str], cell: int = 96
+) -> Image.Image:
     """A captioned grid: one name a row on the left, one title a column on top."""
     font = ImageFont.load_default(size=14)
     left = 12 + max((math.ceil(font.getlength(n)) for n in names), default=0)
@@ -38,7 +40,13 @@ def draw_grid(rows: list[list[Image.Image]], columns: list[str], names: list[str
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     for j, title in enumerate(columns):
-        pen.text((left + j * (cell + gap) + cell / 2, top / 2), title, fill="black", font=font, anchor="mm")
+        pen.text(
+            (left + j * (cell + gap) + cell / 2, top / 2),
+            title,
+            fill="black",
+            font=font,
+            anchor="mm",
+        )
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
         y = top + i * (cell + gap)
         pen.text((left - 6, y + cell / 2), name, fill="black", font=font, anchor="rm")
@@ -50,7 +58,9 @@ def draw_grid(rows: list[list[Image.Image]], columns: list[str], names: list[str
     return sheet
 
 
-def find_images(root: Path, count: int, seed: int, class_names: list[str]) -> list[tuple[Path, int | None]]:
+def find_images(
+    root: Path, count: int, seed: int, class_names: list[str]
+) -> list[tuple[Path, int | None]]:
     """`count` image files below `root`, spread over its folders, with the label their folder's name spells, if any."""
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
@@ -109,29 +119,48 @@ def preview_augmentation(
         for strength in strengths:
             for j in range(per_strength):
                 augment = NFAugment(flow, strength=strength, modes=modes, p=1.0, kind=kind)
-                g = torch.Generator().manual_seed(seed + 1000 * i + j)  # the same direction at every strength
-                row.append(augment(image, generator=g) if label is None else augment(image, label, generator=g)[0])
+                g = torch.Generator().manual_seed(
+                    seed + 1000 * i + j
+                )  # the same direction at every strength
+                row.append(
+                    augment(image, generator=g)
+                    if label is None
+                    else augment(image, label, generator=g)[0]
+                )
         rows.append(row)
-        names.append(class_name(flow, label) if label is not None else f"({class_name(flow, guess(flow, image))})")
+        names.append(
+            class_name(flow, label)
+            if label is not None
+            else f"({class_name(flow, guess(flow, image))})"
+        )
     titles = ["original", *(f"{s:g}" for s in strengths for _ in range(per_strength))]
     return draw_grid(rows, titles, names)
 
 
 @torch.no_grad()
 def guess(flow: ConditionalFlow, image: Image.Image) -> int:
-    x = lift.down(pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0), flow.config.input_size[1:])
+    x = lift.down(
+        pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0), flow.config.input_size[1:]
+    )
     return int(flow.class_logits(x).argmax(1))
 
 
 @torch.no_grad()
 def preview_samples(
-    flow: ConditionalFlow, temperatures: list[float], columns: int = 3, classes: int = 10, mean_scale: float = 1.0, seed: int = 0
+    flow: ConditionalFlow,
+    temperatures: list[float],
+    columns: int = 3,
+    classes: int = 10,
+    mean_scale: float = 1.0,
+    seed: int = 0,
 ) -> Image.Image:
     """Rows of `columns` samples of one class at each temperature; the noise is the same at every temperature."""
     labels = list(range(min(classes, flow.num_classes)))
     y = torch.tensor(labels).repeat_interleave(columns)
     blocks = [
-        flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed)).unflatten(0, (len(labels), columns))
+        flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed)).unflatten(
+            0, (len(labels), columns)
+        )
         for t in temperatures
     ]
     rows = [[to_pil(x) for block in blocks for x in block[i]] for i in range(len(labels))]
@@ -140,15 +169,28 @@ def preview_samples(
 
 
 @torch.no_grad()
-def preview_interpolation(flow: ConditionalFlow, images: list[tuple[Image.Image, int | None]], steps: int = 8) -> Image.Image:
+def preview_interpolation(
+    flow: ConditionalFlow, images: list[tuple[Image.Image, int | None]], steps: int = 8
+) -> Image.Image:
     """Rows from each image to the next, at the flow's size."""
     size = flow.config.input_size[1:]
-    x = torch.cat([lift.down(pixels.levels_to_model(TF.pil_to_tensor(i)).unsqueeze(0), size) for i, _ in images])
+    x = torch.cat(
+        [
+            lift.down(pixels.levels_to_model(TF.pil_to_tensor(i)).unsqueeze(0), size)
+            for i, _ in images
+        ]
+    )
     labels = [guess(flow, i) if k is None else k for i, k in images]
     y = torch.tensor(labels)
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
-    names = [f"{class_name(flow, a)} - {class_name(flow, b)}" for a, b in itertools.pairwise(labels)]
-    return draw_grid([[to_pil(f) for f in row] for row in frames], [f"{i / (steps - 1):.2f}" for i in range(steps)], names)
+    names = [
+        f"{class_name(flow, a)} - {class_name(flow, b)}" for a, b in itertools.pairwise(labels)
+    ]
+    return draw_grid(
+        [[to_pil(f) for f in row] for row in frames],
+        [f"{i / (steps - 1):.2f}" for i in range(steps)],
+        names,
+    )
 
 
 def eigen_images(root: Path, modes: int) -> ConditionalFlow:
@@ -165,24 +207,43 @@ def eigen_images(root: Path, modes: int) -> ConditionalFlow:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m timm_nfaug.preview", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m timm_nfaug.preview", description=__doc__.split("\n")[0]
+    )
     parser.add_argument(
         "--flow", default=DEFAULT_FLOW,
         help="a bundled name, a directory, a Hub id, or linear: the eigen-images of the class folders in --images "
         "(default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--images", type=Path, help="folder of images; the name of a class folder gives the label")
     parser.add_argument(
-        "--out", type=Path, default=Path("preview.png"), help=f"the picture: {', '.join(FORMATS)} (default: %(default)s)"
+        "--images", type=Path, help="folder of images; the name of a class folder gives the label"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("preview.png"),
+        help=f"the picture: {', '.join(FORMATS)} (default: %(default)s)",
     )
     parser.add_argument("--count", type=int, default=8, help="images (default: %(default)s)")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
-    parser.add_argument("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
+    parser.add_argument(
+        "--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)"
+    )
     parser.add_argument("--kind", choices=KINDS, default="pca")
-    parser.add_argument("--samples", action="store_true", help="draw samples of each class over temperatures instead")
+    parser.add_argument(
+        "--samples",
+        action="store_true",
+        help="draw samples of each class over temperatures instead",
+    )
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
-    parser.add_argument("--mean-scale", type=float, default=1.0, help="factor of the class means in --samples")
-    parser.add_argument("--interpolate", action="store_true", help="draw the way from each image to the next instead")
+    parser.add_argument(
+        "--mean-scale", type=float, default=1.0, help="factor of the class means in --samples"
+    )
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="draw the way from each image to the next instead",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.samples and args.interpolate:
@@ -195,18 +256,28 @@ def main(argv: list[str] | None = None) -> None:
     if args.images is None and (linear or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
     try:
-        flow = eigen_images(args.images, args.modes or 32) if linear else ConditionalFlow.from_pretrained(args.flow)
+        flow = (
+            eigen_images(args.images, args.modes or 32)
+            if linear
+            else ConditionalFlow.from_pretrained(args.flow)
+        )
         if args.samples:
-            sheet = preview_samples(flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed)
+            sheet = preview_samples(
+                flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed
+            )
         else:
             found = find_images(args.images, args.count, args.seed, flow.config.class_names)
             images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
             if args.interpolate:
                 if len(images) < 2:
-                    raise ValueError(f"--interpolate needs at least 2 images, {args.images} gave {len(images)}")
+                    raise ValueError(
+                        f"--interpolate needs at least 2 images, {args.images} gave {len(images)}"
+                    )
                 sheet = preview_interpolation(flow, images)
             else:
-                sheet = preview_augmentation(flow, images, args.strengths, modes=args.modes, kind=args.kind, seed=args.seed)
+                sheet = preview_augmentation(
+                    flow, images, args.strengths, modes=args.modes, kind=args.kind, seed=args.seed
+                )
     except (ValueError, FileNotFoundError) as e:
         parser.exit(2, f"error: {e}\n")
     write_atomically(args.out, lambda p: sheet.save(p, format=FORMATS[args.out.suffix.lower()]))

@@ -1,7 +1,7 @@
 """Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train path/to/train.py --aug nfa ...``.
 
 The script is loaded as a module, its parser gets the flags of `timm_hook.add_args`, its `create_loader` is replaced,
-and its `main()` is called. timm's RandAugment is kept from ending a training under Pillow 13 (`timm_nfaug.pillow`).
+and its `main()` is called. timm's RandAugment is kept from ending a training under Pillow 13 (`timm_nfaug.integration.pillow`).
 Everything else, `--config` and `args.yaml` included, is the script's own.
 """
 
@@ -17,8 +17,15 @@ from types import ModuleType
 
 import timm
 
-from .pillow import guard_posterize
-from .timm_hook import NFAError, NFALoader, add_args, augment_from_args, loader_factory, needs_fit
+from .integration.hook import (
+    NFAError,
+    NFALoader,
+    add_args,
+    augment_from_args,
+    loader_factory,
+    needs_fit,
+)
+from .integration.pillow import guard_posterize
 
 USAGE = (
     "python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] [--nfa-fit] "
@@ -32,7 +39,9 @@ def load_script(path: Path) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_script"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # classes of the script pickle by this name, under which a spawned worker finds the file
+    sys.modules[name] = (
+        module  # classes of the script pickle by this name, under which a spawned worker finds the file
+    )
     spec.loader.exec_module(module)
     check_script(module, path)
     return module
@@ -80,7 +89,9 @@ def _check_alone(parser: argparse.ArgumentParser, values: argparse.Namespace) ->
     add_args(own)
     usual = vars(own.parse_args([]))
     if given := [k for k, v in usual.items() if k != "aug" and getattr(values, k) != v]:
-        parser.error(f"--{given[0].replace('_', '-')} does nothing without --aug: add --aug nfa, or drop it")
+        parser.error(
+            f"--{given[0].replace('_', '-')} does nothing without --aug: add --aug nfa, or drop it"
+        )
 
 
 def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
@@ -98,8 +109,14 @@ def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
         factory = create_loader
         if augment is not None:
             classes, seed = getattr(values, "num_classes", None), getattr(values, "seed", 0)
-            fit, place, cache = needs_fit(values), values.nfa_place, getattr(values, "nfa_cache", None)
-            factory = loader_factory(create_loader, augment, seed, fit=fit, num_classes=classes, place=place, cache=cache)
+            fit, place, cache = (
+                needs_fit(values),
+                values.nfa_place,
+                getattr(values, "nfa_cache", None),
+            )
+            factory = loader_factory(
+                create_loader, augment, seed, fit=fit, num_classes=classes, place=place, cache=cache
+            )
 
     def create(dataset, *args, **kwargs):
         try:
@@ -108,7 +125,9 @@ def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
             raise SystemExit(f"error: {e}") from None
 
     module.create_loader = create
-    if hasattr(module, "train_one_epoch"):  # a resumed training draws the numbers of its epoch, not those of the first
+    if hasattr(
+        module, "train_one_epoch"
+    ):  # a resumed training draws the numbers of its epoch, not those of the first
         train_one_epoch = module.train_one_epoch
 
         def at_epoch(epoch, *args, **kwargs):
@@ -123,7 +142,9 @@ def install_hooks(module: ModuleType) -> Callable[[argparse.Namespace], None]:
 
         def refuse(*args, **kwargs):
             if factory is not create_loader:
-                raise SystemExit("--aug nfa does not work with --naflex-loader, whose batches are patches; drop one of them")
+                raise SystemExit(
+                    "--aug nfa does not work with --naflex-loader, whose batches are patches; drop one of them"
+                )
             return create_naflex(*args, **kwargs)
 
         module.create_naflex_loader = refuse
@@ -149,10 +170,14 @@ def use_timm_beside(path: Path) -> None:
 def main() -> None:
     if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
         where = "train.py comes with timm's repository, not with its package: copy it from there"
-        parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=f"{where}. After its path --help shows its own.")
+        parser = argparse.ArgumentParser(
+            "timm_nfaug.train", USAGE, epilog=f"{where}. After its path --help shows its own."
+        )
         add_args(parser)
         parser.parse_args([a for a in sys.argv[1:2] if a in ("-h", "--help")])  # shows it and ends
-        parser.error(f"expected the path of a train.py first, got {' '.join(sys.argv[1:2]) or 'nothing'}; {where}")
+        parser.error(
+            f"expected the path of a train.py first, got {' '.join(sys.argv[1:2]) or 'nothing'}; {where}"
+        )
     path = Path(sys.argv[1])
     if not path.is_file():
         raise SystemExit(f"no file {path}\nusage: {USAGE}")

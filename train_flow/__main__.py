@@ -18,14 +18,35 @@ from .trainer import Trainer, init_distributed
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train_flow", description="Train a flow for timm_nfaug.")
-    parser.add_argument("--config", required=True, help=f"a YAML file, or one of: {', '.join(list_configs())}")
-    parser.add_argument("--data-dir", help="ImageFolder tree (train/, val/), or where CIFAR is or will be downloaded")
+    parser = argparse.ArgumentParser(
+        prog="python -m train_flow", description="Train a flow for timm_nfaug."
+    )
+    parser.add_argument(
+        "--config", required=True, help=f"a YAML file, or one of: {', '.join(list_configs())}"
+    )
+    parser.add_argument(
+        "--data-dir",
+        help="ImageFolder tree (train/, val/), or where CIFAR is or will be downloaded",
+    )
     parser.add_argument("--out", help="output directory (default: runs/CONFIG)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting; repeatable",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
-    parser.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="stop, resumably, after this")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in --out, if there is one"
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="stop, resumably, after this",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

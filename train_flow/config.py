@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from timm_nfaug.flows.config import check_keys, closest
+from timm_nfaug._utils.checks import check_keys, closest
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -25,7 +25,9 @@ class TrainConfig:
     network: dict[str, Any] = field(default_factory=dict)  # arguments of the architecture
     prior: dict[str, Any] = field(default_factory=dict)  # arguments of ClassGaussians
     bits: int = 8  # dequantisation depth
-    init: str = ""  # a flow (name, directory, Hub id) of the same architecture and classes to start from
+    init: str = (
+        ""  # a flow (name, directory, Hub id) of the same architecture and classes to start from
+    )
     code_rows: int = 0  # height of the label band; the `ce` objective sets 8 if it is 0
 
     # data
@@ -35,24 +37,38 @@ class TrainConfig:
     in_chans: int = 3  # 3 RGB, 1 greyscale
     flip: bool = True  # random horizontal flips
     labels: bool = True  # false: the labels are not looked at, all images are one class (objective ml, joint or moments)
-    val_fraction: float = 0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
-    skip_unreadable: bool = False  # skip images that cannot be read (they are named) instead of stopping
+    val_fraction: float = (
+        0.0  # share of the training set held out (stratified) where there is no val/, or to tune on
+    )
+    skip_unreadable: bool = (
+        False  # skip images that cannot be read (they are named) instead of stopping
+    )
 
     # objective
     objective: str = "glem"  # glem, ml (no KLD), joint (ml without alternation: flow and Gaussians in the same step),
     # random (fixed random Gaussians), ce (code band), moments (closed form)
-    discriminative: float = 0.0  # weight of the cross-entropy of class_logits (nats) beside the bits/dim
+    discriminative: float = (
+        0.0  # weight of the cross-entropy of class_logits (nats) beside the bits/dim
+    )
     temperature: float = 1.0  # that class_logits are divided by in that cross-entropy
     shift: int = 0  # pixels; half of each batch is shifted by up to so many and counts in that cross-entropy only
 
     modes_every: int = 0  # with joint and prior.low_rank: steps between two closed-form fits of means, modes and variances
 
     # the Gaussians' alternation (glem, ml); of it joint has gaussian_until and gaussian_lr, and modes_every gaussian_images
-    gaussian_fraction: float = 0.1  # stratified share of the training set for D_G; 0: the training set itself
-    gaussian_every: int = 0  # flow steps between two updates of the Gaussians; 0: once an epoch, as in the paper
+    gaussian_fraction: float = (
+        0.1  # stratified share of the training set for D_G; 0: the training set itself
+    )
+    gaussian_every: int = (
+        0  # flow steps between two updates of the Gaussians; 0: once an epoch, as in the paper
+    )
     gaussian_images: int = 0  # images of D_G in one update; 0: all
-    gaussian_until: float = 0.8  # fraction of the steps after which the Gaussians freeze and D_G joins D_NF
-    gaussian_lr: list = field(default_factory=lambda: [[0.0, 0.1], [0.1, 0.1], [0.11, 0.01], [1.0, 0.001]])  # geometric
+    gaussian_until: float = (
+        0.8  # fraction of the steps after which the Gaussians freeze and D_G joins D_NF
+    )
+    gaussian_lr: list = field(
+        default_factory=lambda: [[0.0, 0.1], [0.1, 0.1], [0.11, 0.01], [1.0, 0.001]]
+    )  # geometric
     kld_weight: list = field(default_factory=lambda: [[0.0, 50.0], [1.0, 25.0]])  # linear
 
     # optimisation
@@ -80,9 +96,13 @@ class TrainConfig:
     eval_every: int = 1000  # steps; 0: at the end only
     eval_images: int = 2000  # of the validation set, during training
     checkpoint_seconds: float = 60.0
-    snapshots: list = field(default_factory=list)  # steps after which the flow is also saved as it then is, in OUT/flow-STEP
+    snapshots: list = field(
+        default_factory=list
+    )  # steps after which the flow is also saved as it then is, in OUT/flow-STEP
     mode_images: int = 0  # training images that the principal modes are estimated from; 0: all
-    half: bool = False  # store kernels and modes in float16; the report is made from the stored flow
+    half: bool = (
+        False  # store kernels and modes in float16; the report is made from the stored flow
+    )
 
     def __post_init__(self):
         _choice("objective", self.objective, ("glem", "ml", "joint", "random", "ce", "moments"))
@@ -104,17 +124,25 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not all(isinstance(step, int) and step > 0 for step in self.snapshots):
-            raise ValueError(f"snapshots must be steps, integers of at least 1, got {self.snapshots!r}")
+            raise ValueError(
+                f"snapshots must be steps, integers of at least 1, got {self.snapshots!r}"
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.shift < 0 or self.discriminative < 0:
-            raise ValueError(f"shift and discriminative must be at least 0, got {self.shift} and {self.discriminative}")
+            raise ValueError(
+                f"shift and discriminative must be at least 0, got {self.shift} and {self.discriminative}"
+            )
         if self.shift and not self.discriminative:
-            raise ValueError("shift goes with discriminative above 0: shifted images count in the cross-entropy only")
+            raise ValueError(
+                "shift goes with discriminative above 0: shifted images count in the cross-entropy only"
+            )
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.data == "folder" and not self.image_size:
-            raise ValueError("image_size is required with data: folder; set it to the flow's image side, e.g. 32")
+            raise ValueError(
+                "image_size is required with data: folder; set it to the flow's image side, e.g. 32"
+            )
         side = {"digits": 8, "cifar10": 32, "cifar100": 32}.get(self.data)
         if side and self.image_size not in (None, side):
             raise ValueError(
@@ -128,8 +156,12 @@ class TrainConfig:
         if self.objective == "ce" and self.code_rows == 0:
             self.code_rows = 8
         if self.objective == "ce" and self.discriminative:
-            raise ValueError("objective: ce has one Gaussian for all classes and nothing to discriminate; drop discriminative")
-        if not self.labels and (self.objective not in ("ml", "joint", "moments") or self.discriminative):
+            raise ValueError(
+                "objective: ce has one Gaussian for all classes and nothing to discriminate; drop discriminative"
+            )
+        if not self.labels and (
+            self.objective not in ("ml", "joint", "moments") or self.discriminative
+        ):
             raise ValueError(
                 f"labels: false goes with objective ml, joint or moments and discriminative 0, there being one class; got "
                 f"objective {self.objective}, discriminative {self.discriminative:g}"
@@ -151,7 +183,9 @@ def load_config(name: str, overrides: list[str] = ()) -> TrainConfig:
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        raise ValueError(f"no config {name!r}{closest(name, list_configs())}; shipped: {', '.join(list_configs())}")
+        raise ValueError(
+            f"no config {name!r}{closest(name, list_configs())}; shipped: {', '.join(list_configs())}"
+        )
     values = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold key: value lines, got a {type(values).__name__}")
@@ -217,7 +251,9 @@ def _numbers(value: Any) -> Any:
 
 def _check_schedule(name: str, points: list, positive: bool) -> None:
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-    pairs = all(isinstance(p, (list, tuple)) and len(p) == 2 and all(map(number, p)) for p in points)
+    pairs = all(
+        isinstance(p, (list, tuple)) and len(p) == 2 and all(map(number, p)) for p in points
+    )
     fractions = [p[0] for p in points] if pairs else []
     if not fractions or fractions != sorted(fractions) or fractions[0] < 0 or fractions[-1] > 1:
         raise ValueError(
@@ -225,9 +261,13 @@ def _check_schedule(name: str, points: list, positive: bool) -> None:
             f"got {points!r}"
         )
     if positive and min(value for _, value in points) <= 0:
-        raise ValueError(f"the values of {name} must be above 0, e.g. [[0.0, 0.1], [1.0, 0.01]], got {points!r}")
+        raise ValueError(
+            f"the values of {name} must be above 0, e.g. [[0.0, 0.1], [1.0, 0.01]], got {points!r}"
+        )
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}{closest(value, known)}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}{closest(value, known)}, got {value!r}"
+        )

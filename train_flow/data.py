@@ -97,15 +97,23 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.nonzero(rest).flatten(), held
 
 
-def random_shift(levels: Tensor, pixels: int, generator: torch.Generator, mode: str = "reflect") -> Tensor:
+def random_shift(
+    levels: Tensor, pixels: int, generator: torch.Generator, mode: str = "reflect"
+) -> Tensor:
     """Images (B, C, H, W), each shifted by up to `pixels` both ways; `mode` of `F.pad` says what comes in at an edge."""
     b, _, h, w = levels.shape
     padded = F.pad(levels.float(), (pixels,) * 4, mode=mode).to(levels.dtype)
-    start = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator, device=generator.device)
+    start = torch.randint(
+        0, 2 * pixels + 1, (2, b, 1), generator=generator, device=generator.device
+    )
     start = start.to(levels.device, non_blocking=True)
-    rows, columns = (s + torch.arange(n, device=levels.device) for s, n in zip(start, (h, w), strict=True))
+    rows, columns = (
+        s + torch.arange(n, device=levels.device) for s, n in zip(start, (h, w), strict=True)
+    )
     image = torch.arange(b, device=levels.device).view(b, 1, 1)
-    return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)  # indexing puts C last
+    return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(
+        0, 3, 1, 2
+    )  # indexing puts C last
 
 
 def _folder_splits(root: Path, size, in_chans, skip) -> tuple[Images, Images | None]:
@@ -138,10 +146,14 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
         if path.suffix.lower() in IMG_EXTENSIONS
     ]
     if not files:
-        raise ValueError(f"{root} holds no images; expected class folders with files ending in {' '.join(IMG_EXTENSIONS)}")
+        raise ValueError(
+            f"{root} holds no images; expected class folders with files ending in {' '.join(IMG_EXTENSIONS)}"
+        )
     empty = set(range(len(names))) - {k for _, k in files}
     if empty:
-        raise ValueError(f"class folder {root / names[min(empty)]} holds no images ({len(empty)} such folders)")
+        raise ValueError(
+            f"class folder {root / names[min(empty)]} holds no images ({len(empty)} such folders)"
+        )
     levels = np.empty((len(files), in_chans, size, size), dtype=np.uint8)
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda i: _read(files[i][0], levels[i]), range(len(files))))
@@ -157,7 +169,9 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
     labels = torch.tensor([k for _, k in files])
     lost = set(range(len(names))) - set(labels[good].tolist())
     if lost:
-        raise ValueError(f"no image of class folder {root / names[min(lost)]} can be read ({len(lost)} such folders)")
+        raise ValueError(
+            f"no image of class folder {root / names[min(lost)]} can be read ({len(lost)} such folders)"
+        )
     return Images(torch.from_numpy(levels)[good], labels[good], names)
 
 
@@ -166,7 +180,9 @@ def _read(path: Path, out: np.ndarray) -> str | None:
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # PIL would clip it at level 255
-                return f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits first"
+                return (
+                    f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits first"
+                )
             image = image.convert("RGB" if out.shape[0] == 3 else "L")
             if image.size != (out.shape[2], out.shape[1]):
                 image = ImageOps.fit(image, (out.shape[2], out.shape[1]), Image.Resampling.BICUBIC)
@@ -180,7 +196,11 @@ def _cifar(name: str, root: str | Path, train: bool) -> Images:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     data = (CIFAR10 if name == "cifar10" else CIFAR100)(root, train=train, download=True)
-    return Images(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), data.classes)
+    return Images(
+        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(data.targets),
+        data.classes,
+    )
 
 
 def _digits() -> Images:
@@ -188,4 +208,6 @@ def _digits() -> Images:
 
     data = load_digits()
     levels = torch.from_numpy((data.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    return Images(levels, torch.from_numpy(data.target.astype(np.int64)), [str(k) for k in range(10)])
+    return Images(
+        levels, torch.from_numpy(data.target.astype(np.int64)), [str(k) for k in range(10)]
+    )

@@ -26,7 +26,9 @@ def evenly(data: Images, limit: int) -> Images:
 
 
 @torch.no_grad()
-def evaluate(flow: ConditionalFlow, data: Images, seed: int = 0, batch_size: int = 256, limit: int = 0) -> dict:
+def evaluate(
+    flow: ConditionalFlow, data: Images, seed: int = 0, batch_size: int = 256, limit: int = 0
+) -> dict:
     """Means over `data`, or over `limit` images evenly spaced in it.
 
     bits_per_dim: one draw of dequantisation noise, seeded. class_accuracy: of `class_logits` at the level centres.

@@ -26,13 +26,17 @@ class FlowLoss(nn.Module):
     One forward pass, so that it can be wrapped in DistributedDataParallel.
     """
 
-    def __init__(self, flow: ConditionalFlow, discriminative: float = 0.0, temperature: float = 1.0):
+    def __init__(
+        self, flow: ConditionalFlow, discriminative: float = 0.0, temperature: float = 1.0
+    ):
         super().__init__()
         self.flow = flow
         self.discriminative = discriminative
         self.temperature = temperature
 
-    def forward(self, x: Tensor, y: Tensor, whole: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, y: Tensor, whole: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Images x (B, C, H, W), labels y (B,) to loss (), bits/dim () and class accuracy ().
 
         Args:
@@ -56,7 +60,13 @@ class FlowLoss(nn.Module):
 
 
 def gaussian_loss(
-    prior, z: Tensor, y: Tensor, kld_weight: float, discriminative: float, flow_dim: int, temperature: float = 1.0
+    prior,
+    z: Tensor,
+    y: Tensor,
+    kld_weight: float,
+    discriminative: float,
+    flow_dim: int,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Loss of the class Gaussians for given codes: L_NF plus `kld_weight` times L_KLD, each divided by its range.
 

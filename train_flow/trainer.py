@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 import timm_nfaug
 from timm_nfaug import pixels
+from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.flows.model import ConditionalFlow
-from timm_nfaug.flows.modes import ClassMoments
-from timm_nfaug.hub import write_atomically
+from timm_nfaug.flows.moments import ClassMoments
 
 from .config import TrainConfig
 from .data import Images, random_shift, stratified_split
@@ -37,7 +37,15 @@ from .objective import FlowLoss, gaussian_loss, piecewise
 _logger = logging.getLogger(__name__)
 
 # settings that change no step of a training: --resume may come with others
-FREE = {"data_name", "log_every", "eval_every", "eval_images", "checkpoint_seconds", "mode_images", "half"}
+FREE = {
+    "data_name",
+    "log_every",
+    "eval_every",
+    "eval_images",
+    "checkpoint_seconds",
+    "mode_images",
+    "half",
+}
 
 ORDER, NOISE, FLIP, GAUSSIANS, START, MODES = range(6)  # purposes of random numbers
 
@@ -73,7 +81,9 @@ class BatchOrder:
         self.phases = [first, torch.cat([first, second]).sort().values]
         smallest = min(len(p) for p in self.phases)
         if smallest < batch_size:
-            raise ValueError(f"batch_size {batch_size} exceeds the {smallest} training images; lower it")
+            raise ValueError(
+                f"batch_size {batch_size} exceeds the {smallest} training images; lower it"
+            )
         self._kept: tuple = (None, None)
 
     def steps_per_epoch(self, step: int) -> int:
@@ -93,7 +103,10 @@ class BatchOrder:
 
 def emulates_bfloat16(device: torch.device | str) -> bool:
     """Whether `device` is a CPU that computes bfloat16 in software, many times slower than float32."""
-    return torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in (
+        "DEFAULT",
+        "AVX2",
+    )
 
 
 class Trainer:
@@ -121,14 +134,22 @@ class Trainer:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if config.batch_size % self.world:
-            raise ValueError(f"batch_size {config.batch_size} must be a multiple of the {self.world} processes")
+            raise ValueError(
+                f"batch_size {config.batch_size} must be a multiple of the {self.world} processes"
+            )
         if config.shift and config.batch_size // self.world < 2:
-            raise ValueError(f"shift needs two images or more a process, got batch_size {config.batch_size}; raise it")
+            raise ValueError(
+                f"shift needs two images or more a process, got batch_size {config.batch_size}; raise it"
+            )
         if config.shift >= min(train.levels.shape[2:]):
-            raise ValueError(f"shift {config.shift} must be below the image side, {min(train.levels.shape[2:])}")
+            raise ValueError(
+                f"shift {config.shift} must be below the image side, {min(train.levels.shape[2:])}"
+            )
         self.checkpoint = self.out / "checkpoint.pt"
         if self.checkpoint.exists() and not resume:
-            raise FileExistsError(f"{self.checkpoint} exists; go on with --resume, or choose another --out")
+            raise FileExistsError(
+                f"{self.checkpoint} exists; go on with --resume, or choose another --out"
+            )
         self.data_hash = train.sha256()
         self._make_data()
         self._make_flow()
@@ -139,7 +160,9 @@ class Trainer:
             self._load()
         if self.rank == 0:
             _drop_log_after(self.out / "log.jsonl", self.step)
-            for leftover in self.out.glob(f".{self.checkpoint.name}.*"):  # of a kill while the checkpoint was written
+            for leftover in self.out.glob(
+                f".{self.checkpoint.name}.*"
+            ):  # of a kill while the checkpoint was written
                 leftover.unlink()
 
     # -- set-up ------------------------------------------------------------------------------------------------------
@@ -160,10 +183,14 @@ class Trainer:
         first, self.gaussian_pool = everything, everything
         second = torch.empty(0, dtype=torch.int64)
         if self.alternates and c.gaussian_fraction:
-            first, second = stratified_split(self.train_data.labels.cpu(), c.gaussian_fraction, c.seed)
+            first, second = stratified_split(
+                self.train_data.labels.cpu(), c.gaussian_fraction, c.seed
+            )
             self.gaussian_pool = second
             if not len(second):
-                raise ValueError("gaussian_fraction takes no image, as every class has one alone; set gaussian_fraction=0")
+                raise ValueError(
+                    "gaussian_fraction takes no image, as every class has one alone; set gaussian_fraction=0"
+                )
         per_epoch = len(first) // c.batch_size
         if c.objective == "moments":
             self.steps = 0
@@ -175,7 +202,9 @@ class Trainer:
             self.gaussian_every = c.gaussian_every or per_epoch
         if self.device.type == "cuda":
             self.train_data = Images(
-                self.train_data.levels.to(self.device), self.train_data.labels.to(self.device), self.train_data.class_names
+                self.train_data.levels.to(self.device),
+                self.train_data.labels.to(self.device),
+                self.train_data.class_names,
             )
 
     def _make_flow(self) -> None:
@@ -192,7 +221,9 @@ class Trainer:
             **c.network,
         )
         if self.steps and not any(True for _ in self.flow.network.parameters()):
-            raise ValueError(f"flow {c.flow} has no weights for objective {c.objective} to train; set objective=moments")
+            raise ValueError(
+                f"flow {c.flow} has no weights for objective {c.objective} to train; set objective=moments"
+            )
         self.flow.to(self.device)
         self.origin = ""  # what the card says of the flow this training starts from
         if c.init:
@@ -205,9 +236,13 @@ class Trainer:
         self.flow.log_prior.copy_((counts / counts.sum()).log())
         self.flow.train().set_net_dtype(torch.bfloat16 if c.net_dtype == "bfloat16" else None)
         if c.net_dtype == "bfloat16" and emulates_bfloat16(self.device):
-            _logger.warning("this CPU emulates bfloat16, many times slower than float32; --set net_dtype=float32")
+            _logger.warning(
+                "this CPU emulates bfloat16, many times slower than float32; --set net_dtype=float32"
+            )
         self.flow.set_reversible(c.reversible)
-        self.flow.prior.requires_grad_(self.joint)  # by turns, only the Gaussians' own step asks for their gradient
+        self.flow.prior.requires_grad_(
+            self.joint
+        )  # by turns, only the Gaussians' own step asks for their gradient
         self.gaussian_adam = torch.optim.Adam([self.flow.prior.mu, self.flow.prior.s])
         self.averaged = None
         if c.average != "none" and self.steps:
@@ -220,7 +255,11 @@ class Trainer:
                 loss = DistributedDataParallel(loss, device_ids=ids, broadcast_buffers=False)
             self.loss = loss
             self.optimizer = create_optimizer_v2(
-                self.flow.network, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, filter_bias_and_bn=True
+                self.flow.network,
+                opt=c.optimizer,
+                lr=c.lr,
+                weight_decay=c.weight_decay,
+                filter_bias_and_bn=True,
             )
             self.scheduler = self._make_scheduler()
 
@@ -228,9 +267,13 @@ class Trainer:
         mine, theirs = self.flow.config, other.config
         for key in ("architecture", "input_size", "num_classes", "network", "prior", "code_rows"):
             if getattr(mine, key) != getattr(theirs, key):
-                raise ValueError(f"init: {key} of that flow is {getattr(theirs, key)}, of this training {getattr(mine, key)}")
+                raise ValueError(
+                    f"init: {key} of that flow is {getattr(theirs, key)}, of this training {getattr(mine, key)}"
+                )
         if theirs.class_names and mine.class_names != theirs.class_names:
-            raise ValueError(f"init: that flow knows the classes {theirs.class_names[:5]}, the data {mine.class_names[:5]}")
+            raise ValueError(
+                f"init: that flow knows the classes {theirs.class_names[:5]}, the data {mine.class_names[:5]}"
+            )
         self.flow.load_state_dict(other.state_dict())
 
     def _start_from_data(self) -> None:
@@ -240,18 +283,28 @@ class Trainer:
         elif c.objective == "ce":
             self.flow.prior.set_variance(torch.ones_like(self.flow.prior.s))
         pick = torch.randperm(len(data), generator=generator(c.seed, START))[: min(len(data), 2048)]
-        x = pixels.dequantize(data.levels[pick.to(data.levels.device)], c.bits, generator(c.seed, START, 2))
+        x = pixels.dequantize(
+            data.levels[pick.to(data.levels.device)], c.bits, generator(c.seed, START, 2)
+        )
         self.flow.initialize(x, data.labels[pick.to(data.labels.device)])
 
     def _make_scheduler(self):
         c = self.config
-        warmup = {"warmup_t": min(c.warmup_steps, self.steps - 1), "warmup_lr_init": 1e-6, "warmup_prefix": False}
+        warmup = {
+            "warmup_t": min(c.warmup_steps, self.steps - 1),
+            "warmup_lr_init": 1e-6,
+            "warmup_prefix": False,
+        }
         if c.schedule == "cosine":
-            return CosineLRScheduler(self.optimizer, t_initial=self.steps, lr_min=c.lr_floor, t_in_epochs=False, **warmup)
+            return CosineLRScheduler(
+                self.optimizer, t_initial=self.steps, lr_min=c.lr_floor, t_in_epochs=False, **warmup
+            )
         per_epoch = self.order.steps_per_epoch(0)
         halvings = int(math.log2(c.lr / c.lr_floor) + 1e-9) if c.lr_floor else 64
         decays = [round((c.halve_from + i * c.halve_every) * per_epoch) for i in range(halvings)]
-        return MultiStepLRScheduler(self.optimizer, decay_t=decays, decay_rate=0.5, t_in_epochs=False, **warmup)
+        return MultiStepLRScheduler(
+            self.optimizer, decay_t=decays, decay_rate=0.5, t_in_epochs=False, **warmup
+        )
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -289,7 +342,9 @@ class Trainer:
                 + "; resume with those, or choose another --out"
             )
         if state["data"] != self.data_hash:
-            raise ValueError(f"{self.checkpoint} was made with other data; resume with those, or choose another --out")
+            raise ValueError(
+                f"{self.checkpoint} was made with other data; resume with those, or choose another --out"
+            )
         self.step, self.gaussian_updates = state["step"], state["gaussian_updates"]
         self.seconds = state["seconds"]
         self.flow.load_state_dict(state["flow"])
@@ -302,13 +357,19 @@ class Trainer:
     def log(self, **values) -> None:
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items() if v == v}  # no NaN
+            rounded = {
+                k: float(f"{v:.6g}") if isinstance(v, float) else v
+                for k, v in values.items()
+                if v == v
+            }  # no NaN
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
                 f.write(json.dumps(rounded) + "\n")
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def _images(self, indices: Tensor, step: int, purpose: int, whole: int | None = None) -> tuple[Tensor, Tensor]:
+    def _images(
+        self, indices: Tensor, step: int, purpose: int, whole: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Dequantised images in [-1, 1] and labels of this process's share of `indices`; from `whole` on shifted."""
         c = self.config
         indices = indices[self.rank :: self.world]
@@ -361,7 +422,9 @@ class Trainer:
         if not every_class:
             return pool[:n]
         labels = self.train_data.labels[pool.to(self.train_data.labels.device)].cpu()
-        first = torch.full((self.flow.num_classes,), len(pool)).scatter_reduce(0, labels, torch.arange(len(pool)), "amin")
+        first = torch.full((self.flow.num_classes,), len(pool)).scatter_reduce(
+            0, labels, torch.arange(len(pool)), "amin"
+        )
         return torch.cat([pool[:n], pool[first[(first >= n) & (first < len(pool))]]])
 
     def _gaussian_step(self) -> None:
@@ -377,7 +440,13 @@ class Trainer:
         weight = piecewise(c.kld_weight, t, geometric=False) if c.objective == "glem" else 0.0
         prior.requires_grad_(True)
         loss = gaussian_loss(
-            prior, torch.cat(codes), torch.cat(labels), weight, c.discriminative, self.flow.dim, c.temperature
+            prior,
+            torch.cat(codes),
+            torch.cat(labels),
+            weight,
+            c.discriminative,
+            self.flow.dim,
+            c.temperature,
         )
         grads = torch.autograd.grad(loss, [prior.mu, prior.s])
         prior.requires_grad_(False)
@@ -385,7 +454,9 @@ class Trainer:
             for g in grads:
                 dist.all_reduce(g)
                 g /= self.world
-        if self.gaussian_updates == 1:  # the first update knew no KLD, all Gaussians being equal: forget its moments
+        if (
+            self.gaussian_updates == 1
+        ):  # the first update knew no KLD, all Gaussians being equal: forget its moments
             self.gaussian_adam.state.clear()
         prior.mu.grad, prior.s.grad = grads
         self._gaussian_adam_step()
@@ -394,12 +465,16 @@ class Trainer:
     @torch.no_grad()
     def _fit_gaussians(self) -> None:
         """Means, modes and variances in closed form from codes of D_G: the large directions need not be learned away."""
-        some = self.train_data.subset(self._gaussian_indices(every_class=True).to(self.train_data.levels.device))
+        some = self.train_data.subset(
+            self._gaussian_indices(every_class=True).to(self.train_data.levels.device)
+        )
         self.flow.prior.set_moments(_moments(self.flow, some))
 
     def _gaussian_adam_step(self) -> None:
         for group in self.gaussian_adam.param_groups:
-            group["lr"] = piecewise(self.config.gaussian_lr, self._alternation_time(), geometric=True)
+            group["lr"] = piecewise(
+                self.config.gaussian_lr, self._alternation_time(), geometric=True
+            )
         self.gaussian_adam.step()
         self.gaussian_updates += 1
 
@@ -427,10 +502,21 @@ class Trainer:
         c = self.config
         start = saved = time.monotonic()
         before = self.seconds
-        bar = tqdm(total=self.steps, initial=self.step, disable=self.rank > 0 or not self.steps, unit="step", mininterval=1)
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            disable=self.rank > 0 or not self.steps,
+            unit="step",
+            mininterval=1,
+        )
         window, window_start = [], time.monotonic()
         while self.step < self.steps:
-            if self.alternates and self.step and self.step < self.freeze_step and self.step % self.gaussian_every == 0:
+            if (
+                self.alternates
+                and self.step
+                and self.step < self.freeze_step
+                and self.step % self.gaussian_every == 0
+            ):
                 self._gaussian_step()
             if c.modes_every and self.step < self.freeze_step and self.step % c.modes_every == 0:
                 self._fit_gaussians()
@@ -447,12 +533,23 @@ class Trainer:
                     step=self.step, loss=loss, bits_per_dim=bpd, class_accuracy=accuracy, grad_norm=norm, lr=lr,
                     images_per_second=speed, seconds=self.seconds, gaussian_updates=self.gaussian_updates,
                 )  # fmt: skip
-                bar.set_postfix_str(f"{bpd:.3f} bits/dim, accuracy {accuracy:.3f}, {speed:.0f} images/s")
+                bar.set_postfix_str(
+                    f"{bpd:.3f} bits/dim, accuracy {accuracy:.3f}, {speed:.0f} images/s"
+                )
                 window, window_start = [], time.monotonic()
             if self.step in c.snapshots and self.step < self.steps and self.rank == 0:
-                self.log(step=self.step, snapshot=True, **self._export(copy.deepcopy(self.best()), f"flow-{self.step}"))
+                self.log(
+                    step=self.step,
+                    snapshot=True,
+                    **self._export(copy.deepcopy(self.best()), f"flow-{self.step}"),
+                )
                 window_start = time.monotonic()
-            if c.eval_every and self.step % c.eval_every == 0 and self.step < self.steps and self.val_data is not None:
+            if (
+                c.eval_every
+                and self.step % c.eval_every == 0
+                and self.step < self.steps
+                and self.val_data is not None
+            ):
                 if self.rank == 0:
                     report = evaluate(self.best(), self.val_data, limit=c.eval_images)
                     self.log(step=self.step, **{f"val_{k}": v for k, v in report.items()})
@@ -491,7 +588,9 @@ class Trainer:
         if c.mode_images and c.mode_images < len(data):
             labels = data.labels.cpu()
             _, pick = stratified_split(labels, c.mode_images / len(data), c.seed)
-            single = torch.nonzero(torch.bincount(labels)[labels] == 1).flatten()  # no split takes a class's only image
+            single = torch.nonzero(
+                torch.bincount(labels)[labels] == 1
+            ).flatten()  # no split takes a class's only image
             data = data.subset(torch.cat([pick, single]).sort().values.to(data.levels.device))
         moments = _moments(flow, data)
         if c.objective == "moments" or c.modes_every:
@@ -499,7 +598,11 @@ class Trainer:
         elif flow.prior.num_modes:
             _, _, modes, std = moments.finish()
             flow.prior.set_modes(modes, std)
-        info = {"data": c.data_name or c.data, "license": "apache-2.0", "training_seconds": round(self.seconds, 1)}
+        info = {
+            "data": c.data_name or c.data,
+            "license": "apache-2.0",
+            "training_seconds": round(self.seconds, 1),
+        }
         flow.config.info = info
         flow.save_pretrained(self.out / folder, c.half, name=name)
         report = {}
@@ -507,7 +610,9 @@ class Trainer:
             stored = ConditionalFlow.from_pretrained(self.out / folder).to(self.device)
             report = evaluate(stored, self.val_data)
             split = "held out of training" if c.val_fraction else "validation"
-            dropped = {"images"} | ({"class_accuracy", "mean_pairwise_kl"} if flow.num_classes == 1 else set())
+            dropped = {"images"} | (
+                {"class_accuracy", "mean_pairwise_kl"} if flow.num_classes == 1 else set()
+            )
             info["metrics"] = {k: v for k, v in report.items() if k not in dropped}
             info["metrics"]["measured_on"] = f"{report['images']} {split} images"
         info["training"] = self._describe()
@@ -519,7 +624,11 @@ class Trainer:
         if c.objective == "moments":
             return f"Class Gaussians and modes in closed form, one pass over the data; no gradient step.{self.origin}"
         seen = self.step * c.batch_size
-        fits = f" Means, modes and variances were fitted anew every {c.modes_every} steps." if c.modes_every else ""
+        fits = (
+            f" Means, modes and variances were fitted anew every {c.modes_every} steps."
+            if c.modes_every
+            else ""
+        )
         return (
             f"Objective `{c.objective}` (discriminative weight {c.discriminative:g}, temperature {c.temperature:g}, "
             f"{f'half of each batch shifted by up to {c.shift} pixels' if c.shift else 'no shifts'}), {self.step} steps of batch "

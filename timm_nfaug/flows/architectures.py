@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from .actnorm import ActNorm
-from .bijection import Bijection
-from .chain import Chain
-from .conditioner import ConvNet, ResNet, ViT
-from .config import check_keys, closest
-from .conv1x1 import Conv1x1
-from .coupling import AffineCoupling
-from .multiscale import Multiscale
-from .squeeze import Flatten, Squeeze
-from .whiten import Whiten
+from .._utils.checks import check_keys, closest
+from .bijections.actnorm import ActNorm
+from .bijections.base import Bijection
+from .bijections.chain import Chain
+from .bijections.conv1x1 import Conv1x1
+from .bijections.coupling import AffineCoupling
+from .bijections.flatten import Flatten
+from .bijections.multiscale import Multiscale
+from .bijections.squeeze import Squeeze
+from .bijections.whiten import Whiten
+from .networks import ConvNet, ResNet, ViT
 
 Shape = tuple[int, int, int]
 
@@ -28,7 +29,12 @@ def linear(shape: Shape) -> Bijection:
 
 
 def conv_p4(
-    shape: Shape, depth: int = 12, hidden: int = 128, patch: int = 4, clamp: float = 0.6, whiten: bool = True
+    shape: Shape,
+    depth: int = 12,
+    hidden: int = 128,
+    patch: int = 4,
+    clamp: float = 0.6,
+    whiten: bool = True,
 ) -> Bijection:
     """Squeeze by `patch`, patch-PCA whitening, then `depth` steps of [affine, 1x1, convolutional coupling]."""
     return _on_patches(shape, patch, whiten, depth, lambda i, o, size: ConvNet(i, hidden, o), clamp)
@@ -45,7 +51,14 @@ def jet_p4(
     whiten: bool = True,
 ) -> Bijection:
     """As `conv_p4`, with a vision transformer of `blocks` blocks in each coupling: every coupling sees the whole image."""
-    return _on_patches(shape, patch, whiten, depth, lambda i, o, size: ViT(i, hidden, o, size, blocks, heads), clamp)
+    return _on_patches(
+        shape,
+        patch,
+        whiten,
+        depth,
+        lambda i, o, size: ViT(i, hidden, o, size, blocks, heads),
+        clamp,
+    )
 
 
 def _on_patches(
@@ -78,7 +91,9 @@ def resnet_ms(
     """The paper's reference network: `levels` x `steps`, level i with blocks[i] residual blocks in each coupling."""
     blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     if len(blocks) != levels:
-        raise ValueError(f"blocks must give one number for each of the {levels} levels, got {blocks}")
+        raise ValueError(
+            f"blocks must give one number for each of the {levels} levels, got {blocks}"
+        )
     parts: list[Bijection] = []
     current: tuple[int, ...] = shape
     for i in range(levels):
@@ -115,7 +130,11 @@ def default_arguments(architecture: str) -> tuple[dict[str, Any], dict[str, Any]
 def build_network(architecture: str, shape: Shape, arguments: dict[str, Any]) -> Bijection:
     """The bijection from images of `shape` (C, H, W) to codes (D,)."""
     builder, _, _ = _entry(architecture)
-    check_keys(arguments, set(inspect.signature(builder).parameters) - {"shape"}, f"network of {architecture}")
+    check_keys(
+        arguments,
+        set(inspect.signature(builder).parameters) - {"shape"},
+        f"network of {architecture}",
+    )
     return builder(shape, **arguments)
 
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import pixels
+from .._utils.checks import check_keys, check_labels
+from ..config import FlowConfig
 from ..hub import HubMixin
 from .architectures import build_network, default_arguments
-from .chain import Chain
-from .config import FlowConfig, check_keys
-from .coupling import AffineCoupling
-from .label_code import label_codes, nearest_label
-from .modes import ClassMoments
-from .prior import ClassGaussians, check_labels
+from .bijections.chain import Chain
+from .bijections.coupling import AffineCoupling
+from .label_band import label_codes, nearest_label
+from .moments import ClassMoments
+from .prior import ClassGaussians
 
 
 def _full_precision(method):
@@ -113,7 +114,9 @@ class ConditionalFlow(HubMixin, nn.Module):
                 f"NFAugment brings images of any size to it"
             )
         if not x.is_floating_point():
-            raise TypeError(f"this flow takes floats in [-1, 1], got {x.dtype}; see timm_nfaug.pixels.levels_to_model")
+            raise TypeError(
+                f"this flow takes floats in [-1, 1], got {x.dtype}; see timm_nfaug.pixels.levels_to_model"
+            )
         return x.to(self.dtype)
 
     def _append_codes(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -187,12 +190,19 @@ class ConditionalFlow(HubMixin, nn.Module):
     def with_prior(self, prior: ClassGaussians, class_names: list[str] = ()) -> ConditionalFlow:
         """A flow that shares this one's network but owns other class Gaussians."""
         if self.config.code_rows:
-            raise ValueError("a flow with conditional encoding has one shared Gaussian; fit a flow with class Gaussians")
+            raise ValueError(
+                "a flow with conditional encoding has one shared Gaussian; fit a flow with class Gaussians"
+            )
         flow = copy.copy(self)
         flow._modules, flow._buffers = dict(self._modules), dict(self._buffers)
         flow.config = copy.deepcopy(self.config)
         flow.config.num_classes, flow.config.class_names = prior.num_classes, list(class_names)
-        flow.config.prior = {"a": prior.a, "c": prior.c, "num_modes": prior.num_modes, "low_rank": prior.low_rank}
+        flow.config.prior = {
+            "a": prior.a,
+            "c": prior.c,
+            "num_modes": prior.num_modes,
+            "low_rank": prior.low_rank,
+        }
         flow.prior = prior.to(self.prior.mu)
         flow.log_prior = self.log_prior.new_zeros(prior.num_classes).log_softmax(0)
         return flow
@@ -227,17 +237,26 @@ class ConditionalFlow(HubMixin, nn.Module):
             barren = barren + 1 if left == before else 0
             if barren == 50:
                 missing = [k for k in range(self.num_classes) if wanted[k]]
-                raise RuntimeError(f"50 batches of samples in a row held no label of {missing}; train the flow further")
+                raise RuntimeError(
+                    f"50 batches of samples in a row held no label of {missing}; train the flow further"
+                )
         return out
 
-    def _sample_with_labels(self, shared, temperature, mean_scale, generator) -> tuple[Tensor, Tensor]:
+    def _sample_with_labels(
+        self, shared, temperature, mean_scale, generator
+    ) -> tuple[Tensor, Tensor]:
         x = self._decode(self.prior.sample(shared, temperature, mean_scale, generator))
         h = self.config.input_size[1]
         return x[:, :, :h], nearest_label(x[:, :, h:], pixels.levels_to_model(self.codes))
 
     @_full_precision
     def interpolate(
-        self, x0: Tensor, x1: Tensor, steps: int = 8, y0: Tensor | None = None, y1: Tensor | None = None
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        steps: int = 8,
+        y0: Tensor | None = None,
+        y1: Tensor | None = None,
     ) -> Tensor:
         """(B, steps, C, H, W): from x0 to x1 along a line in the codes whose norms are interpolated too.
 
@@ -279,9 +298,14 @@ class ConditionalFlow(HubMixin, nn.Module):
             num_modes: principal components to estimate for each class.
             allow_empty, shrinkage: of `ClassMoments`.
         """
-        found = ClassMoments(num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty, shrinkage)
+        found = ClassMoments(
+            num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty, shrinkage
+        )
         for x, y in batches:
-            x, y = x.to(self.device), check_labels(y, num_classes or self.num_classes, self.device, len(x))
+            x, y = (
+                x.to(self.device),
+                check_labels(y, num_classes or self.num_classes, self.device, len(x)),
+            )
             z = self(x, y)[0]
             found.update(z, torch.zeros_like(y) if self.config.code_rows else y)
         return found

@@ -106,12 +106,18 @@ class ClassGaussians(nn.Module):
     def log_prob_all(self, z: Tensor) -> Tensor:
         """(B, K) log density of codes z (B, D) under every class, in nats."""
         precision = 1 / self.variance
-        quad = z.square() @ precision.T - 2 * z @ (self.mu * precision).T + (self.mu.square() * precision).sum(1)
+        quad = (
+            z.square() @ precision.T
+            - 2 * z @ (self.mu * precision).T
+            + (self.mu.square() * precision).sum(1)
+        )
         log_det = -precision.log().sum(1)
         if self.low_rank:
             chol, log_det_low, projected = self._low_rank_terms()
             k, r, d = projected.shape
-            u = (z @ projected.reshape(k * r, d).T).view(-1, k, r) - torch.einsum("krd,kd->kr", projected, self.mu)
+            u = (z @ projected.reshape(k * r, d).T).view(-1, k, r) - torch.einsum(
+                "krd,kd->kr", projected, self.mu
+            )
             quad = quad - _solve_square(chol, u.transpose(0, 1)).T
             log_det = log_det + log_det_low
         return -0.5 * (quad + log_det + self.dim * LOG_2PI)
@@ -121,7 +127,9 @@ class ClassGaussians(nn.Module):
         factor = self.modes * self.mode_std.unsqueeze(2)  # (K, r, D)
         projected = factor / self.variance.unsqueeze(1)
         capacitance = projected @ factor.transpose(1, 2)
-        chol = torch.linalg.cholesky(capacitance + torch.eye(self.num_modes, dtype=factor.dtype, device=factor.device))
+        chol = torch.linalg.cholesky(
+            capacitance + torch.eye(self.num_modes, dtype=factor.dtype, device=factor.device)
+        )
         return chol, 2 * chol.diagonal(dim1=1, dim2=2).log().sum(1), projected
 
     def posterior(self, z: Tensor) -> Tensor:
@@ -151,9 +159,13 @@ class ClassGaussians(nn.Module):
         """
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
-        noise = _randn(len(y), self.dim, generator=generator, like=self.mu) * self.variance[y].sqrt()
+        noise = (
+            _randn(len(y), self.dim, generator=generator, like=self.mu) * self.variance[y].sqrt()
+        )
         if self.low_rank:
-            eps = _randn(len(y), self.num_modes, generator=generator, like=self.mu) * self.mode_std[y]
+            eps = (
+                _randn(len(y), self.num_modes, generator=generator, like=self.mu) * self.mode_std[y]
+            )
             noise = noise + torch.einsum("br,brd->bd", eps, self.modes[y])
         return mean_scale * self.mu[y] + temperature * noise
 
@@ -169,7 +181,9 @@ class ClassGaussians(nn.Module):
         if self.low_rank:
             explained = (modes * std.unsqueeze(2)).square().sum(1)
             # a floor of 2% of the mean variance keeps the density proper where the modes explain everything
-            variance = (variance - explained).maximum(0.02 * variance.mean(1, keepdim=True).clamp_min(1e-6))
+            variance = (variance - explained).maximum(
+                0.02 * variance.mean(1, keepdim=True).clamp_min(1e-6)
+            )
         self.set_variance(variance)
         self.set_modes(modes, std)
 
@@ -186,22 +200,6 @@ class ClassGaussians(nn.Module):
         )
 
 
-def check_labels(y: Tensor, num_classes: int, device: torch.device, count: int | None = None) -> Tensor:
-    """Returns labels (B,) as int64 on `device`, or says what is wrong with them, also where B is not `count`."""
-    if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-        what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"labels must be an integer tensor of shape (B,), got {what}; mixed or soft labels have no class")
-    if count is not None and len(y) != count:
-        raise ValueError(f"labels must be one for each image, got {len(y)} labels for {count} images")
-    low, high = torch.stack(y.aminmax()).tolist() if y.numel() else (0, 0)  # from a GPU at once
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes, "
-            f"got {low}..{high}; choose a flow of this data set, fit one to it, or drop the labels"
-        )
-    return y.to(device, torch.int64)
-
-
 def _solve_square(chol: Tensor, u: Tensor) -> Tensor:
     """``u' (L L')^-1 u``: chol (K, r, r) with u (K, B, r) gives (K, B); chol (B, r, r) with u (B, r) gives (B,)."""
     if u.ndim == chol.ndim:
@@ -212,5 +210,3 @@ def _solve_square(chol: Tensor, u: Tensor) -> Tensor:
 def _randn(*shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
     device = generator.device if generator is not None else like.device
     return torch.randn(*shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
-
-

@@ -6,12 +6,15 @@ import fnmatch
 from typing import Any
 
 from .. import hub
+from .._utils.checks import closest
+from ..config import FlowConfig
 from .architectures import ARCHITECTURES
-from .config import FlowConfig, closest
 from .model import ConditionalFlow
 
 
-def list_flows(filter: str | list[str] = "", pretrained: bool = False, exclude_filters: str | list[str] = "") -> list[str]:
+def list_flows(
+    filter: str | list[str] = "", pretrained: bool = False, exclude_filters: str | list[str] = ""
+) -> list[str]:
     """Names of architectures, or with `pretrained` of the bundled flows, sorted; as timm's `list_models`.
 
     Args:
@@ -20,12 +23,18 @@ def list_flows(filter: str | list[str] = "", pretrained: bool = False, exclude_f
         exclude_filters: patterns of names to leave out.
     """
     names = hub.bundled_flows() if pretrained else sorted(ARCHITECTURES)
-    return [n for n in names if (not filter or _matches(n, filter)) and not _matches(n, exclude_filters)]
+    return [
+        n for n in names if (not filter or _matches(n, filter)) and not _matches(n, exclude_filters)
+    ]
 
 
 def _matches(name: str, patterns: str | list[str]) -> bool:
     every = [patterns] if isinstance(patterns, str) else patterns
-    return any(fnmatch.fnmatchcase(name, p) or ("." not in p and fnmatch.fnmatchcase(name, f"{p}.*")) for p in every if p)
+    return any(
+        fnmatch.fnmatchcase(name, p) or ("." not in p and fnmatch.fnmatchcase(name, f"{p}.*"))
+        for p in every
+        if p
+    )
 
 
 def create_flow(
@@ -60,7 +69,11 @@ def create_flow(
             f"unknown flow {name!r}{closest(name, [*ARCHITECTURES, *hub.bundled_flows()])}; known: {', '.join(list_flows())}"
         )
     own = {k: kwargs.pop(k) for k in ("code_rows", "prior", "class_names", "info") if k in kwargs}
-    size, classes, depth = input_size or (3, 32, 32), 10 if num_classes is None else num_classes, 8 if bits is None else bits
+    size, classes, depth = (
+        input_size or (3, 32, 32),
+        10 if num_classes is None else num_classes,
+        8 if bits is None else bits,
+    )
     return ConditionalFlow(FlowConfig(name, size, classes, depth, network=kwargs, **own))
 
 
@@ -73,5 +86,9 @@ def _with_tag(name: str) -> str:
     if len(tagged) == 1:
         return tagged[0]
     known = ", ".join(tagged or bundled)
-    what = f"{name!r} has several tags" if tagged else f"no pretrained flow named {name!r}{closest(name, bundled)}"
+    what = (
+        f"{name!r} has several tags"
+        if tagged
+        else f"no pretrained flow named {name!r}{closest(name, bundled)}"
+    )
     raise ValueError(f"{what}; known: {known}")

@@ -1,0 +1,300 @@
+"""Training and testing one image classifier on images that lie on the device as one uint8 tensor.
+
+The recipe is that of Enescu & Sahbi (ACCV 2024): ResNet18 with a 3x3 stem and no pooling, random crop and flip, SGD with
+momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to 0.1. torch's OneCycleLR takes the momentum along, from
+0.95 down to 0.85 and back, unless told not to; the paper does not say that it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.utils import random_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.classification import multiclass_calibration_error
+from torchvision.transforms import v2
+
+from benchmarks.cifar.arms import Arm, Policy, apply_policy
+from timm_nfaug import pixels
+from train_flow.data import Images, random_shift
+from train_flow.trainer import generator
+
+ORDER, CROP, AUGMENT = range(
+    100, 103
+)  # purposes of random numbers, apart from those of a flow's training
+
+# The small ones are ResNet18's shape with one block a stage and fewer channels, for comparisons on a CPU.
+MODELS = {
+    "resnet18": {},
+    "resnet10_half": {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)},
+    "resnet10_quarter": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
+}
+
+
+@dataclass
+class Recipe:
+    model: str = "resnet18"
+    epochs: int = 30
+    batch_size: int = 128
+    max_lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop: int = 4  # pixels of zeros around the image that a crop may take in
+    bf16: bool = True  # autocast
+    compile: bool = False
+    init: str = ""  # weights to start from, all but the head: a file of --save
+
+
+def make_classifier(name: str, num_classes: int) -> nn.Module:
+    """A timm ResNet with the stem that small images need: 3x3, stride 1, no pooling."""
+    model = timm.create_model("resnet18", num_classes=num_classes, **MODELS[name])
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(
+        model.conv1.weight, mode="fan_out", nonlinearity="relu"
+    )  # as timm initialises the others
+    model.maxpool = nn.Identity()
+    return model.to(memory_format=torch.channels_last)
+
+
+def load_saved(path: str | Path, classes: int) -> tuple[str, nn.Module]:
+    """Name and model, ready for testing, of a file of cifar_resnet18 --save that knows so many classes."""
+    weights = load_file(path)
+    known = len(weights.get("fc.bias", []))
+    if known != classes:
+        raise ValueError(f"{path} knows {known} classes, not {classes}; name another --classifier")
+    for name in MODELS:
+        model = make_classifier(name, classes).eval()
+        if {k: v.shape for k, v in model.state_dict().items()} == {
+            k: v.shape for k, v in weights.items()
+        }:
+            model.load_state_dict(weights)
+            return name, model
+    raise ValueError(
+        f"{path} holds none of the models {', '.join(MODELS)}; name a file of cifar_resnet18 --save"
+    )
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Loads all but the head from a safetensors file of a classifier of the same model."""
+    weights = load_file(path)
+    head = {name for name in weights if name.startswith("fc.")}
+    try:
+        found = model.load_state_dict(
+            {k: v for k, v in weights.items() if k not in head}, strict=False
+        )
+        lacking = set(found.missing_keys) - head | set(found.unexpected_keys)
+    except RuntimeError as e:  # other shapes
+        lacking = {str(e).splitlines()[-1].strip()}
+    if lacking:
+        raise ValueError(
+            f"{Path(path).name} holds another model than this one: {min(lacking)}; give the --model it was saved from"
+        )
+
+
+def normalize(levels: Tensor) -> Tensor:
+    """uint8 levels to floats of mean 0.5 and standard deviation 0.25 taken off, as the classifiers see them."""
+    return (pixels.levels_to_model(levels) * 2).contiguous(memory_format=torch.channels_last)
+
+
+class Batches:
+    """What every arm sees at a step, a function of the seed and the step: the images and their crops and flips."""
+
+    def __init__(self, data: Images, recipe: Recipe, seed: int):
+        self.data, self.recipe, self.seed = data, recipe, seed
+        self.per_epoch = len(data) // recipe.batch_size
+        if not self.per_epoch:
+            raise ValueError(
+                f"{len(data)} training images do not fill a batch of {recipe.batch_size}; lower the batch size"
+            )
+        self._epoch, self._order = -1, None
+
+    def indices(self, step: int) -> Tensor:
+        """(batch_size,), on the CPU."""
+        epoch, i = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = (
+                epoch,
+                torch.randperm(len(self.data), generator=generator(self.seed, ORDER, epoch)),
+            )
+        return self._order[i * self.recipe.batch_size : (i + 1) * self.recipe.batch_size]
+
+    def crop_and_flip(self, levels: Tensor, step: int) -> Tensor:
+        return crop_and_flip(levels, self.recipe.crop, generator(self.seed, CROP, step))
+
+    def in_workers(self, policy: Policy, steps: int, workers: int) -> DataLoader:
+        """The images of each step, cropped and under `policy`, made ahead by `workers` processes."""
+        data = Images(self.data.levels.cpu(), self.data.labels.cpu(), self.data.class_names)
+        made = _UnderPolicy(Batches(data, self.recipe, self.seed), policy)
+        return DataLoader(
+            made, None, sampler=range(steps), num_workers=workers, multiprocessing_context="fork", prefetch_factor=8,
+            timeout=300,  # seconds: an error instead of waiting for a worker for ever
+        )  # fmt: skip
+
+
+class _UnderPolicy(Dataset):
+    def __init__(self, batches: Batches, policy: Policy):
+        self.batches, self.policy = batches, policy
+
+    def __getitem__(self, step: int) -> Tensor:
+        seed_globals(generator(self.batches.seed, AUGMENT, step))
+        levels = self.batches.data.levels[self.batches.indices(step)]
+        return apply_policy(self.policy, self.batches.crop_and_flip(levels, step))
+
+
+def train(
+    data: Images, arm: Arm, recipe: Recipe, seed: int, workers: int = 0
+) -> tuple[nn.Module, dict]:
+    """Trains one classifier on `data`, on the device where its images lie.
+
+    Everything but the arm is a function of the seed and the step, so that arms of one seed see the same images in the
+    same order with the same crops and flips; the arm's own is the same for any number of `workers`.
+
+    Returns:
+        The classifier, and images_seen, seconds, cpu_seconds (of this process and the workers).
+    """
+    device = data.levels.device
+    torch.manual_seed(seed)
+    model = make_classifier(recipe.model, len(data.class_names))
+    if recipe.init:
+        start_from(model, recipe.init)
+    model = model.to(device).train()
+    run = torch.compile(model) if recipe.compile else model
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        recipe.max_lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    batches = Batches(data, recipe, seed)
+    steps = recipe.epochs * batches.per_epoch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=steps)
+    arm.start(model, steps)
+    # single images are PIL's: in processes of their own, which see the images in main memory
+    ready = (
+        iter(batches.in_workers(arm.policy, steps, workers))
+        if arm.policy and not arm.before and workers
+        else None
+    )
+    wall, cpu = time.perf_counter(), cpu_time()
+    for step in range(steps):
+        index = batches.indices(step).to(device, non_blocking=True)
+        y, g = data.labels[index], generator(seed, AUGMENT, step)
+        step_seed = seed_globals(g)
+        if ready:
+            levels = next(ready).to(device, non_blocking=True)
+        else:
+            levels = data.levels[index]
+            if arm.before is not None:
+                levels = arm.before(levels, y, g)
+            levels = apply_policy(arm.policy, batches.crop_and_flip(levels, step))
+        if arm.policy is not None:
+            random_seed(step_seed + 1)  # what comes next is the same wherever the policy ran
+        x, target = arm.tensors(normalize(arm.images(levels, y, g)), y)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss = arm.loss(run, x, target, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    del ready  # ends the workers, whose time then counts
+    seconds, cpu = time.perf_counter() - wall, cpu_time() - cpu
+    return model, {"images_seen": steps * recipe.batch_size, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def seed_globals(g: torch.Generator) -> int:
+    """Seeds the global generators, from which timm's and torchvision's augmentations draw, from `g`; returns the seed."""
+    seed = int(torch.randint(0, 2**31, (), generator=g))
+    random_seed(seed)
+    return seed
+
+
+def cpu_time() -> float:
+    """Seconds of this process and of those it has started that have ended."""
+    return sum(os.times()[:4])
+
+
+def crop_and_flip(levels: Tensor, crop: int, g: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) shifted by up to `crop` pixels, black coming in, and mirrored or not."""
+    levels = random_shift(levels, crop, g, mode="constant")
+    flipped = torch.rand(len(levels), generator=g).to(levels.device, non_blocking=True) < 0.5
+    return torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
+
+
+def penultimate(model: nn.Module, x: Tensor) -> Tensor:
+    """Normalised images (B, 3, H, W) to penultimate features (B, F)."""
+    return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 500) -> Tensor:
+    """(N, K) float32."""
+    model.eval()
+    out = []
+    for part in levels.split(batch_size):
+        with torch.autocast(levels.device.type, torch.bfloat16, enabled=bf16):
+            out.append(model(normalize(part)).float())
+    return torch.cat(out)
+
+
+def test(model: nn.Module, data: Images, bf16: bool, corrupted: int = 0) -> dict[str, float]:
+    """top1 and ece in percent, nll in nats; with `corrupted`, top1 on so many images under every corruption too."""
+    logits = logits_of(model, data.levels, bf16)
+    found = {
+        "top1": 100 * (logits.argmax(1) == data.labels).float().mean().item(),
+        "nll": F.cross_entropy(logits, data.labels).item(),
+        "ece": 100
+        * multiclass_calibration_error(
+            logits.softmax(1), data.labels, logits.shape[1], n_bins=15
+        ).item(),
+    }
+    if corrupted:
+        pick = torch.arange(corrupted, device=data.levels.device) * len(data) // corrupted
+        levels, labels = data.levels[pick], data.labels[pick]
+        scores = []
+        for i, corruption in enumerate(CORRUPTIONS.values()):
+            torch.manual_seed(i)
+            scores.append(
+                (logits_of(model, corruption(levels), bf16).argmax(1) == labels)
+                .float()
+                .mean()
+                .item()
+            )
+        found["corrupted_top1"] = 100 * sum(scores) / len(scores)
+    return found
+
+
+def _noise(levels: Tensor) -> Tensor:
+    return v2.functional.to_dtype(
+        v2.GaussianNoise(sigma=0.08)(levels.float() / 255), torch.uint8, scale=True
+    )
+
+
+def _pixelate(levels: Tensor) -> Tensor:
+    small = v2.functional.resize(levels, [levels.shape[2] * 5 // 8, levels.shape[3] * 5 // 8])
+    return v2.functional.resize(small, list(levels.shape[2:]), v2.InterpolationMode.NEAREST)
+
+
+# In the manner of CIFAR-10-C (Hendrycks & Dietterich 2019), by torchvision's operations at one middle severity each; not
+# the published set, whose images cannot be made without its own code.
+CORRUPTIONS = {
+    "gaussian noise": _noise,
+    "gaussian blur": lambda x: v2.functional.gaussian_blur(x, [5, 5], [1.0, 1.0]),
+    "brightness": lambda x: v2.functional.adjust_brightness(x, 1.5),
+    "darkness": lambda x: v2.functional.adjust_brightness(x, 0.5),
+    "contrast": lambda x: v2.functional.adjust_contrast(x, 0.4),
+    "saturation": lambda x: v2.functional.adjust_saturation(x, 0.2),
+    "hue": lambda x: v2.functional.adjust_hue(x, 0.15),
+    "posterize": lambda x: v2.functional.posterize(x, 3),
+    "pixelate": _pixelate,
+    "rotation": lambda x: v2.functional.rotate(x, 15, v2.InterpolationMode.BILINEAR),
+}

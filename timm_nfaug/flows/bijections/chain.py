@@ -1,0 +1,88 @@
+"""Chain: the composition of bijections, which evaluates its linear layers folded together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .base import Bijection
+from .folded import fold
+from .pixel_linear import PixelLinear
+from .reversible import run_reversibly
+
+
+class Chain(Bijection):
+    """Composition of bijections, applied from first to last.
+
+    Where no gradient of the linear layers is asked for, neighbours among them run as one matrix (see `folded`). The
+    matrices are kept; their key is the version counters of the parameters, so an optimizer step, `load_state_dict` or a
+    move to another device renews them. A write through ``.data`` counts no version: it is not seen until `train` or `eval` is
+    called.
+    """
+
+    def __init__(self, layers: Iterable[Bijection]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self._kept: tuple | None = None
+        self.reversible = False  # of the backward of a training, see `reversible`
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if (
+            self.reversible
+            and torch.is_grad_enabled()
+            and any(p.requires_grad for p in self.parameters())
+        ):
+            return run_reversibly(self.layers, x)
+        log_det = x.new_zeros(x.shape[0])
+        for layer in self._stages():
+            x, ld = layer(x)
+            log_det = log_det + ld
+        return x, log_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        for layer in reversed(self._stages()):
+            y = layer.inverse(y)
+        return y
+
+    def _stages(self) -> list:
+        """The layers, those that can be folded replaced by their folded form."""
+        tensors = [
+            t
+            for m in self.layers
+            if isinstance(m, PixelLinear)
+            for t in (*m.parameters(), *m.buffers())
+        ]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return list(self.layers)
+        key = [
+            (None if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device)
+            for t in tensors
+        ]
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False):  # what is kept may be asked for gradients later
+                self._kept = (key, fold(self.layers))
+        return self._kept[1]
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer.initialize(x)
+        return x
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def _apply(self, *args, **kwargs):
+        self._kept = None  # a move can leave another weight at the old address with the old version
+        return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Chain:
+        self._kept = None  # a write through .data, as of a hand-written average, changes no version
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}  # a copy or another process folds its own
