@@ -10,6 +10,8 @@ PY := .venv/bin/python
 
 test: .venv/.installed
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest -q -n auto --dist worksteal
 
 demo: .venv/.installed
