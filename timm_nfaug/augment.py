@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from . import lift, pixels
-from ._utils.checks import check_choice, check_probability
+from ._utils.checks import check_choice, check_labels, check_probability
 from ._utils.random import keyed_generator
 from .change import Change, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, check_loader, count_classes, empty_flow, fit_flow, fitting_batches
@@ -250,10 +250,12 @@ class NFAugment(v2.Transform):
         if any(count_images(image) != count for image in flat_inputs[1:]):
             counts = sorted({count_images(image) for image in flat_inputs})
             raise ValueError(f"images in one call must come in batches of one length, got {counts}")
-        if labels is not None and len(labels) != count:
-            raise ValueError(
-                f"{count} images came with {len(labels)} labels; give one label per image"
-            )
+        if labels is not None:
+            if len(labels) != count:
+                raise ValueError(
+                    f"{count} images came with {len(labels)} labels; give one label per image"
+                )
+            labels = check_labels(labels, self.change.num_classes, labels.device)
         g = generator if generator is not None else self._generator()
         rows, noise = draw(count, self.p, self.change.noise_size, g)
         if rows is not None and labels is not None:
@@ -282,7 +284,8 @@ class NFAugment(v2.Transform):
 
     def _change(self, images, labels: Tensor | None, noise: Tensor) -> Tensor:
         change, failed = self.change.bounded(images, labels, noise)
-        self.fallbacks += failed
+        if failed:
+            self.fallbacks += failed
         return change
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = Tru
     pair = len(inputs) == 2 and type(inputs[1]) is int
     if isinstance(inputs[0], PIL.Image.Image) and (len(inputs) == 1 or pair):
         # what a dataset gives: no nesting to look through, which would cost more than the change
-        label = torch.tensor([inputs[1]]) if pair and labels else None
+        label = _one_label(inputs[1]) if pair and labels else None
         return Inputs(list(inputs), None, [0], label)
     paths, spec = pytree.tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
     flat = [leaf for _, leaf in paths]
@@ -119,6 +120,12 @@ def check_range(x: Tensor) -> None:
             f"float images must be in [0, 1], got {low:.3g} to {high:.3g}; "
             "for normalised images pass mean= and std=, for levels 0..255 use uint8"
         )
+
+
+@functools.lru_cache(maxsize=4096)
+def _one_label(label: int) -> Tensor:
+    """One label as a tensor (1,), not to be changed; kept, as the labels of a dataset recur."""
+    return torch.tensor([label])
 
 
 def _image_positions(flat: list[Any]) -> list[int]:

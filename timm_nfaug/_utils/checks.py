@@ -57,13 +57,17 @@ def check_labels(
         raise ValueError(
             f"labels must be one for each image, got {len(y)} labels for {count} images"
         )
-    low, high = torch.stack(y.aminmax()).tolist() if y.numel() else (0, 0)  # from a GPU at once
+    if len(y) == 1:
+        low = high = int(y)
+    else:
+        low, high = torch.stack(y.aminmax()).tolist() if len(y) else (0, 0)  # from a GPU at once
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes, "
             f"got {low}..{high}; choose a flow of this data set, fit one to it, or drop the labels"
         )
-    return y.to(device, torch.int64)
+    ready = y.dtype == torch.int64 and y.device == device
+    return y if ready else y.to(device, torch.int64)
 
 
 def check_choice(name: str, value: str, known) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ def draw(count: int, p: float, noise_size: int, g: torch.Generator) -> tuple[Ten
     >>> rows.tolist(), noise.shape
     ([0, 2, 3], torch.Size([3, 32]))
     """
-    if p == 1:
-        return None, draw_noise(count, noise_size, g)
-    rows = torch.nonzero(torch.rand(count, generator=g, device=g.device) < p).flatten().cpu()
-    noise = draw_noise(len(rows), noise_size, g)
-    return None if len(rows) == count else rows, noise
+    rows = None
+    if p < 1:
+        hits = torch.rand(count, generator=g, device=g.device) < p
+        number = int(hits.sum())
+        if number < count:
+            rows, count = torch.nonzero(hits).flatten().cpu(), number
+    return rows, draw_noise(count, noise_size, g)
 
 
 def to_model(x: Tensor, mean: Any = None, std: Any = None) -> Tensor:
@@ -62,7 +65,8 @@ def add_change(
     [164, 164, 164, 164]
     """
     if isinstance(image, PIL.Image.Image):
-        return lift.add_to_image(image, change[0].mul(LEVELS).numpy(force=True))
+        own = change[0] if change.is_cpu else change[0].cpu()
+        return lift.add_to_image(image, own.numpy() * np.float32(LEVELS))
     c, scale = image.shape[1], torch.tensor(LEVELS / 255)
     low, high = [0.0] * c, [1.0] * c
     if image.dtype == torch.uint8:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -29,7 +28,7 @@ class Change(ABC):
     >>> class Brightness(Change):
     ...     size, num_classes, noise_size = (3, 1, 1), 1, 1
     ...     def change(self, images, y, noise):
-    ...         return (0.1 * noise).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
+    ...         return (0.1 * noise).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
     >>> import timm_nfaug as nfa
     >>> augment = nfa.NFAugment.from_change(Brightness(), p=1.0, labels="none")
     >>> augment(torch.zeros(3, 8, 8, dtype=torch.uint8)).shape
@@ -42,7 +41,7 @@ class Change(ABC):
 
     @abstractmethod
     def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
-        """The change (B, c, h, w), in units of the range [-1, 1]; a new tensor.
+        """The change (B, c, h, w), in units of the range [-1, 1].
 
         Args:
             images: gives the images (B, c, H, W) in [-1, 1], of any size.
@@ -54,12 +53,13 @@ class Change(ABC):
         """The change in float32 within +-2, zero where it is not finite, and for how many images."""
         with full_precision(noise.device.type):
             change = self.change(images, y, noise)
-        failed = 0
-        if not math.isfinite(change.sum()):
-            finite = change.sum((1, 2, 3)).isfinite()
-            failed = int((~finite).sum())
-            change = torch.where(finite.view(-1, 1, 1, 1), change, 0.0)
-        return change.clamp_(-LIMIT, LIMIT).float(), failed
+        change = change if change.dtype == torch.float32 else change.float()
+        low, high = change.aminmax() if len(change) else (0.0, 0.0)
+        if -LIMIT <= float(low) and float(high) <= LIMIT:  # false for NaN
+            return change, 0
+        good = change.sum((1, 2, 3)).isfinite()
+        change = torch.where(good.view(-1, 1, 1, 1), change, 0.0)
+        return change.clamp_(-LIMIT, LIMIT), int((~good).sum())
 
 
 def full_precision(device_type: str):

@@ -60,12 +60,13 @@ class LinearChange(FlowChange):
     def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
         flow, z = self.flow, None
         if y is None and flow.num_classes == 1:
-            y = torch.zeros(len(noise), dtype=torch.int64, device=flow.device)
+            y = torch.zeros(len(noise), dtype=torch.int64)
         if y is None or self.move.needs_code:
             z, y = flow.encode(self._small(images), y if y is None else y.to(flow.device))
-        y = flow.gaussian_labels(y, len(noise))
-        move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
-        return move.view(len(noise), *self.size)
+        like = flow.log_prior
+        if not (like.is_cpu and like.dtype == torch.float32 and noise.is_cpu and y.is_cpu):
+            noise, y = noise.to(like), y.to(like.device)
+        return self.move.displacement(flow, y, noise, z).view(len(noise), *self.size)
 
 
 def change_of(flow: ConditionalFlow, move: Move) -> Change:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..flows.model import ConditionalFlow
 from .base import Move, register
 
+_ZERO = torch.zeros(())
 GATHERED = 512  # images whose modes, 400 kB each, are copied at once on a GPU
 
 
@@ -37,10 +38,10 @@ class PCA(Move):
         # no label may leave a GPU; on a CPU, gathering would move 400 kB per image
         moved = gathered if noise.is_cuda else moved_by_class
         prior = flow.prior
-        return moved(prior.modes, prior.mode_std, y, noise.mul(self.strength))
+        return moved(prior.modes, prior.mode_std, y, noise, self.strength)
 
 
-def gathered(modes: Tensor, std: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+def gathered(modes: Tensor, std: Tensor, y: Tensor, noise: Tensor, strength: float = 1.0) -> Tensor:
     """Moves (B, D) of classes y (B,) by noise (B, n), image by image.
 
     Args:
@@ -51,24 +52,30 @@ def gathered(modes: Tensor, std: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     tensor([[2., 2., 2.]])
     """
     n = noise.shape[1]
-    pairs = zip(y.split(GATHERED), (noise * std[y, :n]).split(GATHERED), strict=True)
+    pairs = zip(y.split(GATHERED), (noise * std[y, :n] * strength).split(GATHERED), strict=True)
     return torch.cat([(own.unsqueeze(1) @ modes[k, :n]).squeeze(1) for k, own in pairs])
 
 
-def moved_by_class(modes: Tensor, std: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+def moved_by_class(
+    modes: Tensor, std: Tensor, y: Tensor, noise: Tensor, strength: float = 1.0
+) -> Tensor:
     """The same with one product for each class among y.
 
     >>> moved_by_class(torch.ones(2, 1, 3), torch.ones(2, 1), torch.tensor([1]), torch.ones(1, 1))
     tensor([[1., 1., 1.]])
     """
+
+    def along(k: int, own: Tensor) -> Tensor:
+        # one operation for strength * noise * std: of a single image they are the whole price
+        return torch.addcmul(_ZERO, own, std[k, :n], value=strength) @ modes[k, :n]
+
     n = noise.shape[1]
     if len(y) == 1:
-        k = int(y)
-        return (noise * std[k, :n]) @ modes[k, :n]
+        return along(int(y), noise)
     move = noise.new_empty(len(y), modes.shape[2])
     order = y.argsort()
     counts = torch.bincount(y, minlength=1).tolist()
     for k, rows in enumerate(order.split(counts)):
         if len(rows):
-            move[rows] = (noise[rows] * std[k, :n]) @ modes[k, :n]
+            move[rows] = along(k, noise[rows])
     return move
