@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import timm_nfaug.flows.modes
 import torch
 from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+import timm_nfaug.flows.moments
 from timm_nfaug._utils.checks import check_labels
 from timm_nfaug.flows.moments import ClassMoments
 from timm_nfaug.flows.prior import ClassGaussians

@@ -114,7 +114,7 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=True)
 
 
-class HubMixin:
+class HubMixin(torch.nn.Module):
     """from_pretrained, save_pretrained and push_to_hub for a module made from a `config` (see `FlowConfig`)."""
 
     @classmethod
@@ -131,7 +131,7 @@ class HubMixin:
         with torch.random.fork_rng(
             devices=[]
         ):  # the weights' initialisation must not move the global generator
-            flow = cls(config)
+            flow = cls.from_config(config)
         load_weights(flow, directory / WEIGHTS_NAME)
         return flow.eval()
 

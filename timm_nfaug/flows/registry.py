@@ -74,7 +74,9 @@ def create_flow(
         10 if num_classes is None else num_classes,
         8 if bits is None else bits,
     )
-    return ConditionalFlow(FlowConfig(name, size, classes, depth, network=kwargs, **own))
+    return ConditionalFlow.from_config(
+        FlowConfig(name, size, classes, depth, network=kwargs, **own)
+    )
 
 
 def _with_tag(name: str) -> str:
