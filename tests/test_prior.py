@@ -54,10 +54,6 @@ def test_densities(prior):
     torch.testing.assert_close(
         prior.log_prob(z, y), expected[torch.arange(11), y], rtol=0, atol=1e-9
     )
-    posterior = prior.posterior(z)
-    bayes = expected.exp() / expected.exp().sum(1, keepdim=True)
-    torch.testing.assert_close(posterior, bayes, rtol=0, atol=1e-9)
-    torch.testing.assert_close(posterior.sum(1), torch.ones(11).double(), rtol=0, atol=1e-12)
 
 
 def test_both_densities_agree_in_float32_at_full_length():
@@ -375,7 +371,7 @@ def test_rows_that_wait_are_bounded_and_cost_no_accuracy(monkeypatch):
 
 
 def test_labels_that_are_not_one_a_code_are_refused():
-    with pytest.raises(ValueError, match="one label for each code, got 2 labels for 3 codes"):
+    with pytest.raises(ValueError, match="one for each image, got 2 labels for 3 images"):
         ClassMoments(2, 5, 2).update(torch.randn(3, 5), torch.tensor([0, 1]))
 
 

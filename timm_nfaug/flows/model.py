@@ -3,55 +3,38 @@
 from __future__ import annotations
 
 import copy
-import functools
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import pixels
 from .._utils.checks import check_keys, check_labels
 from ..config import FlowConfig
 from ..hub import HubMixin
-from .architectures import build_network, default_arguments
+from .architectures import Shape, build_network, find_architecture
 from .bijections import AffineCoupling, Chain
 from .moments import ClassMoments
-from .prior import ClassGaussians
+from .prior import ClassGaussians, Random
 
 PRIOR_KEYS = ("a", "c", "num_modes", "low_rank")
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _full_precision(method: Method) -> Method:
-    """Turns autocast off inside: states and log-dets in bfloat16 would break the inverse."""
-
-    @functools.wraps(method)
-    def wrapped(self, *args, **kwargs):
-        with torch.autocast(self.device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return cast(Method, wrapped)
+Labels = Tensor | None  # (B,) integers
 
 
 class ConditionalFlow(HubMixin):
-    """A class-conditional normalizing flow.
+    """A class-conditional normalizing flow (Enescu & Sahbi, ACCV 2024).
 
-    Images x are (B, C, H, W) floats in [-1, 1] (see `timm_nfaug.pixels`), codes z are (B, D),
-    labels y are (B,) integers from 0 to K - 1. `create_flow`, `from_pretrained` and `from_config`
-    make one.
+    Images x are (B, C, H, W) floats in [-1, 1] (see `timm_nfaug.pixels`), codes z (B, D), labels y
+    (B,) integers in 0..K-1. `create_flow`, `from_pretrained` and `from_config` make a flow.
 
     Attributes:
-        config: everything that rebuilds the flow but its weights; the flow's own copy.
-        network: the bijection from images to codes.
+        config: what rebuilds the flow but for its weights; a copy of the one given.
+        network: the bijection from images to codes of length `dim`, D.
         prior: the class Gaussians over the codes.
         log_prior: (K,) log probabilities of the classes, uniform unless set.
-        has_class_gaussians: whether each class has a Gaussian; False for a `LabelBandFlow`.
-
-    References:
-        Enescu & Sahbi, "Learning Classwise Untangled Continuums for Conditional Normalizing
-        Flows", ACCV 2024.
+        has_class_gaussians: each class has a Gaussian of its own; False for a `LabelBandFlow`.
 
     >>> flow = ConditionalFlow(FlowConfig("linear", (3, 8, 8), num_classes=10))
     >>> z, log_det = flow(torch.zeros(2, 3, 8, 8))
@@ -60,32 +43,31 @@ class ConditionalFlow(HubMixin):
     """
 
     has_class_gaussians = True
-    log_prior: Tensor
 
     def __init__(self, config: FlowConfig):
         super().__init__()
-        self.config = config = copy.deepcopy(config)
-        network, prior = default_arguments(config.architecture)
-        config.network, config.prior = network | config.network, prior | config.prior
-        check_keys(config.prior, PRIOR_KEYS, "prior")
+        _, network, prior = find_architecture(config.architecture)
+        network, prior = network | config.network, prior | config.prior
+        check_keys(prior, PRIOR_KEYS, "prior")
         shape, gaussians = self._layout(config)
-        dim = math.prod(shape)
-        self.network = build_network(config.architecture, shape, config.network)
-        config.prior["num_modes"] = min(config.prior.get("num_modes", 0), dim)
-        self.prior = ClassGaussians(gaussians, dim, **config.prior)
-        self.register_buffer("log_prior", torch.zeros(config.num_classes).log_softmax(0))
+        self.dim = math.prod(shape)
+        prior["num_modes"] = min(prior.get("num_modes", 0), self.dim)
+        self.config = dataclasses.replace(config, network=network, prior=prior)
+        self.network = build_network(config.architecture, shape, network)
+        self.prior = ClassGaussians(gaussians, self.dim, **prior)
+        self.log_prior: Tensor = nn.Buffer(torch.zeros(config.num_classes).log_softmax(0))
         self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, config: FlowConfig) -> ConditionalFlow:
-        """Makes the flow of a config with random weights; a `LabelBandFlow` if it has `code_rows`."""
+        """Makes the flow of a config, untrained; a `LabelBandFlow` where it has `code_rows`."""
         from .label_band import LabelBandFlow  # a subclass of this one
 
         return (LabelBandFlow if config.code_rows else cls)(config)
 
     @staticmethod
-    def _layout(config: FlowConfig) -> tuple[tuple[int, int, int], int]:
-        """Shape of what the network takes and the number of Gaussians."""
+    def _layout(config: FlowConfig) -> tuple[Shape, int]:
+        """Shape that the network takes, and number of Gaussians."""
         if config.code_rows:
             raise ValueError(
                 f"code_rows={config.code_rows} is for a LabelBandFlow; "
@@ -103,24 +85,17 @@ class ConditionalFlow(HubMixin):
 
     @property
     def num_classes(self) -> int:
-        """K."""
         return self.config.num_classes
 
     @property
-    def dim(self) -> int:
-        """D, length of a code."""
-        return self.prior.dim
-
-    @property
     def is_linear(self) -> bool:
-        """True for the flow of depth 0, whose codes are the pixels."""
-        return self.config.architecture == "linear"
+        """Whether this is the flow of depth 0, whose codes are the pixels."""
+        return self.config.architecture == "linear" and self.has_class_gaussians
 
     def set_net_dtype(self, dtype: torch.dtype | None) -> ConditionalFlow:
-        """Runs the couplings' networks in `dtype` (bfloat16, float16), or None: the parameters' own.
+        """Runs the couplings' networks in `dtype` (bfloat16, float16); None: in the parameters' own.
 
-        The state stays in full precision, so the flow stays invertible; it becomes a slightly
-        different flow.
+        The state stays in full precision: another flow by a little, and still invertible.
         """
         for module in self.modules():
             if isinstance(module, AffineCoupling):
@@ -128,20 +103,25 @@ class ConditionalFlow(HubMixin):
         return self
 
     def set_reversible(self, reversible: bool = True) -> ConditionalFlow:
-        """Trains without stored activations: backward recomputes them from the flow's output.
+        """Trains without stored activations: backward recomputes them from the output.
 
-        Memory then does not grow with the depth but for weights and gradients; each coupling's
-        network is evaluated once more. Gradients are those of an exact inverse, so with networks
-        in bfloat16 they carry its rounding. Only first derivatives exist then.
+        Memory grows with the depth by weights and gradients alone; each coupling's network is
+        evaluated once more, and there are first derivatives only. Gradients are those of an exact
+        inverse, so with networks in bfloat16 they carry its rounding.
         """
         for module in self.modules():
             if isinstance(module, Chain):
                 module.reversible = reversible
         return self
 
-    def _check_images(self, x: Tensor) -> Tensor:
+    def _full_precision(self) -> torch.autocast:
+        """Autocast off: states and log-dets in bfloat16 would break the inverse."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _network_input(self, x: Tensor, y: Labels) -> Tensor:
+        """Checks images and brings them to what the network takes."""
         c, h, w = self.config.input_size
-        if x.ndim != 4 or tuple(x.shape[1:]) != (c, h, w):
+        if x.ndim != 4 or x.shape[1:] != (c, h, w):
             raise ValueError(
                 f"this flow takes images of shape (B, {c}, {h}, {w}) in [-1, 1], got "
                 f"{tuple(x.shape)}; NFAugment brings images of any size to it"
@@ -152,41 +132,28 @@ class ConditionalFlow(HubMixin):
             )
         return x.to(self.dtype)
 
-    def _check_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        return check_labels(y, self.num_classes, self.device, count)
+    def forward(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
+        """Encodes images (B, C, H, W): codes (B, D) and log abs det (B,) in nats.
 
-    def _network_input(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Checked images as the network takes them."""
-        return self._check_images(x)
-
-    def _decode(self, z: Tensor) -> Tensor:
-        """Codes (B, D) to what the network takes."""
-        if z.ndim != 2 or z.shape[1] != self.dim:
-            raise ValueError(f"codes of this flow have shape (B, {self.dim}), got {tuple(z.shape)}")
-        return self.network.inverse(z.to(self.dtype))
-
-    @_full_precision
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W) as codes (B, D), with log abs det (B,) in nats.
-
-        Args:
-            y: labels (B,); only a `LabelBandFlow` uses them, and needs them.
+        Only a `LabelBandFlow` uses the labels y (B,), and needs them.
         """
         x = self._network_input(x, y)
         if not len(x):  # reshapes to (B, -1) would not know D
             return x.new_zeros(0, self.dim), x.new_zeros(0)
-        return self.network(x)
+        with self._full_precision():
+            return self.network(x)
 
-    @_full_precision
     def inverse(self, z: Tensor) -> Tensor:
         """Decodes codes (B, D) to images (B, C, H, W), not clamped to [-1, 1]."""
-        return self._decode(z)
+        if z.ndim != 2 or z.shape[1] != self.dim:
+            raise ValueError(f"codes of this flow have shape (B, {self.dim}), got {tuple(z.shape)}")
+        with self._full_precision():
+            return self.network.inverse(z.to(self.dtype))
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W) as codes (B, D) and gives their labels (B,).
+    def encode(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
+        """Encodes images (B, C, H, W): codes (B, D) and labels (B,).
 
-        Args:
-            y: labels (B,); None takes the flow's own most probable ones.
+        The labels are y, or the flow's own most probable ones where y is None.
         """
         z = self(x)[0]
         if y is None and self.num_classes == 1:
@@ -194,18 +161,14 @@ class ConditionalFlow(HubMixin):
         return z, self.code_logits(z).argmax(1) if y is None else y
 
     def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        """Checks labels (B,) and gives the indices (B,) of their Gaussians.
+        """Checks labels (B,), of length `count` if given; returns the indices (B,) of their Gaussians."""
+        return check_labels(y, self.num_classes, self.device, count)
 
-        Args:
-            count: B that they must have; None takes any.
-        """
-        return self._check_labels(y, count)
-
-    @_full_precision
     def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) log p(x given y) over [-1, 1], in nats."""
         z, log_det = self(x, y)
-        return self.prior.log_prob(z, self.gaussian_labels(y, len(z))) + log_det
+        with self._full_precision():
+            return self.prior.log_prob(z, self.gaussian_labels(y, len(z))) + log_det
 
     def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bits per dimension of images dequantised at the flow's depth (`pixels.dequantize`)."""
@@ -215,55 +178,44 @@ class ConditionalFlow(HubMixin):
         """(B, K) log p(x given y) + log prior, up to a constant an image: the flow as a classifier."""
         return self.code_logits(self(x)[0])
 
-    @_full_precision
     def code_logits(self, z: Tensor) -> Tensor:
         """`class_logits` from codes (B, D)."""
-        return self.prior.log_prob_all(z) + self.log_prior
+        with self._full_precision():
+            return self.prior.log_prob_all(z) + self.log_prior
 
     def with_prior(self, prior: ClassGaussians, class_names: Sequence[str] = ()) -> ConditionalFlow:
         """Makes a flow that shares this one's network but has class Gaussians of its own."""
         flow = copy.copy(self)
         flow._modules, flow._buffers = dict(self._modules), dict(self._buffers)
-        flow.config = copy.deepcopy(self.config)
-        flow.config.num_classes, flow.config.class_names = prior.num_classes, list(class_names)
-        flow.config.prior = {key: getattr(prior, key) for key in PRIOR_KEYS}
+        arguments, names = {key: getattr(prior, key) for key in PRIOR_KEYS}, list(class_names)
+        flow.config = dataclasses.replace(
+            self.config, num_classes=prior.num_classes, class_names=names, prior=arguments
+        )
         flow.prior = prior.to(self.prior.mu)
         flow.log_prior = self.log_prior.new_zeros(prior.num_classes).log_softmax(0)
         return flow
 
-    @_full_precision
     def sample(
-        self,
-        y: Tensor,
-        temperature: float = 1.0,
-        mean_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Draws images (B, C, H, W) of labels y (B,), in [-1, 1] up to the model's tails.
+        """Draws images (B, C, H, W) of labels y (B,), in [-1, 1] up to the tails of the model.
 
-        Args:
-            temperature, mean_scale: as for `ClassGaussians.sample`.
-            generator: source of the noise; None takes torch's own.
+        `temperature`, `mean_scale` and `generator` are those of `ClassGaussians.sample`.
         """
-        y = self._check_labels(y)
-        return self._decode(self.prior.sample(y, temperature, mean_scale, generator))
+        draw = lambda index: self.prior.sample(index, temperature, mean_scale, generator)
+        with self._full_precision():
+            return self._sample(y, draw)
 
-    @_full_precision
+    def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.inverse(draw(self.gaussian_labels(y)))
+
     def interpolate(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        steps: int = 8,
-        y0: Tensor | None = None,
-        y1: Tensor | None = None,
+        self, x0: Tensor, x1: Tensor, steps: int = 8, y0: Labels = None, y1: Labels = None
     ) -> Tensor:
         """(B, steps, C, H, W): from x0 to x1 along a line in the codes, their norms interpolated too.
 
-        Without the rescaling the middle of the line falls inside the shell where the codes live
-        (Huang et al. 2020).
-
-        Args:
-            y0, y1: labels (B,), for a `LabelBandFlow`.
+        Otherwise the middle of the line would fall inside the shell where the codes live (Huang et
+        al. 2020). The labels y0 and y1 (B,) are for a `LabelBandFlow`.
         """
         if steps < 2:
             raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
@@ -276,10 +228,10 @@ class ConditionalFlow(HubMixin):
         return torch.stack(frames, dim=1)
 
     @torch.no_grad()
-    @_full_precision
-    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, y: Labels = None) -> None:
         """Sets whitening and affine layers from dequantised images (B, C, H, W)."""
-        self.network.initialize(self._network_input(x, y))
+        with self._full_precision():
+            self.network.initialize(self._network_input(x, y))
 
     @torch.no_grad()
     def moments(
@@ -290,19 +242,16 @@ class ConditionalFlow(HubMixin):
         allow_empty: bool = False,
         shrinkage: float = 0.0,
     ) -> ClassMoments:
-        """Gathers mean, variance and principal components of the codes of each class, in one pass.
+        """Gathers the moments of each class's codes, in one pass over (images, labels).
 
         Args:
-            batches: pairs of images (B, C, H, W) in [-1, 1] and labels (B,).
-            num_classes: K of these labels; None: they are the flow's own.
+            num_classes: K of the labels, if they are not the flow's own.
             num_modes, allow_empty, shrinkage: as for `ClassMoments`.
         """
         count = num_classes or self.prior.num_classes
         found = ClassMoments(count, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:
-            if num_classes is None:
-                own = self.gaussian_labels(y, len(x))
-            else:
-                own = check_labels(y, num_classes, self.device, len(x))
+            own = y if num_classes else self.gaussian_labels(y)
+            own = check_labels(own, count, self.device, len(x))
             found.update(self(x.to(self.device), y)[0], own)
         return found

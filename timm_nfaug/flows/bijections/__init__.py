@@ -11,7 +11,5 @@ from .pixel_linear import PixelLinear
 from .squeeze import Squeeze
 from .whiten import Whiten
 
-__all__ = [
-    "ActNorm", "AffineCoupling", "Bijection", "Chain", "Conv1x1", "Flatten", "Multiscale",
-    "PixelLinear", "Squeeze", "Whiten",
-]  # fmt: skip
+__all__ = ["ActNorm", "AffineCoupling", "Bijection", "Chain", "Conv1x1", "Flatten", "Multiscale"]
+__all__ += ["PixelLinear", "Squeeze", "Whiten"]
