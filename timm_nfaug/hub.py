@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -117,7 +118,7 @@ def _load_weights(module: torch.nn.Module, path: Path) -> None:
 
 
 class HubMixin(torch.nn.Module):
-    """Loads, saves and uploads a module that `from_config` makes from its `config`.
+    """Loads, saves and uploads a module that `from_config` makes of its `config`.
 
     >>> from timm_nfaug import ConditionalFlow
     >>> ConditionalFlow.from_pretrained("linear.cifar10_jpeg").num_classes
@@ -180,8 +181,8 @@ class HubMixin(torch.nn.Module):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, name=repo_id)
-            more = {"revision": revision, "commit_message": commit_message}
-            info = api.upload_folder(repo_id=repo_id, folder_path=folder, **more)
+            upload = functools.partial(api.upload_folder, repo_id=repo_id, folder_path=folder)
+            info = upload(revision=revision, commit_message=commit_message)
         return str(getattr(info, "commit_url", info))
 
 

@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from .._utils.checks import check_keys, closest
 from .bijections import (
     ActNorm,
@@ -21,50 +19,42 @@ from .bijections import (
 from .networks import ConvNet, ResNet, ViT
 
 Shape = tuple[int, int, int]  # (C, H, W)
-MakeNet = Callable[[int, int, int, int], nn.Module]  # channels in and out, height, width
 
 
 def _conv_p4(shape, depth=12, hidden=128, patch=4, clamp=0.6, whiten=True) -> Bijection:
     """Squeeze by `patch`, whitening, then `depth` steps with convolutional couplings."""
     make_net = lambda i, o, h, w: ConvNet(i, hidden, o)
-    return _on_patches(shape, patch, whiten, depth, clamp, make_net)
+    layers = _level(shape, patch, depth, clamp, make_net, whiten)
+    return Chain([*layers, Flatten(layers[0].output_shape(shape))])
 
 
 def _jet_p4(shape, depth=32, hidden=128, blocks=1, heads=4, patch=4, clamp=0.6, whiten=True):
     """`_conv_p4` with vision transformers of `blocks` blocks: each coupling sees the whole image."""
     make_net = lambda i, o, h, w: ViT(i, hidden, o, (h, w), blocks, heads)
-    return _on_patches(shape, patch, whiten, depth, clamp, make_net)
+    layers = _level(shape, patch, depth, clamp, make_net, whiten)
+    return Chain([*layers, Flatten(layers[0].output_shape(shape))])
 
 
 def _resnet_ms(shape, levels=3, steps=8, blocks=(8, 4, 2), hidden=128, clamp=0.6) -> Bijection:
     """The paper's network: `levels` of `steps`, blocks[i] residual blocks in a coupling of level i."""
     blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     if len(blocks) != levels:
-        raise ValueError(
-            f"blocks must give one number for each of the {levels} levels, got {blocks}"
-        )
+        raise ValueError(f"blocks must be one number for each of the {levels} levels, got {blocks}")
     inner, parts = shape, []
     for count in blocks:
-        squeeze = Squeeze(2)
-        c, h, w = squeeze.output_shape(inner)
         make_net = lambda i, o, h, w, count=count: ResNet(i, hidden, o, count)
-        parts.append(Chain([squeeze, *_steps(steps, (c, h, w), clamp, make_net)]))
+        parts.append(Chain(_level(inner, 2, steps, clamp, make_net)))
+        c, h, w = parts[-1].output_shape(inner)
         inner = (c - c // 2, h, w)
     return Multiscale(parts, shape)
 
 
-def _on_patches(shape, patch, whiten, depth, clamp, make_net) -> Bijection:
-    squeeze = Squeeze(patch)
-    inner = squeeze.output_shape(shape)
-    first = [squeeze, Whiten(inner[0])] if whiten else [squeeze]
-    return Chain([*first, *_steps(depth, inner, clamp, make_net), Flatten(inner)])
-
-
-def _steps(count: int, shape: Shape, clamp: float, make_net: MakeNet) -> list[Bijection]:
-    """`count` times [affine, 1x1, coupling] on images of `shape`."""
-    c, h, w = shape
-    layers: list[Bijection] = []
-    for _ in range(count):
+def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijection]:
+    """Squeeze, whitening where wanted, and `steps` of [affine, 1x1, coupling]."""
+    squeeze = Squeeze(factor)
+    c, h, w = squeeze.output_shape(shape)
+    layers: list[Bijection] = [squeeze, Whiten(c)] if whiten else [squeeze]
+    for _ in range(steps):
         net = make_net(c - c // 2, 2 * (c // 2), h, w)
         layers += [ActNorm(c), Conv1x1(c), AffineCoupling(net, c, clamp)]
     return layers

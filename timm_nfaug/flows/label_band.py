@@ -1,8 +1,7 @@
 """LabelBandFlow: conditional encoding (CE), the baseline that writes the label into the image.
 
-A band of blocks below the image spells its label, and one Gaussian serves all classes. The paper
-appends 8 rows (32 to 40) and reads a sample's label by the nearest code (Enescu & Sahbi, ACCV 2024,
-supplementary, figure 39). A code here is made of two levels in 4 x 4 blocks.
+A band of blocks below the image spells its label, one Gaussian serves all classes, and a sample's
+label is read by the nearest band (Enescu & Sahbi, ACCV 2024, supplementary, figure 39: 8 rows).
 """
 
 from __future__ import annotations
@@ -26,11 +25,9 @@ PATIENCE = 50  # batches of samples in a row with no label that is still wanted
 class LabelBandFlow(ConditionalFlow):
     """A flow of images above a band of `config.code_rows` rows that spells the label.
 
-    Unlike a `ConditionalFlow` it needs labels to encode, has one Gaussian for all codes, takes K
-    passes for `class_logits`, and its densities are those of image and band together.
-
-    Attributes:
-        codes: (K, C, code_rows, W) uint8, the bands.
+    Unlike a `ConditionalFlow` it needs labels to encode, has one Gaussian for all codes, and takes K
+    passes for `class_logits`; densities are those of image and band (C, code_rows, W) together.
+    `codes` (K, C, code_rows, W), uint8, are the bands.
 
     >>> flow = LabelBandFlow(FlowConfig("linear", (3, 8, 8), num_classes=2, code_rows=4))
     >>> flow(torch.zeros(1, 3, 8, 8), torch.tensor([1]))[0].shape  # 3 x 12 x 8

@@ -105,9 +105,8 @@ class ConditionalFlow(HubMixin):
     def set_reversible(self, reversible: bool = True) -> ConditionalFlow:
         """Trains without stored activations: backward recomputes them from the output.
 
-        Memory grows with the depth by weights and gradients alone; each coupling's network is
-        evaluated once more, and there are first derivatives only. Gradients are those of an exact
-        inverse, so with networks in bfloat16 they carry its rounding.
+        Each coupling's network runs once more, there are first derivatives only, and with networks
+        in bfloat16 gradients carry the rounding of the inverse.
         """
         for module in self.modules():
             if isinstance(module, Chain):

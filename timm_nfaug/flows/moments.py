@@ -1,9 +1,8 @@
 """ClassMoments: mean, variance and principal components of every class, in one pass over the codes.
 
-The components come from incremental PCA: each class keeps a small sketch, a matrix whose rows carry
-the energy of all codes so far, and folds new rows in by a thin SVD (Ross et al., "Incremental
-Learning for Robust Visual Tracking", IJCV 2008). Memory is K * sketch * D floats and 256 MB of rows
-that wait for their fold, whatever the size of the data.
+Incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of all codes so
+far, and folds new rows in by a thin SVD (Ross et al., IJCV 2008). Memory is K * sketch * D floats and
+256 MB of rows that wait for their fold, whatever the size of the data.
 """
 
 import torch
@@ -16,17 +15,13 @@ ON_GPU = 2**28  # floats of sketches that may lie on the GPU of the first codes 
 
 
 class ClassMoments:
-    """Accumulates codes with `update`, then gives their moments with `finish`.
+    """Accumulates codes of K classes and D dimensions with `update`; `finish` gives their moments.
 
     Args:
-        num_classes: K.
-        dim: D.
-        num_modes: r, principal components wanted; 0 keeps means and variances only.
-        allow_empty: gives a class without images the mean and variance of all images and no modes,
-            instead of raising.
-        shrinkage: counts the spread of all classes about their own means for each class, as if it
-            had been seen in so many more images of it. With few images a class's own covariance is
-            mostly chance (Friedman, "Regularized Discriminant Analysis", JASA 1989).
+        num_modes: r, principal components a class; 0 keeps means and variances only.
+        allow_empty: a class without images has mean and variance of all images, and no modes.
+        shrinkage: the spread within all classes counts for each as if seen in so many more images
+            of it; with few images its own is mostly chance (Friedman, JASA 1989).
 
     >>> moments = ClassMoments(num_classes=2, dim=8, num_modes=3)
     >>> moments.update(torch.randn(20, 8), torch.arange(20) % 2)
@@ -115,17 +110,13 @@ class ClassMoments:
     def finish(self, num_modes: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean (K, D), variance (K, D), modes (K, r, D) and std (K, r) along them, largest first.
 
-        They are float32, on the CPU. Without shrinkage a class of n images has at most n - 1 modes;
-        the rest are zero.
-
-        Raises:
-            ValueError: a class has no images and `allow_empty` is off, or no class has any.
+        They are float32, on the CPU. Without shrinkage a class of n images has at most n - 1 modes,
+        then zeros. Raises a ValueError for a class without images, unless `allow_empty`.
         """
         r = self.num_modes if num_modes is None else num_modes
         self._check_finished(r)
-        for k, rows in enumerate(self._pending_rows):
-            if rows:
-                self._fold(k)
+        for k in (k for k, rows in enumerate(self._pending_rows) if rows):
+            self._fold(k)
         # sums of squares about the class means, of the class itself and of all, to a covariance
         freedom = (self.count - 1).clamp_min(0)  # (K,)
         images = self.shrinkage + freedom.double()
@@ -155,9 +146,8 @@ class ClassMoments:
         for k, images in enumerate(self.count.tolist()):
             most = r if self.shrinkage and images else min(r, images - 1)
             if most > 0:
-                s, v = _thin_svd(
-                    torch.cat([own[k] ** 0.5 * self._sketch[k], shared[k] ** 0.5 * everyone])
-                )
+                parts = [own[k] ** 0.5 * self._sketch[k], shared[k] ** 0.5 * everyone]
+                s, v = _thin_svd(torch.cat(parts))
                 # float32 sketches: what is below 1e-6 of the largest is rounding
                 n = min(most, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()))
                 modes[k, :n], std[k, :n] = _fix_signs(v[:n]), s[:n]
@@ -188,11 +178,10 @@ def _thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.double()
     if rows.shape[0] > rows.shape[1]:
         _, s, v = torch.linalg.svd(rows, full_matrices=False)
-        return s.float(), v.float()
-    # through the n x n Gram matrix, which is small here; float64 pays for the squaring
-    values, u = torch.linalg.eigh(rows @ rows.T)
-    s = values.flip(0).clamp_min(0).sqrt()
-    v = (u.flip(1).T @ rows) / s.clamp_min(1e-12).unsqueeze(1)
+    else:  # through the n x n Gram matrix, which is small; float64 pays for the squaring
+        values, u = torch.linalg.eigh(rows @ rows.T)
+        s = values.flip(0).clamp_min(0).sqrt()
+        v = (u.flip(1).T @ rows) / s.clamp_min(1e-12).unsqueeze(1)
     return s.float(), v.float()
 
 

@@ -1,8 +1,8 @@
 """ClassGaussians: one Gaussian a class over the codes of a flow, and each class's principal modes.
 
-Diagonal covariances are reparametrised as ``sigma^2 = a * sigmoid(s) + c`` (Enescu & Sahbi, ACCV
-2024). A low-rank term along the modes can join: ``Sigma = U diag(l) U' + diag(sigma^2)``. Its log
-densities go through the matrix determinant lemma and the Woodbury identity, without any D x D matrix.
+Variances are ``sigma^2 = a * sigmoid(s) + c`` (Enescu & Sahbi, ACCV 2024). A low-rank term along the
+modes can join: ``Sigma = U diag(l) U' + diag(sigma^2)``. Its log densities go through the matrix
+determinant lemma and the Woodbury identity, so that no D x D matrix is made.
 """
 
 import math
@@ -19,19 +19,15 @@ class ClassGaussians(nn.Module):
     """K Gaussians N(mu_y, Sigma_y) over codes z (B, D).
 
     Args:
-        num_classes: K.
-        dim: D.
-        a, c: range (c, a + c) of the variances, which start in its middle: 0.75 for a = 1, c = 0.25.
-            ``a=None`` leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
-        num_modes: r, principal modes stored for each class (0: none).
+        a, c: range (c, a + c) of the variances, which start in its middle, at 0.75; ``a=None``
+            leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
+        num_modes: r, principal modes stored for each class, or 0.
         low_rank: the modes are part of the covariance, not only directions of augmentation.
 
     Attributes:
-        mu: (K, D) means.
-        s: (K, D) variances before the reparametrisation.
+        mu, s: (K, D) means, and variances before the reparametrisation.
         modes: (K, r, D), orthonormal rows.
-        mode_std: (K, r), standard deviation of the class's codes along each mode, largest first; 0
-            where the data gave fewer modes.
+        mode_std: (K, r) standard deviations along them, largest first; 0 where there are no more.
 
     >>> prior = ClassGaussians(num_classes=3, dim=8)
     >>> z = prior.sample(torch.tensor([0, 2]))
@@ -91,8 +87,7 @@ class ClassGaussians(nn.Module):
     def set_moments(self, moments: ClassMoments) -> None:
         """Fits means, variances and modes in closed form.
 
-        With `low_rank` the diagonal takes what the modes leave of each variance, so that every
-        coordinate keeps its variance; without, it takes the whole.
+        With `low_rank` the diagonal takes what the modes leave of each coordinate's variance.
         """
         mean, variance, modes, std = moments.finish(self.num_modes)
         self.mu.copy_(mean)

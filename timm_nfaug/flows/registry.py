@@ -9,16 +9,18 @@ from ..config import FlowConfig
 from .architectures import ARCHITECTURES
 from .model import ConditionalFlow
 
+CONFIG_KEYS = ("input_size", "num_classes", "bits", "code_rows", "prior", "class_names", "info")
+DEFAULTS: dict[str, Any] = {"input_size": (3, 32, 32), "num_classes": 10}
 Patterns = str | list[str]
 
 
-def list_flows(filter: Patterns = "", pretrained: bool = False, exclude_filters: Patterns = ""):
+def list_flows(
+    filter: Patterns = "", pretrained: bool = False, exclude_filters: Patterns = ""
+) -> list[str]:
     """Lists the names of the architectures, or with `pretrained` of the bundled flows, sorted.
 
-    Args:
-        filter: a wildcard pattern, or several, one of which must match; without a tag it matches
-            every tag: ``"linear"`` also ``linear.cifar10_jpeg``.
-        exclude_filters: patterns of names to leave out.
+    `filter` is a wildcard pattern, or several, one of which must match; without a tag it matches
+    every tag: ``"linear"`` also ``linear.cifar10_jpeg``. `exclude_filters` leave names out.
 
     >>> list_flows("conv_p4*")
     ['conv_p4_base', 'conv_p4_small', 'conv_p4_tiny']
@@ -47,25 +49,23 @@ def create_flow(
     Args:
         name: of `list_flows()`; with ``.tag`` if pretrained, unless only one tag is bundled.
         pretrained: loads the bundled flow, whose config gives all else.
-        input_size, num_classes, bits: as in `FlowConfig`; (3, 32, 32), 10 and 8 unless given.
+        input_size, num_classes, bits: of `FlowConfig`; (3, 32, 32), 10 and 8 unless given.
         **kwargs: `code_rows`, `prior`, `class_names` and `info` of `FlowConfig`; all others are
             arguments of the network (depth, hidden, clamp, ...).
 
     >>> create_flow("conv_p4_tiny", num_classes=3, depth=2).dim
     3072
     """
+    named = {"input_size": input_size, "num_classes": num_classes, "bits": bits}
+    given = {k: v for k, v in named.items() if v is not None} | kwargs
     if pretrained:
-        named = {"input_size": input_size, "num_classes": num_classes, "bits": bits}
-        given = [k for k, v in named.items() if v is not None] + list(kwargs)
         if given:
             raise ValueError(f"a pretrained flow brings its own {', '.join(given)}; leave them out")
         return ConditionalFlow.from_pretrained(_with_tag(name))
     if name in hub.bundled_flows():
         raise ValueError(f"{name} is a pretrained flow: pass pretrained=True for it")
-    own = {k: kwargs.pop(k) for k in ("code_rows", "prior", "class_names", "info") if k in kwargs}
-    size, classes = input_size or (3, 32, 32), 10 if num_classes is None else num_classes
-    config = FlowConfig(name, size, classes, 8 if bits is None else bits, network=kwargs, **own)
-    return ConditionalFlow.from_config(config)
+    own = {k: given.pop(k) for k in CONFIG_KEYS if k in given}
+    return ConditionalFlow.from_config(FlowConfig(name, network=given, **DEFAULTS | own))
 
 
 def _with_tag(name: str) -> str:

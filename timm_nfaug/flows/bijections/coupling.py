@@ -1,8 +1,7 @@
 """AffineCoupling: half of the channels scales and shifts the other (Dinh et al., RealNVP, 2017).
 
-The log-scale is bounded by ``clamp * tanh(. / clamp)``. With a clamp of 2 a move of half a standard
-deviation in the code could move a pixel by thousands of times its range; 0.6 prevents that and
-costs 0.01 bits/dim (docs/design.md).
+The log-scale is bounded by ``clamp * tanh(. / clamp)``. A clamp of 2 let small moves of the code move
+a pixel by thousands of times its range; 0.6 costs 0.01 bits/dim (docs/design.md).
 """
 
 import torch
@@ -14,11 +13,8 @@ from .base import Bijection
 class AffineCoupling(Bijection):
     """``y1 = x1, y2 = x2 * exp(s(x1)) + t(x1)`` on the channels of (B, C, H, W).
 
-    Args:
-        net: maps x1 (B, C - C // 2, H, W) to the raw log-scale and the shift, (B, 2 * (C // 2), H,
-            W), in `net_dtype` if that is set; the state stays in the dtype of x.
-        channels: C.
-        clamp: bound of the absolute log-scale.
+    `net` maps x1 (B, C - C // 2, H, W) to raw log-scale and shift, (B, 2 * (C // 2), H, W), in
+    `net_dtype` if that is set; the state stays in the dtype of x. `channels` is C.
 
     >>> layer = AffineCoupling(nn.Conv2d(2, 4, 1), channels=4)
     >>> x = torch.randn(1, 4, 3, 3)

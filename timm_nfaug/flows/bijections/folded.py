@@ -1,8 +1,7 @@
 """The layers of a chain as evaluation runs them: fewer passes over memory for the same function.
 
-Whitening, per-channel affine and 1x1 convolution between two couplings become one matrix and one
-bias, multiplied in float64 and rounded once. The two halves of the channels that a coupling needs
-stay apart from one step to the next, so that nothing is split and joined again.
+The linear layers between two couplings become one matrix and one bias, multiplied in float64 and
+rounded once. The two halves of the channels stay apart from one coupling to the next.
 """
 
 from collections.abc import Iterable, Sequence

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from .base import Bijection
 from .coupling import AffineCoupling
 
-Back = tuple[Tensor, Tensor, list[Tensor | None]]
+Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 
 
 def run_reversibly(layers: Sequence[Bijection], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_log_det):
-        y, found = ctx.saved_tensors[0].detach(), []
+        y, found = ctx.saved_tensors[0].detach(), list[Tensor | None]()
         with torch.autocast(y.device.type, enabled=False):
             for layer in reversed(ctx.layers):
                 step = _coupling_back if type(layer) is AffineCoupling else _layer_back
