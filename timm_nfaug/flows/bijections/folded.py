@@ -46,7 +46,8 @@ class FoldedRun:
 
     def _halves(self, x: Tensor) -> list[Tensor]:
         biases = [bias for bias, _, _ in self.steps[0].forward.blocks]
-        return list(x.to(biases[0].dtype).split([len(b) for b in biases], dim=1))
+        x = x.to(biases[0].dtype).contiguous(memory_format=torch.channels_last)
+        return list(x.split([len(b) for b in biases], dim=1))
 
 
 class _Step:

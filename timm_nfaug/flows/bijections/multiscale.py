@@ -43,11 +43,11 @@ class Multiscale(Bijection):
         return torch.cat(parts, dim=1), log_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        parts = y.split([math.prod(s) for s in self.kept_shapes], dim=1)
-        x = y.new_zeros(len(y), 0, *self.kept_shapes[-1][1:])
-        levels = list(zip(self.levels, parts, self.kept_shapes, strict=True))
-        for level, part, shape in reversed(levels):
-            x = level.inverse(torch.cat([x, part.reshape(-1, *shape)], dim=1))
+        rows = y.split([math.prod(s) for s in self.kept_shapes], dim=1)
+        parts = [r.reshape(-1, *s) for r, s in zip(rows, self.kept_shapes, strict=True)]
+        x = self.levels[-1].inverse(parts[-1])
+        for level, part in reversed(list(zip(self.levels[:-1], parts[:-1], strict=True))):
+            x = level.inverse(torch.cat([x, part], dim=1))
         return x
 
     @torch.no_grad()
