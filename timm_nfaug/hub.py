@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -181,8 +180,8 @@ class HubMixin(torch.nn.Module):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, name=repo_id)
-            upload = functools.partial(api.upload_folder, repo_id=repo_id, folder_path=folder)
-            info = upload(revision=revision, commit_message=commit_message)
+            more: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
+            info = api.upload_folder(repo_id=repo_id, folder_path=folder, **more)
         return str(getattr(info, "commit_url", info))
 
 

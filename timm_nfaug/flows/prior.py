@@ -19,8 +19,8 @@ class ClassGaussians(nn.Module):
     """K Gaussians N(mu_y, Sigma_y) over codes z (B, D).
 
     Args:
-        a, c: range (c, a + c) of the variances, which start in its middle, at 0.75; ``a=None``
-            leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
+        a, c: range (c, a + c) of the variances, which start in its middle, by default at 0.75;
+            ``a=None`` leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
         num_modes: r, principal modes stored for each class, or 0.
         low_rank: the modes are part of the covariance, not only directions of augmentation.
 
@@ -73,10 +73,8 @@ class ClassGaussians(nn.Module):
         if self.a is None:
             self.s.copy_(variance.clamp_min(1e-12).log())
         else:
-            unit = ((variance - self.c) / self.a).clamp(
-                1e-4, 1 - 1e-4
-            )  # the ends are infinite in s
-            self.s.copy_(torch.logit(unit))
+            unit = (variance - self.c) / self.a
+            self.s.copy_(torch.logit(unit.clamp(1e-4, 1 - 1e-4)))  # at 0 and 1, s is infinite
 
     @torch.no_grad()
     def set_modes(self, modes: Tensor, std: Tensor) -> None:
@@ -93,7 +91,7 @@ class ClassGaussians(nn.Module):
         self.mu.copy_(mean)
         if self.low_rank:
             rest = variance - (modes * std.unsqueeze(2)).square().sum(1)
-            # a floor keeps the density proper where the modes explain everything
+            # a floor of 2% of the mean keeps the density proper where the modes explain everything
             variance = rest.maximum(0.02 * variance.mean(1, keepdim=True).clamp_min(1e-6))
         self.set_variance(variance)
         self.set_modes(modes, std)

@@ -34,8 +34,8 @@ class Chain(Bijection):
         self._kept: tuple[list, list] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.reversible and trained:
+        reversible = self.reversible and torch.is_grad_enabled()
+        if reversible and any(p.requires_grad for p in self.parameters()):
             return run_reversibly(self.layers, x)
         log_det = x.new_zeros(x.shape[0])
         for layer in self._stages():

@@ -46,7 +46,7 @@ class Multiscale(Bijection):
         rows = y.split([math.prod(s) for s in self.kept_shapes], dim=1)
         parts = [r.reshape(-1, *s) for r, s in zip(rows, self.kept_shapes, strict=True)]
         x = self.levels[-1].inverse(parts[-1])
-        for level, part in reversed(list(zip(self.levels[:-1], parts[:-1], strict=True))):
+        for level, part in reversed(list(zip(self.levels, parts, strict=True))[:-1]):
             x = level.inverse(torch.cat([x, part], dim=1))
         return x
 
