@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 import timm_nfaug.flows.moments
-from timm_nfaug._utils.checks import check_labels
+from timm_nfaug._utils.checks import check_choice, check_labels
 from timm_nfaug.flows.moments import ClassMoments
 from timm_nfaug.flows.prior import ClassGaussians
 
@@ -165,6 +165,15 @@ def test_labels_are_checked():
     for wrong in ([-1, 0], [0, 3]):
         with pytest.raises(ValueError, match=r"labels must be in 0\.\.2"):
             check_labels(torch.tensor(wrong), K, torch.device("cpu"))
+
+
+def test_choices_are_checked():
+    assert check_choice("kind", "pca", ("pca", "axes")) == "pca"
+    expected = r"^kind must be one of pca, axes \(did you mean 'axes'\?\), got 'axis'$"
+    with pytest.raises(ValueError, match=expected):
+        check_choice("kind", "axis", ("pca", "axes"))
+    with pytest.raises(ValueError, match=r"^kind must be one of pca, axes, got 3$"):
+        check_choice("kind", 3, ("pca", "axes"))
 
 
 def test_wrong_arguments_are_refused():

@@ -128,6 +128,7 @@ class HubMixin(torch.nn.Module):
 
     @classmethod
     def from_config(cls, config: FlowConfig) -> ConditionalFlow:
+        """Makes the untrained module of a config."""
         raise NotImplementedError
 
     @classmethod

@@ -5,8 +5,6 @@ centre is the value a flow sees at evaluation, and uniform noise inside it is th
 training (Theis et al., "A note on the evaluation of generative models", 2016).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -33,14 +31,12 @@ def levels_to_model(levels: Tensor) -> Tensor:
     tensor([-255.,  255.])
     """
     if levels.dtype != torch.uint8:
-        raise TypeError(
-            f"levels_to_model takes a uint8 tensor, got {levels.dtype}; use unit_to_model for floats"
-        )
+        raise TypeError(f"expected uint8 levels, got {levels.dtype}; use unit_to_model for floats")
     return levels.to(torch.float32).add_(0.5).mul_(2 / 256).sub_(1)
 
 
 def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
-    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (copied), or of such a tensor (itself).
+    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (a copy), or of such a tensor (itself).
 
     >>> levels_of(PIL.Image.new("RGB", (6, 4))).shape
     torch.Size([3, 4, 6])

@@ -1,7 +1,5 @@
 """Checks of arguments: each raises an error that says what was expected, what came and what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -17,9 +15,8 @@ def check_keys(values: Iterable[str], known: Collection[str], what: str) -> None
     """
     for key in values:
         if key not in known:
-            raise ValueError(
-                f"unknown key {key!r} in {what}{closest(key, known)}; known: {', '.join(sorted(known))}"
-            )
+            similar, every = closest(key, known), ", ".join(sorted(known))
+            raise ValueError(f"unknown key {key!r} in {what}{similar}; known: {every}")
 
 
 def check_choice(name: str, value: str, known: Collection[str]) -> str:

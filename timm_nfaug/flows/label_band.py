@@ -105,10 +105,8 @@ class LabelBandFlow(ConditionalFlow):
             barren = barren + 1 if left == before else 0
             if barren == PATIENCE:
                 missing = [k for k, places in enumerate(wanted) if places]
-                raise RuntimeError(
-                    f"{PATIENCE} batches of samples in a row held no label of {missing}; "
-                    "train the flow further"
-                )
+                found = f"{PATIENCE} batches of samples in a row held no label of {missing}"
+                raise RuntimeError(f"{found}; train the flow further")
         return out
 
 
@@ -120,13 +118,11 @@ def label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tenso
     """
     if rows % BLOCK or width % BLOCK:
         raise ValueError(
-            f"code_rows and the image width must be multiples of {BLOCK}, got {rows} and {width}"
+            f"code_rows and width must be multiples of {BLOCK}, got {rows} and {width}"
         )
     bits = channels * (rows // BLOCK) * (width // BLOCK)
     if 2**bits < num_classes:
-        raise ValueError(
-            f"a band of {bits} blocks cannot spell {num_classes} labels; use more code_rows"
-        )
+        raise ValueError(f"{bits} blocks cannot spell {num_classes} labels; use more code_rows")
     g = torch.Generator().manual_seed(0)  # the same bands on every machine
     chosen = torch.randint(0, 2, (1, bits), generator=g)
     while len(chosen) < num_classes:
