@@ -5,15 +5,17 @@ from collections.abc import Callable
 import torch
 
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
-from timm_nfaug.flows.bijections.actnorm import ActNorm
-from timm_nfaug.flows.bijections.base import Bijection
-from timm_nfaug.flows.bijections.chain import Chain
-from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
-from timm_nfaug.flows.bijections.coupling import AffineCoupling
-from timm_nfaug.flows.bijections.flatten import Flatten
-from timm_nfaug.flows.bijections.multiscale import Multiscale
-from timm_nfaug.flows.bijections.squeeze import Squeeze
-from timm_nfaug.flows.bijections.whiten import Whiten
+from timm_nfaug.flows.bijections import (
+    ActNorm,
+    AffineCoupling,
+    Bijection,
+    Chain,
+    Conv1x1,
+    Flatten,
+    Multiscale,
+    Squeeze,
+    Whiten,
+)
 from timm_nfaug.flows.networks import ConvNet, ResNet, ViT
 
 CONV = {"depth": 2, "hidden": 8}

@@ -12,13 +12,8 @@ from timm.optim import create_optimizer_v2
 
 import timm_nfaug.flows
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
-from timm_nfaug.flows.bijections.actnorm import ActNorm
-from timm_nfaug.flows.bijections.base import Bijection
-from timm_nfaug.flows.bijections.chain import Chain
-from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
-from timm_nfaug.flows.bijections.coupling import AffineCoupling
+from timm_nfaug.flows.bijections import ActNorm, AffineCoupling, Bijection, Chain, Conv1x1, Whiten
 from timm_nfaug.flows.bijections.folded import FoldedRun
-from timm_nfaug.flows.bijections.whiten import Whiten
 
 every = pytest.mark.parametrize("name", CATALOGUE)
 

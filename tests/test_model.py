@@ -10,7 +10,7 @@ import timm_nfaug as nfa
 from timm_nfaug import pixels
 from timm_nfaug.config import FlowConfig
 from timm_nfaug.flows.architectures import ARCHITECTURES
-from timm_nfaug.flows.label_band import label_codes, nearest_label
+from timm_nfaug.flows.label_band import LabelBandFlow, label_codes, nearest_label
 from timm_nfaug.flows.prior import ClassGaussians
 
 
@@ -208,6 +208,35 @@ def test_conditional_encoding_reads_labels_from_the_band(encoding_flow, toy_imag
         flow.sample(torch.tensor([2, 1]), temperature=0)
 
 
+def test_code_rows_make_a_label_band_flow(encoding_flow, small_flow, tmp_path):
+    assert type(encoding_flow) is LabelBandFlow and not encoding_flow.has_class_gaussians
+    assert type(small_flow) is nfa.ConditionalFlow and small_flow.has_class_gaussians
+    loaded = nfa.ConditionalFlow.from_pretrained(encoding_flow.save_pretrained(tmp_path / "ce"))
+    assert type(loaded) is LabelBandFlow and torch.equal(loaded.codes, encoding_flow.codes)
+    assert type(nfa.ConditionalFlow.from_config(small_flow.config)) is nfa.ConditionalFlow
+    with pytest.raises(ValueError, match="code_rows=8 is for a LabelBandFlow"):
+        nfa.ConditionalFlow(encoding_flow.config)
+    plain = small_flow.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="a LabelBandFlow needs code_rows"):
+        LabelBandFlow.from_pretrained(plain)
+
+
+def test_a_band_flow_refuses_what_needs_class_gaussians(encoding_flow):
+    with pytest.raises(ValueError, match="one shared Gaussian; fit a flow with class Gaussians"):
+        encoding_flow.with_prior(ClassGaussians(5, encoding_flow.dim))
+    with pytest.raises(ValueError, match=r"hold a label already; use class_logits\(x\)"):
+        encoding_flow.code_logits(torch.zeros(2, encoding_flow.dim))
+
+
+def test_moments_of_a_band_flow_are_those_of_its_one_gaussian(encoding_flow, toy_images):
+    x, y = pixels.levels_to_model(toy_images[0]), toy_images[1]
+    mean, variance, _, _ = encoding_flow.moments([(x[::2], y[::2]), (x[1::2], y[1::2])]).finish()
+    z = encoding_flow(x, y)[0].double()
+    # float32 results of sums in float64
+    torch.testing.assert_close(mean[0].double(), z.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(variance[0].double(), z.var(0), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "num_classes, channels, rows, width", [(10, 3, 8, 32), (100, 3, 8, 32), (16, 1, 4, 16)]
 )
@@ -231,6 +260,32 @@ def test_label_codes_that_cannot_be():
         label_codes(17, 1, 4, 16)
     with pytest.raises(ValueError, match="multiples of 4"):
         label_codes(2, 3, 6, 32)
+
+
+# -- codes and labels together -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "one class", "band"])
+def test_encode_agrees_with_forward_and_class_logits(kind, small_flow, encoding_flow, toy_images):
+    flow = encoding_flow if kind == "band" else small_flow
+    if kind == "one class":
+        flow = small_flow.with_prior(ClassGaussians(1, small_flow.dim, num_modes=2))
+        flow.code_logits = None  # one class takes no logits
+    x, y = pixels.levels_to_model(toy_images[0][::7]), toy_images[1][::7]
+    if kind != "one class":
+        z, same = flow.encode(x, y)
+        assert torch.equal(z, flow(x, y)[0]) and torch.equal(same, y)
+    z, found = flow.encode(x)
+    wanted = torch.zeros_like(y) if kind == "one class" else flow.class_logits(x).argmax(1)
+    assert torch.equal(found, wanted) and found.dtype == torch.int64
+    assert torch.equal(z, flow(x, wanted)[0])
+
+
+def test_a_flow_leaves_its_config_alone():
+    config = FlowConfig("conv_p4_tiny", (1, 8, 8), 2, network={"depth": 1, "hidden": 4})
+    before = config.to_dict()
+    flow = nfa.ConditionalFlow(config)
+    assert config.to_dict() == before and flow.config.prior["num_modes"] == 32
 
 
 # -- shapes, dtypes, names ---------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
-"""Flows on disk and on the Hugging Face Hub: ``config.json`` + ``model.safetensors``, and the model card beside them."""
+"""Flows on disk and on the Hugging Face Hub: config.json, model.safetensors and a model card."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,43 +16,51 @@ from ._utils.checks import closest
 from ._utils.files import write_atomically
 from .config import FlowConfig
 
+if TYPE_CHECKING:
+    from .flows.model import ConditionalFlow
+
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 BUNDLED = Path(__file__).parent / "checkpoints"
 
 
 def bundled_flows() -> list[str]:
-    """Names of the flows that come with the package."""
+    """Lists the names of the flows that come with the package.
+
+    >>> "linear.cifar10_jpeg" in bundled_flows()
+    True
+    """
     return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CONFIG_NAME}"))
 
 
 def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
-    """The local directory of a flow, downloaded first where it is on the Hub.
+    """Finds the local directory of a flow, downloaded first where it is on the Hub.
 
     Args:
-        name: a bundled name, ``local-dir:PATH``, a directory, ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``. A
-            `pathlib.Path` is always a directory.
+        name: a bundled name, ``local-dir:PATH``, a directory, ``hf-hub:org/name[@revision]`` or
+            ``org/name[@revision]``. A `pathlib.Path` is always a directory.
         revision: branch, tag or commit on the Hub; overrides ``@revision``.
+
+    >>> resolve("linear.cifar10_jpeg").name
+    'linear.cifar10_jpeg'
     """
-    text = os.fspath(name)
-    if not isinstance(name, str):
-        text = f"local-dir:{text}"
-    if not text.startswith("hf-hub:"):
-        path = Path(text.removeprefix("local-dir:")).expanduser()
-        bundled = text in bundled_flows()
-        local = bundled or text.startswith("local-dir:") or path.is_dir()
-        if local and revision is not None:
-            kind = "bundled flow" if bundled else "directory"
+    text = name if isinstance(name, str) else f"local-dir:{os.fspath(name)}"
+    path = Path(text.removeprefix("local-dir:")).expanduser()
+    bundled = text in bundled_flows()
+    on_hub = text.startswith("hf-hub:")
+    if not on_hub and (bundled or text.startswith("local-dir:") or path.is_dir()):
+        if revision is not None:
             raise ValueError(
-                f"a revision goes with a Hub id such as hf-hub:org/name, {text} is a {kind}; drop revision={revision!r}"
+                f"a revision goes with a Hub id such as hf-hub:org/name, {text} is a "
+                f"{'bundled flow' if bundled else 'directory'}; drop revision={revision!r}"
             )
-        if local:
-            return BUNDLED / text if bundled else _directory(path)
-        if text.count("/") != 1 or text.startswith((".", "/", "~")):
-            raise ValueError(
-                f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
-                f"({', '.join(bundled_flows())}), a directory with {CONFIG_NAME}, local-dir:PATH, or a Hub id org/name"
-            )
+        return BUNDLED / text if bundled else _directory(path)
+    if not on_hub and (text.count("/") != 1 or text.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
+            f"({', '.join(bundled_flows())}), a directory with {CONFIG_NAME}, local-dir:PATH, "
+            "or a Hub id org/name"
+        )
     repo, _, at = text.removeprefix("hf-hub:").partition("@")
     return _download(repo, revision or at or None)
 
@@ -70,14 +77,11 @@ def _directory(path: Path) -> Path:
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    paths = [
-        Path(hf_hub_download(repo, file, revision=revision)) for file in (CONFIG_NAME, WEIGHTS_NAME)
-    ]
-    return paths[0].parent
+    hf_hub_download(repo, CONFIG_NAME, revision=revision)
+    return Path(hf_hub_download(repo, WEIGHTS_NAME, revision=revision)).parent
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_NAME
+def _read_config(path: Path) -> FlowConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
@@ -86,53 +90,57 @@ def read_config(directory: Path) -> dict[str, Any]:
         ) from e
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
+    return FlowConfig.from_dict(values)
 
 
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Strict loading: every tensor present, none unknown, shapes equal; values go to the module's own dtypes."""
+def _load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Loads every tensor, none unknown, shapes equal, in the module's own dtypes."""
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(
-            f"{path} cannot be read as safetensors ({e}); it may be truncated: download or save it again"
+            f"{path} cannot be read as safetensors ({e}); "
+            "it may be truncated: download or save it again"
         ) from e
     wanted = module.state_dict()
-    missing, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    shapes = [k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape]
-    if missing or unknown or shapes:
-        details = [
-            f"{word} {sorted(keys)[:4]}"
-            for word, keys in (("missing", missing), ("unknown", unknown))
-            if keys
-        ]
-        details += [
-            f"{k}: {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
-            for k in sorted(shapes)[:4]
-        ]
-        raise ValueError(f"{path} does not fit its {CONFIG_NAME}: {'; '.join(details)}")
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=True)
+    both = sorted(wanted.keys() & found.keys())
+    shapes = [(k, tuple(found[k].shape), tuple(wanted[k].shape)) for k in both]
+    odd = [f"{k}: {own} instead of {needed}" for k, own, needed in shapes if own != needed]
+    for word, keys in (
+        ("unknown", found.keys() - set(both)),
+        ("missing", wanted.keys() - set(both)),
+    ):
+        odd[:0] = [f"{word} {sorted(keys)[:4]}"] if keys else []
+    if odd:
+        raise ValueError(f"{path} does not fit its {CONFIG_NAME}: {'; '.join(odd[:6])}")
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()})
 
 
-class HubMixin:
-    """from_pretrained, save_pretrained and push_to_hub for a module made from a `config` (see `FlowConfig`)."""
+class HubMixin(torch.nn.Module):
+    """Loads, saves and uploads a module that `from_config` makes of its `config`.
+
+    >>> from timm_nfaug import ConditionalFlow
+    >>> ConditionalFlow.from_pretrained("linear.cifar10_jpeg").num_classes
+    10
+    """
+
+    config: FlowConfig
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, revision: str | None = None):
-        """Loads a flow in evaluation mode.
+    def from_config(cls, config: FlowConfig) -> ConditionalFlow:
+        """Makes the untrained module of a config."""
+        raise NotImplementedError
 
-        Args:
-            name: a bundled name (`list_flows(pretrained=True)`), ``local-dir:PATH``, a directory,
-                ``hf-hub:org/name[@revision]`` or ``org/name[@revision]``. A `pathlib.Path` is always a directory.
-            revision: branch, tag or commit on the Hub; refused with the others.
-        """
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, revision: str | None = None
+    ) -> ConditionalFlow:
+        """Loads a flow in evaluation mode; `name` and `revision` are those of `hub.resolve`."""
         directory = resolve(name, revision)
-        config = FlowConfig.from_dict(read_config(directory))
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the weights' initialisation must not move the global generator
-            flow = cls(config)
-        load_weights(flow, directory / WEIGHTS_NAME)
+        config = _read_config(directory / CONFIG_NAME)
+        with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
+            flow = cls.from_config(config)
+        _load_weights(flow, directory / WEIGHTS_NAME)
         return flow.eval()
 
     def save_pretrained(
@@ -141,20 +149,20 @@ class HubMixin:
         """Writes config.json, model.safetensors and the model card README.md.
 
         Args:
+            half: stores the kernels of the couplings' networks and the modes in float16 (loaded as
+                float32 again); all else stays float32. Measure the flow as loaded.
             name: title of the card; by default the directory's.
-            half: stores the kernels of the couplings' networks and the principal modes in float16 (loaded as float32
-                again); everything else, affine, 1x1, whitening and Gaussians, stays float32. Measure the flow as loaded.
         """
         directory = Path(directory)
         # before anything is written: new weights beside an old config would be another flow
         text = json.dumps(self.config.to_dict(), indent=2) + "\n"
-        card = model_card(self.config.to_dict(), name or Path(os.path.abspath(directory)).name)
+        card = _card(self.config, name or Path(os.path.abspath(directory)).name)
         tensors = {k: _stored(k, v, half) for k, v in self.state_dict().items()}
-        write_atomically(
-            directory / WEIGHTS_NAME, lambda p: save_file(tensors, p, metadata={"format": "pt"})
-        )
-        write_atomically(directory / CONFIG_NAME, lambda p: p.write_text(text, encoding="utf-8"))
-        write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
+        save = lambda path: save_file(tensors, path, metadata={"format": "pt"})
+        write_atomically(directory / WEIGHTS_NAME, save)
+        for file, content in ((CONFIG_NAME, text), ("README.md", card)):
+            write = lambda path, content=content: path.write_text(content, encoding="utf-8")
+            write_atomically(directory / file, write)
         return directory
 
     def push_to_hub(
@@ -164,24 +172,17 @@ class HubMixin:
         revision: str | None = None,
         commit_message: str = "Upload flow",
     ) -> str:
-        """Creates the repository where it is missing and uploads the flow with its card; returns the commit's address."""
+        """Uploads the flow with its card, to a repository made if missing; returns the commit's URL."""
         from huggingface_hub import HfApi
 
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        folder = Path(tempfile.mkdtemp())
-        try:
+        with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, name=repo_id)
-            info = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-            )
-        finally:
-            shutil.rmtree(folder)
+            more: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
+            info = api.upload_folder(repo_id=repo_id, folder_path=folder, **more)
         return str(getattr(info, "commit_url", info))
 
 
@@ -192,30 +193,14 @@ def _stored(key: str, value: torch.Tensor, half: bool) -> torch.Tensor:
     return value.half() if lower else value
 
 
-def model_card(config: dict[str, Any], name: str) -> str:
-    """The card's Markdown, made from the config alone."""
-    info = config["info"]
-    c, h, w = config["input_size"]
-    front = ["---", f"license: {info.get('license', 'apache-2.0')}", "library_name: timm_nfaug"]
-    front += ["tags:", "- normalizing-flow", "- data-augmentation", "- timm", "---"]
-    rows = [
-        (
-            "architecture",
-            f"`{config['architecture']}` "
-            + (json.dumps(config["network"]) if config["network"] else ""),
-        ),
-        ("images", f"{c} x {h} x {w}, {config['bits']}-bit"),
-        ("classes", config["num_classes"]),
-        ("data", info.get("data", "not stated")),
-        *((k.replace("_", " "), v) for k, v in info.get("metrics", {}).items()),
-    ]
-    table = "\n".join(
-        f"| {k} | {format(v, '.4g') if isinstance(v, float) else v} |" for k, v in rows
-    )
-    training = f"\n## Training\n\n{info['training']}\n" if info.get("training") else ""
-    return (
-        "\n".join(front)
-        + f"""
+CARD = """---
+license: {license}
+library_name: timm_nfaug
+tags:
+- normalizing-flow
+- data-augmentation
+- timm
+---
 
 # {name}
 
@@ -236,4 +221,21 @@ flow = nfa.ConditionalFlow.from_pretrained("{name}")
 z, log_det = flow(x)                            # x (B, {c}, {h}, {w}) in [-1, 1]
 ```
 {training}"""
-    )
+
+
+def _card(config: FlowConfig, name: str) -> str:
+    """The card's Markdown, made from the config alone."""
+    info, (c, h, w) = config.info, config.input_size
+    network = json.dumps(config.network) if config.network else ""
+    rows = {
+        "architecture": f"`{config.architecture}` {network}",
+        "images": f"{c} x {h} x {w}, {config.bits}-bit",
+        "classes": config.num_classes,
+        "data": info.get("data", "not stated"),
+        **{k.replace("_", " "): v for k, v in info.get("metrics", {}).items()},
+    }
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in rows.items()}
+    table = "\n".join(f"| {k} | {v} |" for k, v in shown.items())
+    training = f"\n## Training\n\n{info['training']}\n" if info.get("training") else ""
+    of_image = {"c": c, "h": h, "w": w, "license": info.get("license", "apache-2.0")}
+    return CARD.format(name=name, table=table, training=training, **of_image)

@@ -1,11 +1,9 @@
-"""Pixel ranges: uint8 levels, floats in [0, 1], timm-normalised floats, and the flow's own range [-1, 1].
+"""Pixel ranges: uint8 levels, floats in [0, 1], normalised floats, and the flow's range [-1, 1].
 
-A level ``u`` of ``2**bits`` stands for the interval ``[u, u + 1)``, mapped linearly onto [-1, 1]; its centre is the
-value a flow sees at evaluation, and uniform noise inside it is the dequantisation of training
-(Theis et al., "A note on the evaluation of generative models", 2016).
+A level ``u`` of ``2**bits`` stands for the interval ``[u, u + 1)``, mapped linearly onto [-1, 1]; its
+centre is the value a flow sees at evaluation, and uniform noise inside it is the dequantisation of
+training (Theis et al., "A note on the evaluation of generative models", 2016).
 """
-
-from __future__ import annotations
 
 import math
 
@@ -16,22 +14,33 @@ from torch import Tensor
 
 
 def check_bits(bits: int) -> int:
+    """Returns `bits` if it is an integer from 1 to 8.
+
+    >>> check_bits(5)
+    5
+    """
     if bits not in range(1, 9):
         raise ValueError(f"bits must be an integer from 1 to 8, got {bits!r}")
     return int(bits)
 
 
 def levels_to_model(levels: Tensor) -> Tensor:
-    """uint8 levels 0..255 of any shape to float32 in [-1, 1], at the centre of each level."""
+    """Maps uint8 levels of any shape to float32 in [-1, 1], at the centre of each level.
+
+    >>> levels_to_model(torch.tensor([0, 255], dtype=torch.uint8)) * 256
+    tensor([-255.,  255.])
+    """
     if levels.dtype != torch.uint8:
-        raise TypeError(
-            f"levels_to_model expects a uint8 tensor, got {levels.dtype}; use unit_to_model for floats"
-        )
+        raise TypeError(f"expected uint8 levels, got {levels.dtype}; use unit_to_model for floats")
     return levels.to(torch.float32).add_(0.5).mul_(2 / 256).sub_(1)
 
 
 def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
-    """A PIL image of mode RGB or L, or a uint8 tensor (C, H, W), as uint8 levels (C, H, W), a new tensor if of PIL."""
+    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (a copy), or of such a tensor (itself).
+
+    >>> levels_of(PIL.Image.new("RGB", (6, 4))).shape
+    torch.Size([3, 4, 6])
+    """
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
         return image
     if not isinstance(image, PIL.Image.Image) or image.mode not in ("L", "RGB"):
@@ -45,43 +54,64 @@ def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
 
 
 def model_to_levels(x: Tensor) -> Tensor:
-    """The nearest uint8 level of each value in [-1, 1]; values outside are clamped."""
+    """Maps [-1, 1] to the nearest uint8 levels; values outside are clamped.
+
+    >>> model_to_levels(torch.tensor([-2.0, 0.0, 1.0]))
+    tensor([  0, 128, 255], dtype=torch.uint8)
+    """
     return x.add(1).mul_(128).sub_(0.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def unit_to_model(x: Tensor) -> Tensor:
-    """Floats in [0, 1] (level / 255, as ToTensor and ToDtype(scale=True) give) to [-1, 1], float32."""
+    """Maps floats in [0, 1] (level / 255, as ToTensor gives) to [-1, 1], float32.
+
+    >>> unit_to_model(torch.tensor([0.5]))
+    tensor([0.])
+    """
     return x.to(torch.float32).mul(255).add_(0.5).mul_(2 / 256).sub_(1)
 
 
 def model_to_unit(x: Tensor) -> Tensor:
-    """Inverse of `unit_to_model`, clamped to [0, 1]."""
+    """Inverts `unit_to_model`, clamped to [0, 1].
+
+    >>> model_to_unit(torch.tensor([0.0, 5.0]))
+    tensor([0.5000, 1.0000])
+    """
     return x.add(1).mul_(128).sub_(0.5).div_(255).clamp_(0, 1)
 
 
 def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std, one or C numbers, as (1 or C, 1, 1) float32 tensors on the device of `like` (..., C, H, W)."""
-    mean, std = (
-        torch.as_tensor(v, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
-        for v in (mean, std)
-    )
+    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1) on the device of `like` (..., C, H, W).
+
+    >>> channel_stats([0.5, 0.5, 0.5], 0.2, torch.zeros(3, 8, 8))[0].shape
+    torch.Size([3, 1, 1])
+    """
+    found = []
     for name, values in (("mean", mean), ("std", std)):
+        values = torch.as_tensor(values, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
         if len(values) not in (1, like.shape[-3]):
             raise ValueError(
-                f"{name} must be one number or one for each of the {like.shape[-3]} channels, got {values.flatten().tolist()}"
+                f"{name} must be one number or one for each of the {like.shape[-3]} channels, "
+                f"got {values.flatten().tolist()}"
             )
-    if bool((std <= 0).any()):
-        raise ValueError(f"std must be positive in every channel, got {std.flatten().tolist()}")
-    return mean, std
+        found.append(values)
+    if bool((found[1] <= 0).any()):
+        raise ValueError(
+            f"std must be positive in every channel, got {found[1].flatten().tolist()}"
+        )
+    return found[0], found[1]
 
 
 def dequantize(levels: Tensor, bits: int = 8, generator: torch.Generator | None = None) -> Tensor:
-    """uint8 levels 0..255 to float32 in [-1, 1] with uniform noise inside each of the ``2**bits`` levels.
+    """Maps uint8 levels to float32 in [-1, 1] with uniform noise inside each of ``2**bits`` levels.
 
     Args:
-        levels: (..., ) uint8.
-        bits: depth; below 8 the lowest bits are dropped first (the paper's 5-bit models).
+        levels: 0..255 of any shape; below 8 bits their lowest bits are dropped.
+        bits: depth, 1 to 8.
         generator: source of the noise, on the CPU or on the device of `levels`.
+
+    >>> dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), bits=5).max() < -1 + 2 / 32
+    tensor(True)
     """
     check_bits(bits)
     if levels.dtype != torch.uint8:
@@ -93,10 +123,9 @@ def dequantize(levels: Tensor, bits: int = 8, generator: torch.Generator | None 
 
 
 def bits_per_dim(log_prob: Tensor, dim: int, bits: int = 8) -> Tensor:
-    """Bits per dimension of a density over [-1, 1] for data with ``2**bits`` levels.
+    """Bits per dimension of log densities (B,) in nats over [-1, 1]^dim, for ``2**bits`` levels.
 
-    Args:
-        log_prob: (B,) log density in nats.
-        dim: number of dimensions of an image, C * H * W.
+    >>> bits_per_dim(torch.tensor([-12 * math.log(2)]), dim=12)  # the uniform density
+    tensor([8.])
     """
     return -log_prob / (dim * math.log(2)) + (bits - 1)  # a level is 2 / 2**bits wide

@@ -1,57 +1,94 @@
 """Checks of arguments: each raises an error that says what was expected, what came and what to do."""
 
-from __future__ import annotations
-
 import difflib
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def check_keys(values: dict[str, Any], known: set[str], what: str) -> None:
-    """Refuses keys outside `known`, naming the closest one."""
+def check_keys(values: Iterable[str], known: Collection[str], what: str) -> None:
+    """Refuses keys outside `known`, naming the closest one.
+
+    >>> check_keys({"depth": 3}, {"depth", "hidden"}, "network")
+    """
     for key in values:
         if key not in known:
-            raise ValueError(
-                f"unknown key {key!r} in {what}{closest(key, known)}; known: {', '.join(sorted(known))}"
-            )
+            similar, every = closest(key, known), ", ".join(sorted(known))
+            raise ValueError(f"unknown key {key!r} in {what}{similar}; known: {every}")
 
 
-def closest(name: str, known) -> str:
-    """' (did you mean ...?)' with the closest of `known`, or ''."""
+def check_choice(name: str, value: str, known: Collection[str]) -> str:
+    """Returns `value` if it is one of `known`; else raises, naming the closest.
+
+    >>> check_choice("kind", "pca", ("pca", "axes"))
+    'pca'
+    """
+    if value not in known:
+        similar = closest(str(value), known)
+        raise ValueError(f"{name} must be one of {', '.join(known)}{similar}, got {value!r}")
+    return value
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Gives ' (did you mean ...?)' with the closest of `known`, or ''.
+
+    >>> closest("dept", ["depth", "hidden"])
+    " (did you mean 'depth'?)"
+    """
     found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(f) for f in found)}?)" if found else ""
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 
-def is_int(v) -> bool:
+def is_int(v: Any) -> bool:
+    """Tells integers from all else, True and False included.
+
+    >>> is_int(3), is_int(True)
+    (True, False)
+    """
     return isinstance(v, int) and not isinstance(v, bool)
 
 
 def check_probability(p: float) -> float:
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+    """Returns `p` as a float if it is in [0, 1].
+
+    >>> check_probability(1)
+    1.0
+    """
+    if not _is_number(p) or not 0 <= p <= 1:
         raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
     return float(p)
 
 
 def check_strength(strength: float) -> float:
-    if (
-        isinstance(strength, bool)
-        or not isinstance(strength, (int, float))
-        or not 0 <= strength < float("inf")
-    ):
+    """Returns `strength` as a float if it is finite and at least 0.
+
+    >>> check_strength(2)
+    2.0
+    """
+    if not _is_number(strength) or not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be a finite number of at least 0, got {strength!r}")
     return float(strength)
 
 
+def _is_number(v: Any) -> bool:
+    return isinstance(v, (int, float)) and not isinstance(v, bool)
+
+
 def check_labels(
-    y: Tensor, num_classes: int, device: torch.device, count: int | None = None
+    y: Any, num_classes: int, device: torch.device, count: int | None = None
 ) -> Tensor:
-    """Returns labels (B,) as int64 on `device`, or says what is wrong with them, also where B is not `count`."""
+    """Returns labels (B,) in 0..num_classes - 1 as int64 on `device`; B must be `count` if given.
+
+    >>> check_labels(torch.tensor([0, 2], dtype=torch.uint8), 3, torch.device("cpu"))
+    tensor([0, 2])
+    """
     if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(
-            f"labels must be an integer tensor of shape (B,), got {what}; mixed or soft labels have no class"
+            f"labels must be an integer tensor of shape (B,), got {what}; "
+            "mixed or soft labels have no class"
         )
     if count is not None and len(y) != count:
         raise ValueError(
@@ -60,19 +97,11 @@ def check_labels(
     if len(y) == 1:
         low = high = int(y)
     else:
-        low, high = torch.stack(y.aminmax()).tolist() if len(y) else (0, 0)  # from a GPU at once
+        low, high = torch.stack(y.aminmax()).tolist() if len(y) else (0, 0)  # one copy from a GPU
     if low < 0 or high >= num_classes:
         raise ValueError(
-            f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes, "
-            f"got {low}..{high}; choose a flow of this data set, fit one to it, or drop the labels"
+            f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes, got "
+            f"{low}..{high}; choose a flow of this dataset, fit one to it, or drop the labels"
         )
     ready = y.dtype == torch.int64 and y.device == device
     return y if ready else y.to(device, torch.int64)
-
-
-def check_choice(name: str, value: str, known) -> None:
-    """Raises ValueError where a value is none of the known ones, naming the closest."""
-    if value not in known:
-        raise ValueError(
-            f"{name} must be one of {', '.join(known)}{closest(str(value), known)}, got {value!r}"
-        )

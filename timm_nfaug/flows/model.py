@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Iterable
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,54 +14,66 @@ from .. import pixels
 from .._utils.checks import check_keys, check_labels
 from ..config import FlowConfig
 from ..hub import HubMixin
-from .architectures import build_network, default_arguments
-from .bijections.chain import Chain
-from .bijections.coupling import AffineCoupling
-from .label_band import label_codes, nearest_label
+from .architectures import Shape, build_network, find_architecture
+from .bijections import AffineCoupling, Chain
 from .moments import ClassMoments
-from .prior import ClassGaussians
+from .prior import ClassGaussians, Random
+
+PRIOR_KEYS = ("a", "c", "num_modes", "low_rank")
+Labels = Tensor | None  # (B,) integers
 
 
-def _full_precision(method):
-    """Turns autocast off inside: states and log-dets in bfloat16 would break the inverse."""
+class ConditionalFlow(HubMixin):
+    """A class-conditional normalizing flow (Enescu & Sahbi, ACCV 2024).
 
-    @functools.wraps(method)
-    def wrapped(self, *args, **kwargs):
-        with torch.autocast(self.device.type, enabled=False):
-            return method(self, *args, **kwargs)
+    Images x are (B, C, H, W) floats in [-1, 1] (see `timm_nfaug.pixels`), codes z (B, D), labels y
+    (B,) integers in 0..K-1. `create_flow`, `from_pretrained` and `from_config` make a flow.
 
-    return wrapped
+    Attributes:
+        config: what rebuilds the flow but for its weights; a copy of the one given.
+        network: the bijection from images to codes of length `dim`, D.
+        prior: the class Gaussians over the codes.
+        log_prior: (K,) log probabilities of the classes, uniform unless set.
+        has_class_gaussians: each class has a Gaussian of its own; False for a `LabelBandFlow`.
 
-
-class ConditionalFlow(HubMixin, nn.Module):
-    """A class-conditional normalizing flow.
-
-    Images x are (B, C, H, W) floats in [-1, 1] (see `timm_nfaug.pixels`), codes z are (B, D), labels y are (B,) int64.
-    Build one with `timm_nfaug.create_flow` or load one with `ConditionalFlow.from_pretrained`.
-
-    References:
-        Enescu & Sahbi, "Learning Classwise Untangled Continuums for Conditional Normalizing Flows", ACCV 2024.
+    >>> flow = ConditionalFlow(FlowConfig("linear", (3, 8, 8), num_classes=10))
+    >>> z, log_det = flow(torch.zeros(2, 3, 8, 8))
+    >>> z.shape, log_det.shape, flow.inverse(z).shape
+    (torch.Size([2, 192]), torch.Size([2]), torch.Size([2, 3, 8, 8]))
     """
+
+    has_class_gaussians = True
 
     def __init__(self, config: FlowConfig):
         super().__init__()
-        network, prior = default_arguments(config.architecture)
-        network.update(config.network)
-        prior.update(config.prior)
-        check_keys(prior, {"a", "c", "num_modes", "low_rank"}, "prior")
-        config.network, config.prior = network, prior
-        self.config = config
-        c, h, w = config.input_size
-        self.network = build_network(config.architecture, (c, h + config.code_rows, w), network)
-        dim = c * (h + config.code_rows) * w
-        prior["num_modes"] = min(prior.get("num_modes", 0), dim)
-        self.prior = ClassGaussians(1 if config.code_rows else config.num_classes, dim, **prior)
-        self.register_buffer("log_prior", torch.zeros(config.num_classes).log_softmax(0))
-        codes = torch.zeros(0, dtype=torch.uint8)
-        if config.code_rows:
-            codes = label_codes(config.num_classes, c, config.code_rows, w)
-        self.register_buffer("codes", codes, persistent=False)
+        _, network, prior = find_architecture(config.architecture)
+        network, prior = network | config.network, prior | config.prior
+        check_keys(prior, PRIOR_KEYS, "prior")
+        shape, gaussians = self._layout(config)
+        self.dim = math.prod(shape)
+        prior["num_modes"] = min(prior.get("num_modes", 0), self.dim)
+        self.config = dataclasses.replace(config, network=network, prior=prior)
+        self.network = build_network(config.architecture, shape, network)
+        self.prior = ClassGaussians(gaussians, self.dim, **prior)
+        self.log_prior: Tensor = nn.Buffer(torch.zeros(config.num_classes).log_softmax(0))
         self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, config: FlowConfig) -> ConditionalFlow:
+        """Makes the flow of a config, untrained; a `LabelBandFlow` where it has `code_rows`."""
+        from .label_band import LabelBandFlow  # a subclass of this one
+
+        return (LabelBandFlow if config.code_rows else cls)(config)
+
+    @staticmethod
+    def _layout(config: FlowConfig) -> tuple[Shape, int]:
+        """Shape that the network takes, and number of Gaussians."""
+        if config.code_rows:
+            raise ValueError(
+                f"code_rows={config.code_rows} is for a LabelBandFlow; "
+                "ConditionalFlow.from_config(config) and create_flow choose the class"
+            )
+        return config.input_size, config.num_classes
 
     @property
     def device(self) -> torch.device:
@@ -75,19 +88,14 @@ class ConditionalFlow(HubMixin, nn.Module):
         return self.config.num_classes
 
     @property
-    def dim(self) -> int:
-        """D, length of a code."""
-        return self.prior.dim
-
-    @property
     def is_linear(self) -> bool:
-        """True for the flow of depth 0, whose codes are the pixels."""
-        return self.config.architecture == "linear" and not self.config.code_rows
+        """Whether this is the flow of depth 0, whose codes are the pixels."""
+        return self.config.architecture == "linear" and self.has_class_gaussians
 
     def set_net_dtype(self, dtype: torch.dtype | None) -> ConditionalFlow:
-        """Runs the networks inside the couplings in `dtype` (bfloat16, float16) or, with None, in that of the parameters.
+        """Runs the couplings' networks in `dtype` (bfloat16, float16); None: in the parameters' own.
 
-        The state stays in full precision, so the flow stays invertible; it becomes a slightly different flow.
+        The state stays in full precision: another flow by a little, and still invertible.
         """
         for module in self.modules():
             if isinstance(module, AffineCoupling):
@@ -95,184 +103,118 @@ class ConditionalFlow(HubMixin, nn.Module):
         return self
 
     def set_reversible(self, reversible: bool = True) -> ConditionalFlow:
-        """Trains without stored activations: backward computes them again from the output of the flow.
+        """Trains without stored activations: backward recomputes them from the output.
 
-        Memory does not grow with the depth but for weights and gradients; each coupling's network is evaluated once more.
-        Gradients are those of an exact inverse, so with the networks in bfloat16 they carry its rounding. Only first
-        derivatives exist then.
+        Each coupling's network runs once more, there are first derivatives only, and with networks
+        in bfloat16 gradients carry the rounding of the inverse.
         """
         for module in self.modules():
             if isinstance(module, Chain):
                 module.reversible = reversible
         return self
 
-    def _check_images(self, x: Tensor) -> Tensor:
+    def _full_precision(self) -> torch.autocast:
+        """Autocast off: states and log-dets in bfloat16 would break the inverse."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _network_input(self, x: Tensor, y: Labels) -> Tensor:
+        """Checks images and brings them to what the network takes."""
         c, h, w = self.config.input_size
-        if x.ndim != 4 or tuple(x.shape[1:]) != (c, h, w):
+        if x.ndim != 4 or x.shape[1:] != (c, h, w):
             raise ValueError(
-                f"this flow takes images of shape (B, {c}, {h}, {w}) in [-1, 1], got {tuple(x.shape)}; "
-                f"NFAugment brings images of any size to it"
+                f"this flow takes images of shape (B, {c}, {h}, {w}) in [-1, 1], got "
+                f"{tuple(x.shape)}; NFAugment brings images of any size to it"
             )
         if not x.is_floating_point():
             raise TypeError(
-                f"this flow takes floats in [-1, 1], got {x.dtype}; see timm_nfaug.pixels.levels_to_model"
+                f"this flow takes floats in [-1, 1], got {x.dtype}; see pixels.levels_to_model"
             )
         return x.to(self.dtype)
 
-    def _append_codes(self, x: Tensor, y: Tensor | None) -> Tensor:
-        if not self.config.code_rows:
-            return x
-        if y is None:
-            raise ValueError("a flow with conditional encoding needs the labels: flow(x, y)")
-        y = self._check_labels(y, len(x))
-        return torch.cat([x, pixels.levels_to_model(self.codes[y]).to(x.dtype)], dim=2)
+    def forward(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
+        """Encodes images (B, C, H, W): codes (B, D) and log abs det (B,) in nats.
 
-    def _check_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        return check_labels(y, self.num_classes, self.device, count)
-
-    @_full_precision
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [-1, 1] to codes (B, D) and log abs det (B,) in nats.
-
-        Args:
-            y: labels (B,); only a flow with conditional encoding uses them, and needs them.
+        Only a `LabelBandFlow` uses the labels y (B,), and needs them.
         """
-        x = self._append_codes(self._check_images(x), y)
+        x = self._network_input(x, y)
         if not len(x):  # reshapes to (B, -1) would not know D
             return x.new_zeros(0, self.dim), x.new_zeros(0)
-        return self.network(x)
+        with self._full_precision():
+            return self.network(x)
 
-    @_full_precision
     def inverse(self, z: Tensor) -> Tensor:
-        """Codes (B, D) to images (B, C, H, W); not clamped to [-1, 1]."""
-        return self._decode(z)[:, :, : self.config.input_size[1]]
-
-    def _decode(self, z: Tensor) -> Tensor:
+        """Decodes codes (B, D) to images (B, C, H, W), not clamped to [-1, 1]."""
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise ValueError(f"codes of this flow have shape (B, {self.dim}), got {tuple(z.shape)}")
-        return self.network.inverse(z.to(self.dtype))
+        with self._full_precision():
+            return self.network.inverse(z.to(self.dtype))
 
-    def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        """Checked labels (B,) to the indices of their Gaussians: 0 for all with conditional encoding.
+    def encode(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
+        """Encodes images (B, C, H, W): codes (B, D) and labels (B,).
 
-        Args:
-            count: B that they must have.
+        The labels are y, or the flow's own most probable ones where y is None.
         """
-        y = self._check_labels(y, count)
-        return torch.zeros_like(y) if self.config.code_rows else y
-
-    @_full_precision
-    def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B,) log p(x given y) over [-1, 1], in nats; with conditional encoding, of image and code band together."""
-        z, log_det = self(x, y)
-        return self.prior.log_prob(z, self.gaussian_labels(y, len(z))) + log_det
-
-    def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B,) bits per dimension of dequantised images x at the flow's bit depth (`pixels.dequantize`)."""
-        return pixels.bits_per_dim(self.log_prob(x, y), self.dim, self.config.bits)
-
-    @_full_precision
-    def class_logits(self, x: Tensor) -> Tensor:
-        """(B, K) log p(z given y) + log prior, up to a constant for each image: the flow as a classifier.
-
-        With conditional encoding it takes K passes, one with each label's code.
-        """
-        if self.config.code_rows:
-            labels = torch.arange(self.num_classes, device=x.device).unsqueeze(1).expand(-1, len(x))
-            return torch.stack([self.log_prob(x, y) for y in labels], dim=1) + self.log_prior
-        return self.code_logits(self(x)[0])
-
-    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Codes (B, D) and labels (B,), the flow's own guess where y is None."""
-        if self.config.code_rows and y is None:
-            y = self.class_logits(x).argmax(1)
-        z, _ = self(x, y)
+        z = self(x)[0]
         if y is None and self.num_classes == 1:
             y = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         return z, self.code_logits(z).argmax(1) if y is None else y
 
-    @_full_precision
-    def code_logits(self, z: Tensor) -> Tensor:
-        """`class_logits` from codes (B, D); not with conditional encoding, whose codes hold a label already."""
-        return self.prior.log_prob_all(z) + self.log_prior
+    def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
+        """Checks labels (B,), of length `count` if given; returns the indices (B,) of their Gaussians."""
+        return check_labels(y, self.num_classes, self.device, count)
 
-    def with_prior(self, prior: ClassGaussians, class_names: list[str] = ()) -> ConditionalFlow:
-        """A flow that shares this one's network but owns other class Gaussians."""
-        if self.config.code_rows:
-            raise ValueError(
-                "a flow with conditional encoding has one shared Gaussian; fit a flow with class Gaussians"
-            )
+    def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B,) log p(x given y) over [-1, 1], in nats."""
+        z, log_det = self(x, y)
+        with self._full_precision():
+            return self.prior.log_prob(z, self.gaussian_labels(y, len(z))) + log_det
+
+    def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B,) bits per dimension of images dequantised at the flow's depth (`pixels.dequantize`)."""
+        return pixels.bits_per_dim(self.log_prob(x, y), self.dim, self.config.bits)
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        """(B, K) log p(x given y) + log prior, up to a constant an image: the flow as a classifier."""
+        return self.code_logits(self(x)[0])
+
+    def code_logits(self, z: Tensor) -> Tensor:
+        """`class_logits` from codes (B, D)."""
+        with self._full_precision():
+            return self.prior.log_prob_all(z) + self.log_prior
+
+    def with_prior(self, prior: ClassGaussians, class_names: Sequence[str] = ()) -> ConditionalFlow:
+        """Makes a flow that shares this one's network but has class Gaussians of its own."""
         flow = copy.copy(self)
         flow._modules, flow._buffers = dict(self._modules), dict(self._buffers)
-        flow.config = copy.deepcopy(self.config)
-        flow.config.num_classes, flow.config.class_names = prior.num_classes, list(class_names)
-        flow.config.prior = {
-            "a": prior.a,
-            "c": prior.c,
-            "num_modes": prior.num_modes,
-            "low_rank": prior.low_rank,
-        }
+        arguments, names = {key: getattr(prior, key) for key in PRIOR_KEYS}, list(class_names)
+        flow.config = dataclasses.replace(
+            self.config, num_classes=prior.num_classes, class_names=names, prior=arguments
+        )
         flow.prior = prior.to(self.prior.mu)
         flow.log_prior = self.log_prior.new_zeros(prior.num_classes).log_softmax(0)
         return flow
 
-    @_full_precision
     def sample(
-        self,
-        y: Tensor,
-        temperature: float = 1.0,
-        mean_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Images (B, C, H, W) of labels y (B,), in [-1, 1] up to the tails of the model; not clamped.
+        """Draws images (B, C, H, W) of labels y (B,), in [-1, 1] up to the tails of the model.
 
-        With conditional encoding the label of a sample is read from its band, and sampling goes on until every label
-        asked for has its images; a flow that cannot make one of them raises.
+        `temperature`, `mean_scale` and `generator` are those of `ClassGaussians.sample`.
         """
-        y = self._check_labels(y)
-        if not self.config.code_rows:
-            return self._decode(self.prior.sample(y, temperature, mean_scale, generator))
-        out = torch.empty(len(y), *self.config.input_size, dtype=self.dtype, device=self.device)
-        wanted = [torch.nonzero(y == k).flatten().tolist() for k in range(self.num_classes)]
-        left, barren = len(y), 0
-        while left:
-            shared = torch.zeros(max(32, min(4 * left, 512)), dtype=torch.int64, device=self.device)
-            x, labels = self._sample_with_labels(shared, temperature, mean_scale, generator)
-            before = left
-            for image, k in zip(x, labels.tolist(), strict=True):
-                if wanted[k]:
-                    out[wanted[k].pop()] = image
-                    left -= 1
-            barren = barren + 1 if left == before else 0
-            if barren == 50:
-                missing = [k for k in range(self.num_classes) if wanted[k]]
-                raise RuntimeError(
-                    f"50 batches of samples in a row held no label of {missing}; train the flow further"
-                )
-        return out
+        draw = lambda index: self.prior.sample(index, temperature, mean_scale, generator)
+        with self._full_precision():
+            return self._sample(y, draw)
 
-    def _sample_with_labels(
-        self, shared, temperature, mean_scale, generator
-    ) -> tuple[Tensor, Tensor]:
-        x = self._decode(self.prior.sample(shared, temperature, mean_scale, generator))
-        h = self.config.input_size[1]
-        return x[:, :, :h], nearest_label(x[:, :, h:], pixels.levels_to_model(self.codes))
+    def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.inverse(draw(self.gaussian_labels(y)))
 
-    @_full_precision
     def interpolate(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        steps: int = 8,
-        y0: Tensor | None = None,
-        y1: Tensor | None = None,
+        self, x0: Tensor, x1: Tensor, steps: int = 8, y0: Labels = None, y1: Labels = None
     ) -> Tensor:
-        """(B, steps, C, H, W): from x0 to x1 along a line in the codes whose norms are interpolated too.
+        """(B, steps, C, H, W): from x0 to x1 along a line in the codes, their norms interpolated too.
 
-        Without the rescaling the middle of the line falls inside the shell where the codes live (Huang et al. 2020).
-
-        Args:
-            y0, y1: labels, for a flow with conditional encoding.
+        Otherwise the middle of the line would fall inside the shell where the codes live (Huang et
+        al. 2020). The labels y0 and y1 (B,) are for a `LabelBandFlow`.
         """
         if steps < 2:
             raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
@@ -285,10 +227,10 @@ class ConditionalFlow(HubMixin, nn.Module):
         return torch.stack(frames, dim=1)
 
     @torch.no_grad()
-    @_full_precision
-    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sets the data-dependent parameters (whitening, affine) from dequantised images (B, C, H, W)."""
-        self.network.initialize(self._append_codes(self._check_images(x), y))
+    def initialize(self, x: Tensor, y: Labels = None) -> None:
+        """Sets whitening and affine layers from dequantised images (B, C, H, W)."""
+        with self._full_precision():
+            self.network.initialize(self._network_input(x, y))
 
     @torch.no_grad()
     def moments(
@@ -299,22 +241,16 @@ class ConditionalFlow(HubMixin, nn.Module):
         allow_empty: bool = False,
         shrinkage: float = 0.0,
     ) -> ClassMoments:
-        """Mean, variance and principal components of the codes of each class, in one pass.
+        """Gathers the moments of each class's codes, in one pass over (images, labels).
 
         Args:
-            batches: pairs of images (B, C, H, W) in [-1, 1] and labels (B,).
-            num_classes: K of these labels, where they are of another data set than the flow's own.
-            num_modes: principal components to estimate for each class.
-            allow_empty, shrinkage: of `ClassMoments`.
+            num_classes: K of the labels, if they are not the flow's own.
+            num_modes, allow_empty, shrinkage: as for `ClassMoments`.
         """
-        found = ClassMoments(
-            num_classes or self.prior.num_classes, self.dim, num_modes, allow_empty, shrinkage
-        )
+        count = num_classes or self.prior.num_classes
+        found = ClassMoments(count, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:
-            x, y = (
-                x.to(self.device),
-                check_labels(y, num_classes or self.num_classes, self.device, len(x)),
-            )
-            z = self(x, y)[0]
-            found.update(z, torch.zeros_like(y) if self.config.code_rows else y)
+            own = y if num_classes else self.gaussian_labels(y)
+            own = check_labels(own, count, self.device, len(x))
+            found.update(self(x.to(self.device), y)[0], own)
         return found

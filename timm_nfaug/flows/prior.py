@@ -1,34 +1,38 @@
-"""ClassGaussians: one Gaussian a class over the codes of a flow, and the principal modes of each class.
+"""ClassGaussians: one Gaussian a class over the codes of a flow, and each class's principal modes.
 
-Diagonal covariances are reparametrised as ``sigma^2 = a * sigmoid(s) + c`` (Enescu & Sahbi, ACCV 2024). A low-rank term
-along the principal modes can join the diagonal: ``Sigma = U diag(l) U' + diag(sigma^2)``; with it, log densities go
-through the matrix determinant lemma and the Woodbury identity, and no D x D matrix is ever made.
+Variances are ``sigma^2 = a * sigmoid(s) + c`` (Enescu & Sahbi, ACCV 2024). A low-rank term along the
+modes can join: ``Sigma = U diag(l) U' + diag(sigma^2)``. Its log densities go through the matrix
+determinant lemma and the Woodbury identity, so that no D x D matrix is made.
 """
-
-from __future__ import annotations
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-LOG_2PI = math.log(2 * math.pi)
+from .moments import ClassMoments
+
+Random = torch.Generator | None  # None: torch's own
 
 
 class ClassGaussians(nn.Module):
-    """K Gaussians N(mu_y, Sigma_y) over codes z of shape (B, D).
+    """K Gaussians N(mu_y, Sigma_y) over codes z (B, D).
 
     Args:
-        num_classes: K.
-        dim: D.
-        a, c: range of the variances, (c, a + c); a = 1 and c = 0.25 start them at 0.75. ``a=None`` leaves the variances
-            free (``sigma^2 = exp(s)``), which is what a closed-form fit needs.
-        num_modes: r, principal modes stored for each class (0: none).
+        a, c: range (c, a + c) of the variances, which start in its middle, by default at 0.75;
+            ``a=None`` leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
+        num_modes: r, principal modes stored for each class, or 0.
         low_rank: the modes are part of the covariance, not only directions of augmentation.
 
     Attributes:
-        mu: (K, D). s: (K, D). modes: (K, r, D), orthonormal rows. mode_std: (K, r), standard deviation of the codes of
-        the class along each mode, largest first; 0 where the data gave fewer modes.
+        mu, s: (K, D) means, and variances before the reparametrisation.
+        modes: (K, r, D), orthonormal rows.
+        mode_std: (K, r) standard deviations along them, largest first; 0 where there are no more.
+
+    >>> prior = ClassGaussians(num_classes=3, dim=8)
+    >>> z = prior.sample(torch.tensor([0, 2]))
+    >>> z.shape, prior.log_prob_all(z).shape
+    (torch.Size([2, 8]), torch.Size([2, 3]))
     """
 
     def __init__(
@@ -47,19 +51,12 @@ class ClassGaussians(nn.Module):
             raise ValueError(f"variance range needs a > 0 and c >= 0, got a={a}, c={c}")
         if low_rank and num_modes < 1:
             raise ValueError("low_rank=True needs num_modes >= 1")
+        self.num_classes, self.dim = num_classes, dim
         self.a, self.c, self.low_rank = a, c, low_rank
         self.mu = nn.Parameter(torch.zeros(num_classes, dim))
         self.s = nn.Parameter(torch.zeros(num_classes, dim))
-        self.register_buffer("modes", torch.zeros(num_classes, num_modes, dim))
-        self.register_buffer("mode_std", torch.zeros(num_classes, num_modes))
-
-    @property
-    def num_classes(self) -> int:
-        return self.mu.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.mu.shape[1]
+        self.modes: Tensor = nn.Buffer(torch.zeros(num_classes, num_modes, dim))
+        self.mode_std: Tensor = nn.Buffer(torch.zeros(num_classes, num_modes))
 
     @property
     def num_modes(self) -> int:
@@ -72,18 +69,38 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def set_variance(self, variance: Tensor) -> None:
-        """Sets the diagonal part; values outside the reparametrisation's range go to its nearest end."""
+        """Sets the diagonal part (K, D); values out of range go to its nearest end."""
         if self.a is None:
             self.s.copy_(variance.clamp_min(1e-12).log())
         else:
-            unit = ((variance - self.c) / self.a).clamp(1e-4, 1 - 1e-4)
-            self.s.copy_(torch.logit(unit))
+            unit = (variance - self.c) / self.a
+            self.s.copy_(torch.logit(unit.clamp(1e-4, 1 - 1e-4)))  # at 0 and 1, s is infinite
 
     @torch.no_grad()
-    def randomize(self, generator: torch.Generator | None = None) -> None:
-        """Means uniform in [-1, 1], variances uniform in [(a + c) / 10, a + c]: the paper's `random` ablation.
+    def set_modes(self, modes: Tensor, std: Tensor) -> None:
+        """Stores principal modes (K, r, D) and their standard deviations (K, r)."""
+        self.modes, self.mode_std = modes.to(self.mu), std.to(self.mu)
 
-        Variances below c cannot be reached by the reparametrisation, so they start at its lower end.
+    @torch.no_grad()
+    def set_moments(self, moments: ClassMoments) -> None:
+        """Fits means, variances and modes in closed form.
+
+        With `low_rank` the diagonal takes what the modes leave of each coordinate's variance.
+        """
+        mean, variance, modes, std = moments.finish(self.num_modes)
+        self.mu.copy_(mean)
+        if self.low_rank:
+            rest = variance - (modes * std.unsqueeze(2)).square().sum(1)
+            # a floor of 2% of the mean keeps the density proper where the modes explain everything
+            variance = rest.maximum(0.02 * variance.mean(1, keepdim=True).clamp_min(1e-6))
+        self.set_variance(variance)
+        self.set_modes(modes, std)
+
+    @torch.no_grad()
+    def randomize(self, generator: Random = None) -> None:
+        """Draws means in [-1, 1] and variances in [(a + c) / 10, a + c]: the paper's `random` ablation.
+
+        Variances below c cannot be reached by the reparametrisation and start at its lower end.
         """
         u = torch.rand(2, *self.mu.shape, generator=generator)
         self.mu.copy_(2 * u[0] - 1)
@@ -92,121 +109,75 @@ class ClassGaussians(nn.Module):
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
         """(B,) log density of codes z (B, D) under the Gaussians of labels y (B,), in nats."""
-        variance = self.variance[y]
-        d = z - self.mu[y]
-        quad = (d.square() / variance).sum(1)
-        log_det = variance.log().sum(1)
+        variance, d = self.variance[y], z - self.mu[y]  # (B, D)
+        square, log_det = (d.square() / variance).sum(1), variance.log().sum(1)  # (B,)
         if self.low_rank:
-            chol, log_det_low, projected = self._low_rank_terms()
-            u = torch.einsum("brd,bd->br", projected[y], d)
-            quad = quad - _solve_square(chol[y], u)
-            log_det = log_det + log_det_low[y]
-        return -0.5 * (quad + log_det + self.dim * LOG_2PI)
+            chol, low_log_det, projected = self._low_rank_terms()
+            u = torch.einsum("brd,bd->br", projected[y], d).unsqueeze(2)
+            square = square - _solved_square(chol[y], u).squeeze(1)
+            log_det = log_det + low_log_det[y]
+        return self._log_density(square, log_det)
 
     def log_prob_all(self, z: Tensor) -> Tensor:
         """(B, K) log density of codes z (B, D) under every class, in nats."""
-        precision = 1 / self.variance
-        quad = (
-            z.square() @ precision.T
-            - 2 * z @ (self.mu * precision).T
-            + (self.mu.square() * precision).sum(1)
-        )
-        log_det = -precision.log().sum(1)
+        precision = 1 / self.variance  # (K, D)
+        cross, means = z @ (self.mu * precision).T, (self.mu.square() * precision).sum(1)
+        square = z.square() @ precision.T - 2 * cross + means  # (B, K)
+        log_det = -precision.log().sum(1)  # (K,)
         if self.low_rank:
-            chol, log_det_low, projected = self._low_rank_terms()
+            chol, low_log_det, projected = self._low_rank_terms()
             k, r, d = projected.shape
-            u = (z @ projected.reshape(k * r, d).T).view(-1, k, r) - torch.einsum(
-                "krd,kd->kr", projected, self.mu
-            )
-            quad = quad - _solve_square(chol, u.transpose(0, 1)).T
-            log_det = log_det + log_det_low
-        return -0.5 * (quad + log_det + self.dim * LOG_2PI)
+            u = (z @ projected.reshape(k * r, d).T).view(-1, k, r)
+            u = u - torch.einsum("krd,kd->kr", projected, self.mu)
+            square = square - _solved_square(chol, u.permute(1, 2, 0)).T
+            log_det = log_det + low_log_det
+        return self._log_density(square, log_det)
+
+    def _log_density(self, square: Tensor, log_det: Tensor) -> Tensor:
+        return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
     def _low_rank_terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Cholesky factors (K, r, r) of I + F' D^-1 F, their log-dets (K,), and D^-1 F (K, r, D), F = U sqrt(l)."""
+        """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, their log-dets (K,), ``F' V^-1`` (K, r, D).
+
+        V is the diagonal part, ``F F'`` the low-rank one: ``F = U sqrt(l)``.
+        """
         factor = self.modes * self.mode_std.unsqueeze(2)  # (K, r, D)
         projected = factor / self.variance.unsqueeze(1)
-        capacitance = projected @ factor.transpose(1, 2)
-        chol = torch.linalg.cholesky(
-            capacitance + torch.eye(self.num_modes, dtype=factor.dtype, device=factor.device)
-        )
+        one = torch.eye(self.num_modes, dtype=factor.dtype, device=factor.device)
+        chol = torch.linalg.cholesky(projected @ factor.transpose(1, 2) + one)
         return chol, 2 * chol.diagonal(dim1=1, dim2=2).log().sum(1), projected
-
-    def posterior(self, z: Tensor) -> Tensor:
-        """(B, K) p(y given z) under equal class priors."""
-        return self.log_prob_all(z).softmax(1)
 
     def pairwise_kl(self) -> Tensor:
         """(K, K) KL(N_i || N_j) in nats, of the diagonal parts; zero on the diagonal."""
         variance = self.variance
-        precision = 1 / variance
-        log_det = variance.log().sum(1)
+        precision, log_det = 1 / variance, variance.log().sum(1)
         trace = variance @ precision.T
         cross = self.mu.square() @ precision.T - 2 * self.mu @ (self.mu * precision).T
         shift = cross + (self.mu.square() * precision).sum(1)
         return 0.5 * (trace + shift - self.dim + log_det.unsqueeze(0) - log_det.unsqueeze(1))
 
     def sample(
-        self,
-        y: Tensor,
-        temperature: float = 1.0,
-        mean_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Codes (B, D) of labels y (B,): ``mean_scale * mu + temperature * noise``.
+        """Draws codes (B, D) of labels y (B,): ``mean_scale * mu + temperature * noise``.
 
-        The paper rescales the means by 1.3 for realism and uses temperatures from 1.0 down to 0.1.
+        The paper rescales the means by 1.3 for realism and takes temperatures from 1.0 down to 0.1.
         """
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
-        noise = (
-            _randn(len(y), self.dim, generator=generator, like=self.mu) * self.variance[y].sqrt()
-        )
+        noise = self._randn(len(y), self.dim, generator) * self.variance[y].sqrt()
         if self.low_rank:
-            eps = (
-                _randn(len(y), self.num_modes, generator=generator, like=self.mu) * self.mode_std[y]
-            )
-            noise = noise + torch.einsum("br,brd->bd", eps, self.modes[y])
+            along = self._randn(len(y), self.num_modes, generator) * self.mode_std[y]
+            noise = noise + torch.einsum("br,brd->bd", along, self.modes[y])
         return mean_scale * self.mu[y] + temperature * noise
 
-    @torch.no_grad()
-    def set_moments(self, moments) -> None:
-        """Closed-form fit from a `modes.ClassMoments`: means, variances, modes.
-
-        With `low_rank` the diagonal takes what the modes leave of each variance, so that every coordinate keeps its
-        variance; without, it takes the whole.
-        """
-        mean, variance, modes, std = moments.finish(self.num_modes)
-        self.mu.copy_(mean)
-        if self.low_rank:
-            explained = (modes * std.unsqueeze(2)).square().sum(1)
-            # a floor of 2% of the mean variance keeps the density proper where the modes explain everything
-            variance = (variance - explained).maximum(
-                0.02 * variance.mean(1, keepdim=True).clamp_min(1e-6)
-            )
-        self.set_variance(variance)
-        self.set_modes(modes, std)
-
-    @torch.no_grad()
-    def set_modes(self, modes: Tensor, std: Tensor) -> None:
-        """Stores principal modes (K, r, D) and their standard deviations (K, r)."""
-        self.modes = modes.to(self.mu)
-        self.mode_std = std.to(self.mu)
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, dim={self.dim}, a={self.a}, c={self.c}, "
-            f"num_modes={self.num_modes}, low_rank={self.low_rank}"
-        )
+    def _randn(self, rows: int, columns: int, generator: Random) -> Tensor:
+        mu = self.mu
+        device = mu.device if generator is None else generator.device
+        noise = torch.randn(rows, columns, generator=generator, device=device, dtype=mu.dtype)
+        return noise.to(mu.device)
 
 
-def _solve_square(chol: Tensor, u: Tensor) -> Tensor:
-    """``u' (L L')^-1 u``: chol (K, r, r) with u (K, B, r) gives (K, B); chol (B, r, r) with u (B, r) gives (B,)."""
-    if u.ndim == chol.ndim:
-        return torch.linalg.solve_triangular(chol, u.transpose(1, 2), upper=False).square().sum(1)
-    return torch.linalg.solve_triangular(chol, u.unsqueeze(2), upper=False).square().sum((1, 2))
-
-
-def _randn(*shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    device = generator.device if generator is not None else like.device
-    return torch.randn(*shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+def _solved_square(chol: Tensor, u: Tensor) -> Tensor:
+    """``u' (L L')^-1 u`` (N, M) of each column: chol (N, r, r), u (N, r, M)."""
+    return torch.linalg.solve_triangular(chol, u, upper=False).square().sum(1)

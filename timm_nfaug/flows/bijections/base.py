@@ -1,6 +1,4 @@
-"""Bijection: the interface every layer of a flow keeps."""
-
-from __future__ import annotations
+"""Bijection: the interface that every layer of a flow keeps."""
 
 from torch import Tensor, nn
 
@@ -8,8 +6,11 @@ from torch import Tensor, nn
 class Bijection(nn.Module):
     """An invertible map with a tractable Jacobian determinant.
 
-    ``forward(x)`` returns ``(y, log_det)``, with ``log_det`` of shape (B,): log abs det dy/dx, summed over all
-    dimensions of an image, in nats. ``inverse(y)`` returns ``x``. Neither changes its argument.
+    ``forward(x)`` returns y and ``log_det`` (B,): log abs det dy/dx, summed over all dimensions of
+    an image, in nats. ``inverse(y)`` returns x. Neither changes its argument.
+
+    >>> Bijection().output_shape((3, 8, 8))  # where a subclass does not say otherwise
+    (3, 8, 8)
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,9 +20,13 @@ class Bijection(nn.Module):
         raise NotImplementedError
 
     def initialize(self, x: Tensor) -> Tensor:
-        """Sets data-dependent parameters from a first batch; returns the batch after this bijection."""
+        """Sets data-dependent parameters from a first batch; returns the batch's output."""
         return self(x)[0]
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one output (without the batch axis) for an input of `shape`; raises where it cannot be."""
+        """Shape of the output for an input of `shape`, both without B; raises where none fits."""
         return shape
+
+    def extra_repr(self) -> str:
+        own = {k: v for k, v in vars(self).items() if k != "training" and not k.startswith("_")}
+        return ", ".join(f"{k}={v}" for k, v in own.items())

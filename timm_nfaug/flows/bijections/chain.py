@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +17,25 @@ from .reversible import run_reversibly
 class Chain(Bijection):
     """Composition of bijections, applied from first to last.
 
-    Where no gradient of the linear layers is asked for, neighbours among them run as one matrix (see `folded`). The
-    matrices are kept; their key is the version counters of the parameters, so an optimizer step, `load_state_dict` or a
-    move to another device renews them. A write through ``.data`` counts no version: it is not seen until `train` or `eval` is
-    called.
+    Where no gradient of the linear layers is needed, neighbours among them run as one matrix (see
+    `folded`), kept until the version counter of a parameter changes, as an optimizer step or
+    `load_state_dict` does. A write through ``.data`` shows after the next `train` or `eval` only.
+    `reversible` trains without stored activations.
+
+    >>> from timm_nfaug.flows.bijections import Flatten, Squeeze
+    >>> Chain([Squeeze(2), Flatten((12, 4, 4))]).output_shape((3, 8, 8))
+    (192,)
     """
 
     def __init__(self, layers: Iterable[Bijection]):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self._kept: tuple | None = None
-        self.reversible = False  # of the backward of a training, see `reversible`
+        self.layers = cast(Sequence[Bijection], nn.ModuleList(layers))
+        self.reversible = False
+        self._kept: tuple[list, list] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if (
-            self.reversible
-            and torch.is_grad_enabled()
-            and any(p.requires_grad for p in self.parameters())
-        ):
+        reversible = self.reversible and torch.is_grad_enabled()
+        if reversible and any(p.requires_grad for p in self.parameters()):
             return run_reversibly(self.layers, x)
         log_det = x.new_zeros(x.shape[0])
         for layer in self._stages():
@@ -46,20 +48,13 @@ class Chain(Bijection):
             y = layer.inverse(y)
         return y
 
-    def _stages(self) -> list:
+    def _stages(self) -> Sequence:
         """The layers, those that can be folded replaced by their folded form."""
-        tensors = [
-            t
-            for m in self.layers
-            if isinstance(m, PixelLinear)
-            for t in (*m.parameters(), *m.buffers())
-        ]
+        linear = [m for m in self.layers if isinstance(m, PixelLinear)]
+        tensors = [t for m in linear for t in (*m.parameters(), *m.buffers())]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return list(self.layers)
-        key = [
-            (None if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device)
-            for t in tensors
-        ]
+            return self.layers
+        key = [_version(t) for t in tensors]
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False):  # what is kept may be asked for gradients later
                 self._kept = (key, fold(self.layers))
@@ -77,12 +72,16 @@ class Chain(Bijection):
         return shape
 
     def _apply(self, *args, **kwargs):
-        self._kept = None  # a move can leave another weight at the old address with the old version
+        self._kept = None  # a move can leave another weight at the old address and version
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Chain:
-        self._kept = None  # a write through .data, as of a hand-written average, changes no version
+        self._kept = None  # a write through .data, as of a hand-written average
         return super().train(mode)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}  # a copy or another process folds its own
+
+
+def _version(t: Tensor) -> tuple:
+    return None if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device

@@ -1,10 +1,8 @@
-"""Affine coupling: one half of the channels scales and shifts the other (Dinh et al., RealNVP, 2017).
+"""AffineCoupling: half of the channels scales and shifts the other (Dinh et al., RealNVP, 2017).
 
-The log-scale is bounded by ``clamp * tanh(. / clamp)``. With a clamp of 2 a move of half a standard deviation in the
-code could move a pixel by thousands of times its range; 0.6 bounds it at 0.01 bits/dim (see docs/design.md).
+The log-scale is bounded by ``clamp * tanh(. / clamp)``. A clamp of 2 let small moves of the code move
+a pixel by thousands of times its range; 0.6 costs 0.01 bits/dim (docs/design.md).
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +13,13 @@ from .base import Bijection
 class AffineCoupling(Bijection):
     """``y1 = x1, y2 = x2 * exp(s(x1)) + t(x1)`` on the channels of (B, C, H, W).
 
-    Args:
-        net: maps x1 (B, C - C // 2, H, W) to (B, 2 * (C // 2), H, W), the raw log-scale and the shift. It may run in
-            bfloat16 (`net_dtype`); state, scale and shift stay in the dtype of x.
-        channels: C.
-        clamp: bound of the absolute log-scale.
+    `net` maps x1 (B, C - C // 2, H, W) to raw log-scale and shift, (B, 2 * (C // 2), H, W), in
+    `net_dtype` if that is set; the state stays in the dtype of x. `channels` is C.
+
+    >>> layer = AffineCoupling(nn.Conv2d(2, 4, 1), channels=4)
+    >>> x = torch.randn(1, 4, 3, 3)
+    >>> torch.allclose(layer.inverse(layer(x)[0]), x, atol=1e-5)
+    True
     """
 
     def __init__(self, net: nn.Module, channels: int, clamp: float = 0.6):
@@ -33,13 +33,24 @@ class AffineCoupling(Bijection):
         self.clamp = clamp
         self.net_dtype: torch.dtype | None = None
 
-    def _log_scale_and_shift(self, x1: Tensor) -> tuple[Tensor, Tensor]:
+    def log_scale_and_shift(self, x1: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network makes of x1: s and t, both like x2 (B, C // 2, H, W)."""
         lower = self.net_dtype is not None
         with torch.autocast(x1.device.type, dtype=self.net_dtype or torch.bfloat16, enabled=lower):
             out = self.net(x1)
         raw, shift = out.to(x1.dtype).chunk(2, dim=1)
         # in place, here and below: nobody else sees what is overwritten
         return (raw / self.clamp).tanh_() * self.clamp, shift
+
+    def transform(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """y2 and its log-scale, both like x2 (B, C // 2, H, W)."""
+        log_scale, shift = self.log_scale_and_shift(x1)
+        return torch.addcmul(shift, x2, log_scale.exp()), log_scale
+
+    def restore(self, y1: Tensor, y2: Tensor) -> Tensor:
+        """x2 (B, C // 2, H, W) from both halves of an output."""
+        log_scale, shift = self.log_scale_and_shift(y1)
+        return (y2 - shift).mul_(log_scale.neg().exp_())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.split(self.sizes, dim=1)
@@ -49,16 +60,3 @@ class AffineCoupling(Bijection):
     def inverse(self, y: Tensor) -> Tensor:
         y1, y2 = y.split(self.sizes, dim=1)
         return torch.cat([y1, self.restore(y1, y2)], dim=1)
-
-    def transform(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """y2 and its log-scale, both like x2 (B, C // 2, H, W)."""
-        log_scale, shift = self._log_scale_and_shift(x1)
-        return torch.addcmul(shift, x2, log_scale.exp()), log_scale
-
-    def restore(self, y1: Tensor, y2: Tensor) -> Tensor:
-        """x2 (B, C // 2, H, W) from both halves of an output."""
-        log_scale, shift = self._log_scale_and_shift(y1)
-        return (y2 - shift).mul_(log_scale.neg().exp_())
-
-    def extra_repr(self) -> str:
-        return f"sizes={self.sizes}, clamp={self.clamp}"

@@ -1,7 +1,5 @@
 """Flatten: an image as one long vector, its exact code."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor
@@ -10,7 +8,11 @@ from .base import Bijection
 
 
 class Flatten(Bijection):
-    """(B, *shape) to (B, D), row-major whatever the memory format."""
+    """(B, *shape) to (B, D), row-major whatever the memory format.
+
+    >>> Flatten((3, 8, 8)).output_shape((3, 8, 8))
+    (192,)
+    """
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -24,6 +26,3 @@ class Flatten(Bijection):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(shape),)
-
-    def extra_repr(self) -> str:
-        return f"shape={self.shape}"

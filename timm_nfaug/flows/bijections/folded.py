@@ -1,14 +1,10 @@
 """The layers of a chain as evaluation runs them: fewer passes over memory for the same function.
 
-Whitening, per-channel affine and 1x1 convolution between two couplings become one matrix and one bias, multiplied in
-float64 and rounded once. The two halves of the channels that a coupling needs stay apart from one step to the next, so
-that nothing is split and joined again.
+The linear layers between two couplings become one matrix and one bias, multiplied in float64 and
+rounded once. The two halves of the channels stay apart from one coupling to the next.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,127 +14,95 @@ from .coupling import AffineCoupling
 from .pixel_linear import PixelLinear
 
 
-def fold(layers: Iterable[Bijection]) -> list:
-    """`layers` with every run of [linear layers, coupling] replaced by a `FoldedRun`."""
-    stages: list = []
-    linear: list[PixelLinear] = []
+class FoldedRun:
+    """Consecutive steps on (B, C, H, W), each affine in the channels, with a coupling or none.
 
-    def close(coupling: AffineCoupling | None) -> None:
-        if (
-            stages
-            and isinstance(stages[-1], FoldedRun)
-            and stages[-1].steps[-1].coupling is not None
-        ):
-            stages[-1].steps.append(Step.of(linear, coupling))
-        else:
-            stages.append(FoldedRun([Step.of(linear, coupling)]))
-        linear.clear()
+    >>> from timm_nfaug.flows.bijections import ActNorm, Conv1x1
+    >>> fold([ActNorm(4), Conv1x1(4)])[0](torch.zeros(1, 4, 2, 2))[0].shape
+    torch.Size([1, 4, 2, 2])
+    """
 
-    for layer in layers:
-        if isinstance(layer, PixelLinear):
-            linear.append(layer)
-        elif linear and isinstance(layer, AffineCoupling):
-            close(layer)
-        else:
-            if linear:
-                close(None)
-            stages.append(layer)
-    if linear:
-        close(None)
-    return stages
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        halves = self._halves(x)
+        log_det, of_pixel = x.new_zeros(x.shape[0]), 0.0
+        for step in self.steps:
+            halves = step.forward(halves)
+            of_pixel += step.log_det
+            if step.coupling is not None:
+                halves[1], log_scale = step.coupling.transform(*halves)
+                log_det = log_det + log_scale.sum(dim=(1, 2, 3))
+        return torch.cat(halves, dim=1), log_det + of_pixel * (x.shape[2] * x.shape[3])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        halves = self._halves(y)
+        for step in reversed(self.steps):
+            if step.coupling is not None:
+                halves[1] = step.coupling.restore(*halves)
+            halves = step.inverse(halves)
+        return torch.cat(halves, dim=1)
+
+    def _halves(self, x: Tensor) -> list[Tensor]:
+        biases = [bias for bias, _, _ in self.steps[0].forward.blocks]
+        x = x.to(biases[0].dtype).contiguous(memory_format=torch.channels_last)
+        return list(x.split([len(b) for b in biases], dim=1))
 
 
-@dataclass
-class Step:
-    """``y = W x + b`` at every pixel, then a coupling or none; log-det of W for one pixel, in nats."""
+class _Step:
+    """``y = W x + b`` at every pixel, with the log-det of W in nats; then a coupling or none."""
 
-    forward: Affine
-    inverse: Affine
-    log_det: float
-    coupling: AffineCoupling | None
-
-    @classmethod
     @torch.no_grad()
-    def of(cls, linear: Sequence[PixelLinear], coupling: AffineCoupling | None) -> Step:
-        like = next(t for m in linear for t in (*m.parameters(), *m.buffers()))
+    def __init__(self, linear: Sequence[PixelLinear], coupling: AffineCoupling | None):
         w, b = linear[0].matrix()
         for layer in linear[1:]:
             w2, b2 = layer.matrix()
             w, b = w2 @ w, w2 @ b + b2
         w_inv = torch.linalg.inv(w)
         sizes = coupling.sizes if coupling else (len(w) - len(w) // 2, len(w) // 2)
-        maps = (
-            Affine(m.to(like.dtype), v.to(like.dtype), sizes)
-            for m, v in ((w, b), (w_inv, -(w_inv @ b)))
-        )
-        return cls(*maps, torch.linalg.slogdet(w)[1].item(), coupling)
+        dtype = next(t.dtype for t in (*linear[0].parameters(), *linear[0].buffers()))
+        self.forward = _Affine(w.to(dtype), b.to(dtype), sizes)
+        self.inverse = _Affine(w_inv.to(dtype), -(w_inv @ b).to(dtype), sizes)
+        self.log_det = torch.linalg.slogdet(w)[1].item()
+        self.coupling = coupling
 
 
-class Affine:
+class _Affine:
     """W and b cut into the blocks that act between the halves of the channels."""
 
     def __init__(self, weight: Tensor, bias: Tensor, sizes: tuple[int, int]):
-        self.biases = bias.split(sizes)
-        self.blocks = [
-            [block.T.contiguous() for block in rows.split(sizes, dim=1)]
-            for rows in weight.split(sizes)
-        ]
+        rows = zip(bias.split(sizes), weight.split(sizes), strict=True)
+        self.blocks = [(b, *(w.T.contiguous() for w in r.split(sizes, dim=1))) for b, r in rows]
 
     def __call__(self, halves: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of pixels, (N, C1) and (N, C2), to the same."""
-        blocks = zip(self.biases, self.blocks, strict=True)
-        return [
-            torch.addmm(bias, halves[0], one).addmm_(halves[1], other)
-            for bias, (one, other) in blocks
-        ]
+        """Maps both halves of images, (B, C1, H, W) and (B, C2, H, W), to channels_last ones."""
+        b, _, h, w = halves[0].shape
+        first, second = (x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in halves)  # views
+        with torch.autocast(first.device.type, enabled=False):
+            out = [torch.addmm(v, first, m).addmm_(second, n) for v, m, n in self.blocks]
+        return [rows.view(b, h, w, rows.shape[1]).permute(0, 3, 1, 2) for rows in out]
 
 
-class FoldedRun:
-    """Consecutive steps on the halves of (B, C, H, W); called as the bijection that they are."""
+def fold(layers: Iterable[Bijection]) -> list:
+    """Replaces every run of [linear layers, coupling] by a `FoldedRun`.
 
-    def __init__(self, steps: list[Step]):
-        self.steps = steps
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        halves, shape = self._halves(x)
-        log_det = x.new_zeros(x.shape[0])
-        constant = 0.0
-        for step in self.steps:
-            with torch.autocast(x.device.type, enabled=False):
-                halves = step.forward(halves)
-            constant += step.log_det
-            if step.coupling is not None:
-                x1, x2 = (_images(h, shape) for h in halves)
-                y2, log_scale = step.coupling.transform(x1, x2)
-                log_det = log_det + log_scale.sum(dim=(1, 2, 3))
-                halves = halves[0], _rows(y2)
-        return _images(torch.cat(list(halves), dim=1), shape), log_det + constant * (
-            shape[1] * shape[2]
-        )
-
-    def inverse(self, y: Tensor) -> Tensor:
-        halves, shape = self._halves(y)
-        for step in reversed(self.steps):
-            if step.coupling is not None:
-                y1, y2 = (_images(h, shape) for h in halves)
-                halves = halves[0], _rows(step.coupling.restore(y1, y2))
-            with torch.autocast(y.device.type, enabled=False):
-                halves = step.inverse(halves)
-        return _images(torch.cat(list(halves), dim=1), shape)
-
-    def _halves(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int, int]]:
-        """Rows of pixels of both halves, in the dtype of the matrices, and (B, H, W)."""
-        first = self.steps[0].forward
-        sizes = [len(b) for b in first.biases]
-        rows = _rows(x.to(first.biases[0].dtype))
-        return rows.split(sizes, dim=1), (x.shape[0], x.shape[2], x.shape[3])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B * H * W, C), a view where x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _images(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """(B * H * W, C) to (B, C, H, W) in channels_last, a view."""
-    return rows.view(*shape, rows.shape[1]).permute(0, 3, 1, 2)
+    >>> from timm_nfaug.flows.bijections import ActNorm, Conv1x1, Squeeze
+    >>> [type(stage).__name__ for stage in fold([Squeeze(2), ActNorm(12), Conv1x1(12)])]
+    ['Squeeze', 'FoldedRun']
+    """
+    stages: list = []
+    linear: list[PixelLinear] = []
+    for layer in (*layers, None):  # None: the end
+        if isinstance(layer, PixelLinear):
+            linear.append(layer)
+            continue
+        coupling = layer if linear and isinstance(layer, AffineCoupling) else None
+        if linear:
+            if not (stages and isinstance(stages[-1], FoldedRun)):
+                stages.append(FoldedRun())
+            stages[-1].steps.append(_Step(linear, coupling))
+            linear = []
+        if layer is not None and coupling is None:
+            stages.append(layer)
+    return stages

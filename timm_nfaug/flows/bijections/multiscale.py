@@ -1,11 +1,11 @@
-"""Multiscale: levels of steps, half of the channels leaving after each level (Dinh et al., RealNVP, 2017).
+"""Multiscale: half of the channels leaves after each level (Dinh et al., RealNVP, 2017).
 
 The halves that leave are kept in the code, never resampled: the code is one flat exact tensor.
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,42 +14,40 @@ from .base import Bijection
 
 
 class Multiscale(Bijection):
-    """(B, C, H, W) to (B, D), D = C * H * W.
+    """Levels of bijections, from the image inwards: (B, C, H, W) to (B, D).
 
-    Args:
-        levels: one bijection a level, from the image inwards; each but the last is followed by a split.
-        shape: (C, H, W) of the input.
+    All but the last level, whose output is kept whole, are followed by a split. `shape` is (C, H, W).
+
+    >>> from timm_nfaug.flows.bijections import Squeeze
+    >>> Multiscale([Squeeze(2), Squeeze(2)], (3, 8, 8)).kept_shapes
+    [(6, 4, 4), (24, 2, 2)]
     """
 
-    def __init__(self, levels: list[Bijection], shape: tuple[int, int, int]):
+    def __init__(self, levels: Sequence[Bijection], shape: tuple[int, ...]):
         super().__init__()
-        self.levels = nn.ModuleList(levels)
-        self.kept_shapes: list[tuple[int, int, int]] = []  # of the part of each level that leaves
-        for i, level in enumerate(levels):
-            c, h, w = shape = level.output_shape(shape)
-            last = i == len(levels) - 1
-            leaving = c if last else c // 2
+        self.levels = cast(Sequence[Bijection], nn.ModuleList(levels))
+        self.kept_shapes: list[tuple[int, int, int]] = []
+        for i, level in enumerate(levels, start=1):
+            c, h, w = level.output_shape(shape)
+            leaving = c if i == len(levels) else c // 2
             self.kept_shapes.append((leaving, h, w))
             shape = (c - leaving, h, w)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = x.new_zeros(x.shape[0])
-        parts = []
+        parts, log_det = [], x.new_zeros(x.shape[0])
         for level, (leaving, _, _) in zip(self.levels, self.kept_shapes, strict=True):
             x, ld = level(x)
-            log_det = log_det + ld
             x, part = x.split([x.shape[1] - leaving, leaving], dim=1)
-            parts.append(part.reshape(part.shape[0], -1))
+            parts.append(part.flatten(1))
+            log_det = log_det + ld
         return torch.cat(parts, dim=1), log_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        parts = y.split([math.prod(s) for s in self.kept_shapes], dim=1)
-        x = None
-        for level, part, shape in zip(
-            reversed(self.levels), reversed(parts), reversed(self.kept_shapes), strict=True
-        ):
-            part = part.reshape(-1, *shape)
-            x = level.inverse(part if x is None else torch.cat([x, part], dim=1))
+        rows = y.split([math.prod(s) for s in self.kept_shapes], dim=1)
+        parts = [r.reshape(-1, *s) for r, s in zip(rows, self.kept_shapes, strict=True)]
+        x = self.levels[-1].inverse(parts[-1])
+        for level, part in reversed(list(zip(self.levels, parts, strict=True))[:-1]):
+            x = level.inverse(torch.cat([x, part], dim=1))
         return x
 
     @torch.no_grad()
@@ -58,7 +56,7 @@ class Multiscale(Bijection):
         for level, (leaving, _, _) in zip(self.levels, self.kept_shapes, strict=True):
             x = level.initialize(x)
             x, part = x.split([x.shape[1] - leaving, leaving], dim=1)
-            parts.append(part.reshape(part.shape[0], -1))
+            parts.append(part.flatten(1))
         return torch.cat(parts, dim=1)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

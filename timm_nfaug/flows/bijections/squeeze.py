@@ -1,6 +1,4 @@
-"""Squeeze (space to depth) and Flatten: volume-preserving changes of shape (Dinh et al., RealNVP, 2017)."""
-
-from __future__ import annotations
+"""Squeeze: space to depth (Dinh et al., RealNVP, 2017)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +8,20 @@ from .base import Bijection
 
 
 class Squeeze(Bijection):
-    """(B, C, H, W) to (B, C * f * f, H / f, W / f), in the channel order of `torch.nn.PixelUnshuffle`."""
+    """(B, C, H, W) to (B, C * f * f, H / f, W / f), channels as in `torch.nn.PixelUnshuffle`.
+
+    >>> Squeeze(2)(torch.zeros(1, 3, 8, 8))[0].shape
+    torch.Size([1, 12, 4, 4])
+    """
 
     def __init__(self, factor: int):
         super().__init__()
         self.factor = factor
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = F.pixel_unshuffle(x, self.factor).contiguous(
-            memory_format=torch.channels_last
-        )  # what CPU convs run best in
-        return y, x.new_zeros(x.shape[0])
+        y = F.pixel_unshuffle(x, self.factor)
+        # the layout that convolutions on a CPU run best in
+        return y.contiguous(memory_format=torch.channels_last), x.new_zeros(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         return F.pixel_shuffle(y, self.factor)
@@ -30,9 +31,6 @@ class Squeeze(Bijection):
         f = self.factor
         if h % f or w % f:
             raise ValueError(
-                f"image height and width must be multiples of {f}, got {h} x {w}; resize the images first"
+                f"image height and width must be multiples of {f}, got {h} x {w}; resize the images"
             )
         return c * f * f, h // f, w // f
-
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}"

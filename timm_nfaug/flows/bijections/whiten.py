@@ -1,41 +1,38 @@
-"""Whiten: a fixed linear map to decorrelated, unit-variance channels, set from data.
+"""Whiten: a fixed linear map to decorrelated channels of unit variance, set from data.
 
-On patches (after `Squeeze`) this is PCA whitening of the patches: it spares the learned layers the second-order
-statistics of natural images.
+On patches (after `Squeeze`) this is PCA whitening of the patches: it spares the learned layers the
+second-order statistics of natural images.
 """
 
-from __future__ import annotations
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .pixel_linear import PixelLinear, mix_channels
+from .pixel_linear import PixelLinear
+
+FLOOR = 2e-3  # smallest standard deviation to divide by: channels without variance stay finite
 
 
 class Whiten(PixelLinear):
-    """``y = W (x - mean)`` at every pixel of (B, C, H, W); identity until `initialize` has seen data.
+    """``y = W (x - mean)`` at every pixel of (B, C, H, W); the identity until `initialize`.
 
-    Args:
-        channels: C.
-        floor: smallest standard deviation divided by, in units of x, so that channels without variance stay finite.
+    >>> y = Whiten(2).initialize(torch.randn(8, 2, 4, 4).cumsum(1))
+    >>> torch.allclose(torch.cov(y.transpose(0, 1).flatten(1)), torch.eye(2), atol=1e-4)
+    True
     """
 
-    def __init__(self, channels: int, floor: float = 2e-3):
+    def __init__(self, channels: int):
         super().__init__()
-        self.floor = floor
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("weight", torch.eye(channels))
-        self.register_buffer("inverse_weight", torch.eye(channels))
-        self.register_buffer("log_det", torch.zeros(()))
+        self.mean = nn.Buffer(torch.zeros(channels))
+        self.weight = nn.Buffer(torch.eye(channels))
+        self.inverse_weight = nn.Buffer(torch.eye(channels))
+        self.log_det = nn.Buffer(torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = mix_channels(
-            x, self.weight, -(self.weight * self.mean).sum(1)
-        )  # a matmul would obey autocast
-        return y, (self.log_det * (x.shape[2] * x.shape[3])).expand(x.shape[0])
+        shift = -(self.weight * self.mean).sum(1)  # a matmul would obey autocast
+        return self._mix(x, self.weight, shift), self._over_pixels(self.log_det, x)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return mix_channels(y, self.inverse_weight, self.mean)
+        return self._mix(y, self.inverse_weight, self.mean)
 
     @torch.no_grad()
     def matrix(self) -> tuple[Tensor, Tensor]:
@@ -44,13 +41,12 @@ class Whiten(PixelLinear):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
-        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double()
-        mean = rows.mean(0)
-        variance, axes = torch.linalg.eigh(torch.cov(rows.T).view(x.shape[1], x.shape[1]))
-        std = variance.clamp_min(0).sqrt().clamp_min(self.floor).flip(0)  # largest first
-        axes = axes.flip(1)
-        self.mean.copy_(mean)
-        self.weight.copy_((axes / std).T)
+        c = x.shape[1]
+        rows = x.permute(0, 2, 3, 1).reshape(-1, c).double()  # (N, C)
+        variance, axes = torch.linalg.eigh(torch.cov(rows.T).view(c, c))
+        std, axes = variance.clamp_min(0).sqrt().clamp_min(FLOOR).flip(0), axes.flip(1)
+        self.mean.copy_(rows.mean(0))
+        self.weight.copy_((axes / std).T)  # largest first
         self.inverse_weight.copy_(axes * std)
         self.log_det.copy_(-std.log().sum())
         return self(x)[0]
