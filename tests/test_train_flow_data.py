@@ -1,4 +1,4 @@
-"""train_flow's settings and data sets: what is read, what is refused, and how images are split."""
+"""train_flow's settings and datasets: what is read, what is refused, and how images are split."""
 
 import hashlib
 import pickle
@@ -294,7 +294,7 @@ def test_splits_without_train_are_not_taken_for_classes(tmp_path, image_folder, 
     assert len(load_data("folder", tmp_path, 32)[0]) == 60
 
 
-# -- other data sets ---------------------------------------------------------------------------------------------------
+# -- other datasets ---------------------------------------------------------------------------------------------------
 
 
 def test_digits():
@@ -302,7 +302,7 @@ def test_digits():
     assert train.levels.shape[1:] == (1, 8, 8) and train.levels.dtype == torch.uint8
     assert len(train) + len(val) == 1797 and abs(len(val) - 0.2 * 1797) < 10
     assert train.levels.max() == 255 and train.class_names == [str(k) for k in range(10)]
-    # the split belongs to the data set: no seed changes it
+    # the split belongs to the dataset: no seed changes it
     assert torch.equal(load_data("digits", seed=3)[1].levels, val.levels)
 
 
