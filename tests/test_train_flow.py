@@ -195,9 +195,8 @@ def test_reversible_trains_the_same_flow(toy_trainer):
             m.reversible is reversible for m in trainer.flow.modules() if isinstance(m, Chain)
         )
     for plain, again in zip(*weights):
-        torch.testing.assert_close(
-            again, plain, rtol=0, atol=2e-3
-        )  # Adam magnifies differences of gradients near zero
+        # Adam magnifies differences of gradients near zero
+        torch.testing.assert_close(again, plain, rtol=0, atol=2e-3)
 
 
 def test_glem_separates_more_than_ml(toy_trainer):
@@ -233,9 +232,8 @@ def test_shifted_images_count_in_the_cross_entropy_only(small_flow, toy_images):
     loss, bpd, accuracy = FlowLoss(small_flow, discriminative=0.5, temperature=20.0)(x, y, whole=20)
     logits = small_flow.class_logits(x)
     torch.testing.assert_close(bpd, small_flow.bits_per_dim(x, y)[:20].mean())
-    torch.testing.assert_close(
-        loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4
-    )  # as above, over 20
+    # as above, over 20
+    torch.testing.assert_close(loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4)
     assert accuracy == (logits.argmax(1) == y)[:20].float().mean()
 
 
@@ -482,9 +480,8 @@ def test_halving_schedule(toy_trainer):
     )
     assert found[0] < 1e-5 and found[3] == pytest.approx(0.005, rel=1e-3)
     for steps, lr in ((range(6, 11), 0.01), (range(12, 17), 0.005), (range(18, 60), 0.0025)):
-        assert [found[t] for t in steps] == pytest.approx([lr] * len(steps)), (
-            steps
-        )  # timm may be one step early
+        # timm may be one step early
+        assert [found[t] for t in steps] == pytest.approx([lr] * len(steps)), steps
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "none"])

@@ -26,9 +26,8 @@ def test_shipped_configs_load(name):
 
 def test_overrides(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        "data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n"
-    )  # YAML reads 1e-3 as a string
+    # YAML reads 1e-3 as a string
+    path.write_text("data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n")
     config = load_config(
         path,
         [
@@ -149,9 +148,8 @@ def test_folder_is_read_as_it_is(image_folder, toy_images):
     train, val = load_data("folder", image_folder, image_size=32)
     assert torch.equal(train.levels, toy_images[0]) and torch.equal(train.labels, toy_images[1])
     assert train.class_names == val.class_names == ["a", "b", "c"] and len(val) == 24
-    train, val = load_data(
-        "folder", image_folder / "train", image_size=32
-    )  # class folders directly
+    # class folders directly
+    train, val = load_data("folder", image_folder / "train", image_size=32)
     assert torch.equal(train.levels, toy_images[0]) and val is None
 
 
@@ -347,9 +345,8 @@ def test_stratified_split(fraction):
     assert torch.equal(torch.cat([rest, held]).sort().values, torch.arange(60))
     assert torch.equal(rest, rest.sort().values) and torch.equal(held, held.sort().values)
     for k, n in enumerate((40, 2, 17, 1)):
-        expected = min(
-            max(1, round(fraction * n)), n - 1
-        )  # at least one, never all: a class of one keeps its image
+        # at least one, never all: a class of one keeps its image
+        expected = min(max(1, round(fraction * n)), n - 1)
         assert int((labels[held] == k).sum()) == expected
     again = stratified_split(labels, fraction, seed=1)[1]
     other = stratified_split(labels, fraction, seed=2)[1]

@@ -253,6 +253,5 @@ def test_two_processes(image_folder, tmp_path):
         images.append(x)
         halves.append(trainer.loss(x, y)[0].item())
     assert len(images[0]) == len(images[1]) == 9 and not torch.equal(images[0], images[1])
-    assert read_log(out)[0]["loss"] == pytest.approx(
-        sum(halves) / 2, abs=2e-5
-    )  # the log keeps 5 decimals
+    # the log keeps 5 decimals
+    assert read_log(out)[0]["loss"] == pytest.approx(sum(halves) / 2, abs=2e-5)

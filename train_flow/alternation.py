@@ -61,9 +61,7 @@ class Alternation:
         self.flow, self.images, self.pool, self.config = flow, images, pool, images.config
         self.freeze_step = round(self.config.gaussian_until * steps)
         self.every = self.config.gaussian_every or steps_per_epoch
-        flow.prior.requires_grad_(
-            self.config.joint
-        )  # by turns only `update` asks for their gradient
+        flow.prior.requires_grad_(self.config.joint)  # else only `update` asks for gradients
         self.adam = torch.optim.Adam([flow.prior.mu, flow.prior.s])
         self.updates = 0
 

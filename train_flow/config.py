@@ -43,9 +43,7 @@ class TrainConfig:
     bits: int = 8  # bits a channel of the images that the flow models, 1 to 8
     # name, directory or Hub id of a flow to start from, of the same architecture and classes
     init: str = ""
-    code_rows: int = (
-        0  # pixels, height of the label band; only with objective ce, which makes 0 an 8
-    )
+    code_rows: int = 0  # pixels, height of the label band of objective ce, which makes 0 an 8
 
     # -- data
     data: str = "folder"  # folder (ImageFolder tree), cifar10, cifar100 or digits
@@ -53,11 +51,12 @@ class TrainConfig:
     image_size: int | None = None  # pixels, side of the images; required for a folder
     in_chans: int = 3  # channels: 3 for RGB, 1 for greyscale
     flip: bool = True  # flip half of the images horizontally, at random
-    labels: bool = True  # false: ignore the labels and train a flow of one class
+    # false: ignore the labels and train a flow of one class (objective ml, joint or moments)
+    labels: bool = True
     # share of the training images held out for validation, [0, 1), stratified by class;
     # 0: the validation split of the data, if there is one
     val_fraction: float = 0.0
-    skip_unreadable: bool = False  # skip images that cannot be read, with a warning, or stop
+    skip_unreadable: bool = False  # warn of images that cannot be read instead of stopping
 
     # -- objective
     # glem: the flow and the Gaussians by turns, with the KLD term; ml: the same without it
@@ -72,7 +71,7 @@ class TrainConfig:
     # steps between closed-form fits of the Gaussians (joint and prior.low_rank only); 0: none
     modes_every: int = 0
 
-    # -- Gaussians; fraction and every are of glem and ml alone
+    # -- Gaussians: all of glem and ml; joint has images, until and lr
     # share of the training images, [0, 1), kept for the Gaussians until they freeze (D_G);
     # 0: the Gaussians and the flow share all images
     gaussian_fraction: float = 0.1
