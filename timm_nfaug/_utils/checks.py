@@ -24,19 +24,6 @@ def closest(name: str, known) -> str:
     return f" (did you mean {' or '.join(repr(f) for f in found)}?)" if found else ""
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> str:
-    """Returns `value` if it is one of `known`; else raises, naming the closest.
-
-    >>> check_choice("average", "ema", ("ema", "swa", "none"))
-    'ema'
-    """
-    if value not in known:
-        raise ValueError(
-            f"{name} must be one of {', '.join(known)}{closest(value, known)}, got {value!r}"
-        )
-    return value
-
-
 def is_int(v) -> bool:
     return isinstance(v, int) and not isinstance(v, bool)
 
@@ -77,3 +64,11 @@ def check_labels(
             f"got {low}..{high}; choose a flow of this data set, fit one to it, or drop the labels"
         )
     return y.to(device, torch.int64)
+
+
+def check_choice(name: str, value: str, known) -> None:
+    """Raises ValueError where a value is none of the known ones, naming the closest."""
+    if value not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}{closest(str(value), known)}, got {value!r}"
+        )
