@@ -13,11 +13,12 @@ import timm_nfaug as nfa
 from timm_nfaug import pixels
 from timm_nfaug.flows.bijections.chain import Chain
 from train_flow.__main__ import main
-from train_flow.config import TrainConfig
+from train_flow.config import TrainConfig, list_configs, load_config
 from train_flow.data import Images, load_data
 from train_flow.evaluate import batches, evaluate
-from train_flow.objective import FlowLoss, gaussian_loss, piecewise
-from train_flow.trainer import BatchOrder, Trainer
+from train_flow.objective import FlowLoss, gaussian_loss, make_loss
+from train_flow.schedule import BatchOrder, piecewise
+from train_flow.trainer import Trainer
 
 TOY = {
     "flow": "conv_p4_tiny",
@@ -131,6 +132,25 @@ def test_a_flow_without_labels_learns_them_by_fit(image_folder, tmp_path, capsys
     assert torch.equal(labels, data.labels) and not torch.equal(moved, data.levels)
 
 
+@pytest.mark.parametrize("name", list_configs())
+def test_every_shipped_config_trains(name, image_folder, tmp_path, capsys):
+    """Two steps through the command line: all settings of the file but its size hold."""
+    config, out = load_config(name), tmp_path / "out"
+    small = ["steps=2", "batch_size=12", "log_every=1"]
+    if config.data == "cifar10":
+        small += ["data=folder", "image_size=32"]
+    if config.flow == "resnet_ms3":
+        small += ["network={levels: 2, steps: 1, blocks: [1, 1], hidden: 8}"]
+    arguments = [v for s in small for v in ("--set", s)]
+    arguments += ["--config", name, "--data-dir", str(image_folder), "--out", str(out)]
+    assert main(arguments) == 0
+    assert f"flow saved to {out / 'flow'}" in capsys.readouterr().out
+    flow = nfa.ConditionalFlow.from_pretrained(out / "flow")
+    assert flow.config.architecture == config.flow and flow.config.info["data"] == config.data_name
+    steps = [line["step"] for line in read_log(out) if "loss" in line]
+    assert steps == ([] if config.objective == "moments" else [1, 2])
+
+
 def test_the_shipped_digits_config_runs(tmp_path, capsys):
     out = tmp_path / "digits"
     small = ["steps=30", "network.depth=2", "network.hidden=16", "mode_images=400"]
@@ -175,9 +195,8 @@ def test_reversible_trains_the_same_flow(toy_trainer):
             m.reversible is reversible for m in trainer.flow.modules() if isinstance(m, Chain)
         )
     for plain, again in zip(*weights):
-        torch.testing.assert_close(
-            again, plain, rtol=0, atol=2e-3
-        )  # Adam magnifies differences of gradients near zero
+        # Adam magnifies differences of gradients near zero
+        torch.testing.assert_close(again, plain, rtol=0, atol=2e-3)
 
 
 def test_glem_separates_more_than_ml(toy_trainer):
@@ -199,14 +218,22 @@ def test_flow_loss_is_likelihood_plus_classification(small_flow, toy_images):
     assert accuracy == (logits.argmax(1) == y).float().mean()
 
 
+def test_the_loss_of_a_label_band_is_its_likelihood(toy_images):
+    config = TrainConfig(image_size=32, objective="ce")
+    flow = nfa.create_flow("conv_p4_tiny", num_classes=3, code_rows=config.code_rows, depth=2)
+    x, y = pixels.levels_to_model(toy_images[0]), toy_images[1]
+    loss, bpd, accuracy = make_loss(flow, config)(x, y)
+    assert loss == bpd == flow.bits_per_dim(x, y).mean() and loss.requires_grad
+    assert accuracy.isnan() and not bpd.requires_grad
+
+
 def test_shifted_images_count_in_the_cross_entropy_only(small_flow, toy_images):
     x, y = pixels.levels_to_model(toy_images[0]), toy_images[1]
     loss, bpd, accuracy = FlowLoss(small_flow, discriminative=0.5, temperature=20.0)(x, y, whole=20)
     logits = small_flow.class_logits(x)
     torch.testing.assert_close(bpd, small_flow.bits_per_dim(x, y)[:20].mean())
-    torch.testing.assert_close(
-        loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4
-    )  # as above, over 20
+    # as above, over 20
+    torch.testing.assert_close(loss, bpd + 0.5 * F.cross_entropy(logits / 20, y), rtol=0, atol=1e-4)
     assert accuracy == (logits.argmax(1) == y)[:20].float().mean()
 
 
@@ -216,11 +243,10 @@ def test_joint_trains_the_gaussians_in_every_step_until_they_freeze(toy_trainer)
     )
     seen = [trainer.flow.prior.mu.detach().clone()]
     while trainer.step < 4:
-        trainer._flow_step()
-        trainer.step += 1
+        trainer.take_step()
         seen.append(trainer.flow.prior.mu.detach().clone())
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
-    assert moved == [True, True, False, False] and trainer.gaussian_updates == 2
+    assert moved == [True, True, False, False] and trainer.alternation.updates == 2
 
 
 def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
@@ -236,12 +262,13 @@ def test_modes_of_a_low_rank_covariance_are_learned_with_the_flow(toy_trainer):
     )
     x, y = pixels.levels_to_model(trainer.train_data.levels), trainer.train_data.labels
     before = trainer.flow.bits_per_dim(x, y).mean()
-    trainer._fit_gaussians()
+    alternation = trainer.alternation
+    alternation.fit(0)
     assert trainer.flow.bits_per_dim(x, y).mean() < before - 0.1
-    seen, fit = [], trainer._fit_gaussians
-    trainer._fit_gaussians = lambda: (
-        fit(),
-        seen.append((trainer.step, trainer.flow.prior.modes.clone())),
+    seen, fit = [], alternation.fit
+    alternation.fit = lambda step: (
+        fit(step),
+        seen.append((step, alternation.flow.prior.modes.clone())),
     )
     trainer.run()
     assert [step for step, _ in seen] == [0]  # 3 is past gaussian_until
@@ -261,15 +288,16 @@ def test_a_fit_between_steps_sees_every_class(toy_trainer):
     trainer = toy_trainer(
         objective="joint", prior=prior, steps=1, modes_every=1, gaussian_images=60
     )
-    labels, order = trainer.train_data.labels, trainer._gaussian_indices()
+    alternation, labels = trainer.alternation, trainer.train_data.labels
+    order = alternation.indices(0)
     for n in (1, 4, 60):
         trainer.config.gaussian_images = n
         expected = order[:n].tolist()
         for k in {0, 1, 2} - set(labels[order[:n]].tolist()):
             expected.append(next(i for i in order.tolist() if labels[i] == k))
-        assert torch.equal(trainer._gaussian_indices(), order[:n])
-        assert sorted(trainer._gaussian_indices(every_class=True).tolist()) == sorted(expected)
-        trainer._fit_gaussians()
+        assert torch.equal(alternation.indices(0), order[:n])
+        assert sorted(alternation.indices(0, every_class=True).tolist()) == sorted(expected)
+        alternation.fit(0)
 
 
 def test_modes_of_some_images_are_made_from_every_class(toy_images, tmp_path):
@@ -378,7 +406,7 @@ def test_gaussians_move_until_they_freeze(toy_trainer):
         if not torch.equal(prior.mu, before):
             moved.append(step)
     assert moved == [3, 6, 9]  # before each of these steps, and not at 12 = 0.6 * 20 or later
-    pool = set(trainer.gaussian_pool.tolist())
+    pool = set(trainer.alternation.pool.tolist())
     assert len(pool) == 12  # 0.2 of the 60 images
     assert not pool & set(torch.cat(used[:12]).tolist())  # the flow has not seen D_G before
     assert pool & set(torch.cat(used[12:]).tolist())
@@ -388,7 +416,7 @@ def test_gaussians_move_until_they_freeze(toy_trainer):
 def test_gaussian_fraction_zero_is_the_training_set_itself(toy_trainer, fraction, first):
     trainer = toy_trainer(gaussian_fraction=fraction)
     assert [len(p) for p in trainer.order.phases] == [first, 60]
-    assert len(trainer.gaussian_pool) == (60 - first or 60)
+    assert len(trainer.alternation.pool) == (60 - first or 60)
 
 
 def test_batch_order_covers_each_epoch_once():
@@ -452,9 +480,8 @@ def test_halving_schedule(toy_trainer):
     )
     assert found[0] < 1e-5 and found[3] == pytest.approx(0.005, rel=1e-3)
     for steps, lr in ((range(6, 11), 0.01), (range(12, 17), 0.005), (range(18, 60), 0.0025)):
-        assert [found[t] for t in steps] == pytest.approx([lr] * len(steps)), (
-            steps
-        )  # timm may be one step early
+        # timm may be one step early
+        assert [found[t] for t in steps] == pytest.approx([lr] * len(steps)), steps
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "none"])

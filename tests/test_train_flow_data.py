@@ -1,4 +1,4 @@
-"""train_flow's settings and data sets: what is read, what is refused, and how images are split."""
+"""train_flow's settings and datasets: what is read, what is refused, and how images are split."""
 
 import hashlib
 import pickle
@@ -26,9 +26,8 @@ def test_shipped_configs_load(name):
 
 def test_overrides(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        "data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n"
-    )  # YAML reads 1e-3 as a string
+    # YAML reads 1e-3 as a string
+    path.write_text("data: digits\nlr: 1e-3\nprior: {num_modes: 8, a: 1.0}\n")
     config = load_config(
         path,
         [
@@ -149,9 +148,8 @@ def test_folder_is_read_as_it_is(image_folder, toy_images):
     train, val = load_data("folder", image_folder, image_size=32)
     assert torch.equal(train.levels, toy_images[0]) and torch.equal(train.labels, toy_images[1])
     assert train.class_names == val.class_names == ["a", "b", "c"] and len(val) == 24
-    train, val = load_data(
-        "folder", image_folder / "train", image_size=32
-    )  # class folders directly
+    # class folders directly
+    train, val = load_data("folder", image_folder / "train", image_size=32)
     assert torch.equal(train.levels, toy_images[0]) and val is None
 
 
@@ -294,7 +292,7 @@ def test_splits_without_train_are_not_taken_for_classes(tmp_path, image_folder, 
     assert len(load_data("folder", tmp_path, 32)[0]) == 60
 
 
-# -- other data sets ---------------------------------------------------------------------------------------------------
+# -- other datasets ---------------------------------------------------------------------------------------------------
 
 
 def test_digits():
@@ -302,7 +300,7 @@ def test_digits():
     assert train.levels.shape[1:] == (1, 8, 8) and train.levels.dtype == torch.uint8
     assert len(train) + len(val) == 1797 and abs(len(val) - 0.2 * 1797) < 10
     assert train.levels.max() == 255 and train.class_names == [str(k) for k in range(10)]
-    # the split belongs to the data set: no seed changes it
+    # the split belongs to the dataset: no seed changes it
     assert torch.equal(load_data("digits", seed=3)[1].levels, val.levels)
 
 
@@ -347,9 +345,8 @@ def test_stratified_split(fraction):
     assert torch.equal(torch.cat([rest, held]).sort().values, torch.arange(60))
     assert torch.equal(rest, rest.sort().values) and torch.equal(held, held.sort().values)
     for k, n in enumerate((40, 2, 17, 1)):
-        expected = min(
-            max(1, round(fraction * n)), n - 1
-        )  # at least one, never all: a class of one keeps its image
+        # at least one, never all: a class of one keeps its image
+        expected = min(max(1, round(fraction * n)), n - 1)
         assert int((labels[held] == k).sum()) == expected
     again = stratified_split(labels, fraction, seed=1)[1]
     other = stratified_split(labels, fraction, seed=2)[1]

@@ -18,7 +18,8 @@ from test_train_flow import TOY, read_log, run_cli
 
 from train_flow.config import TrainConfig
 from train_flow.data import load_data
-from train_flow.trainer import NOISE, Trainer
+from train_flow.schedule import NOISE
+from train_flow.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "flow/model.safetensors"
@@ -60,7 +61,8 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
         resumes += 1
     assert resumes == 10
     assert (
-        f"stopped at step 1 of {settings['steps']}; go on with --resume" in capsys.readouterr().out
+        f"stopped at step 1 of {settings['steps']}; continue with --resume"
+        in capsys.readouterr().out
     )
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     losses = [
@@ -84,7 +86,7 @@ def test_what_a_checkpoint_does_not_fit_is_refused(image_folder, tmp_path, capsy
         assert e.value.code == 2
         return capsys.readouterr().err
 
-    assert "checkpoint.pt exists; go on with --resume, or choose another --out" in error({})
+    assert "checkpoint.pt exists; continue with --resume, or choose another --out" in error({})
     message = error({"lr": 0.1, "seed": 1}, "--resume")
     assert "lr=0.003 instead of 0.1, seed=0 instead of 1" in message
     # other data: a class less, then an image less of each
@@ -192,7 +194,7 @@ class Kept(cli.Trainer):
 cli.Trainer = Kept
 cli.main(sys.argv[2:])
 state = {"flow": made[0].flow.state_dict(), "averaged": made[0].averaged.state_dict()}
-torch.save(state, f"{sys.argv[1]}/rank{made[0].rank}.pt")
+torch.save(state, f"{sys.argv[1]}/rank{made[0].processes.rank}.pt")
 """
 
 
@@ -245,12 +247,11 @@ def test_two_processes(image_folder, tmp_path):
     # the first loss is the mean of the losses of the two halves of the batch, which one process can compute
     train, val = load_data("folder", image_folder, 32)
     trainer = Trainer(TrainConfig(**settings), train, val, tmp_path / "alone")
-    trainer.world, halves, images = 2, [], []
-    for trainer.rank in range(2):
-        x, y = trainer._images(trainer.order(0), 0, NOISE)
+    trainer.processes.world, halves, images = 2, [], []
+    for trainer.processes.rank in range(2):
+        x, y = trainer.images(trainer.order(0), 0, NOISE)
         images.append(x)
         halves.append(trainer.loss(x, y)[0].item())
     assert len(images[0]) == len(images[1]) == 9 and not torch.equal(images[0], images[1])
-    assert read_log(out)[0]["loss"] == pytest.approx(
-        sum(halves) / 2, abs=2e-5
-    )  # the log keeps 5 decimals
+    # the log keeps 5 decimals
+    assert read_log(out)[0]["loss"] == pytest.approx(sum(halves) / 2, abs=2e-5)

@@ -10,70 +10,61 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from .config import list_configs, load_config
 from .data import load_data
-from .trainer import Trainer, init_distributed
+from .distributed import init_distributed, leave_distributed
+from .trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m train_flow", description="Train a flow for timm_nfaug."
-    )
-    parser.add_argument(
-        "--config", required=True, help=f"a YAML file, or one of: {', '.join(list_configs())}"
-    )
-    parser.add_argument(
-        "--data-dir",
-        help="ImageFolder tree (train/, val/), or where CIFAR is or will be downloaded",
-    )
-    parser.add_argument("--out", help="output directory (default: runs/CONFIG)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting; repeatable",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --out, if there is one"
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        default=math.inf,
-        metavar="SECONDS",
-        help="stop, resumably, after this",
-    )
+    """Runs ``python -m train_flow`` with the arguments `argv`."""
+    parser = _make_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = load_config(args.config, args.set)
-        device = init_distributed(args.device)
-        out = Path(args.out or Path("runs") / Path(args.config).name.removesuffix(".yaml"))
-        train, val = load_data(
-            config.data, args.data_dir, config.image_size, config.in_chans,
-            config.val_fraction, config.skip_unreadable, config.seed,
-        )  # fmt: skip
-        if not config.labels:
-            train, val = train.without_labels(), val if val is None else val.without_labels()
-        trainer = Trainer(config, train, val, out, device, args.resume)
+        trainer = _make_trainer(args)
     except (ValueError, FileNotFoundError, FileExistsError) as e:
         parser.exit(2, f"error: {e}\n")
     done = trainer.run(args.time_limit)
-    if trainer.rank == 0:
+    if trainer.processes.rank == 0:
         if done:
-            report = trainer.finish()
-            print(json.dumps(report, indent=2))
-            print(f"flow saved to {out / 'flow'}")
+            print(json.dumps(trainer.finish(), indent=2))
+            print(f"flow saved to {trainer.out / 'flow'}")
         else:
-            print(f"stopped at step {trainer.step} of {trainer.steps}; go on with --resume")
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+            print(f"stopped at step {trainer.step} of {trainer.steps}; continue with --resume")
+    leave_distributed()
     return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train_flow", description="Train a flow for timm_nfaug."
+    )
+    add, configs = parser.add_argument, ", ".join(list_configs())
+    add("--config", required=True, help=f"a YAML file, or one of: {configs}")
+    tree = "ImageFolder tree (train/, val/), or where CIFAR is or will be downloaded"
+    add("--data-dir", help=tree)
+    add("--out", help="output directory (default: runs/CONFIG)")
+    override = "override a setting; repeatable"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    resume = "continue from the checkpoint in --out, if there is one"
+    add("--resume", action="store_true", help=resume)
+    limit = "stop, resumably, after this"
+    add("--time-limit", type=float, default=math.inf, metavar="SECONDS", help=limit)
+    return parser
+
+
+def _make_trainer(args: argparse.Namespace) -> Trainer:
+    c = load_config(args.config, args.set)
+    device = init_distributed(args.device)
+    out = Path(args.out or Path("runs") / Path(args.config).name.removesuffix(".yaml"))
+    images = c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable, c.seed
+    train, val = load_data(c.data, args.data_dir, *images)
+    if not c.labels:
+        train, val = train.without_labels(), val if val is None else val.without_labels()
+    return Trainer(c, train, val, out, device, args.resume)
 
 
 if __name__ == "__main__":

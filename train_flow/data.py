@@ -1,4 +1,4 @@
-"""Data sets as one uint8 tensor in memory: an ImageFolder tree, torchvision's CIFAR, the scikit-learn digits."""
+"""Datasets as one uint8 tensor in memory: an ImageFolder tree, CIFAR, the scikit-learn digits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from timm_nfaug.pixels import dequantize
+
+from .config import TrainConfig
+from .distributed import Processes
+from .schedule import generator
+
 _logger = logging.getLogger(__name__)
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
@@ -22,7 +28,12 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 
 @dataclass
 class Images:
-    """levels (N, C, H, W) uint8, labels (N,) int64, class_names in label order."""
+    """Images of a dataset: levels (N, C, H, W) uint8, labels (N,) int64, class names by label.
+
+    >>> data = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ["a", "b"])
+    >>> len(data), data.subset(torch.tensor([0, 3])).labels.tolist()
+    (4, [0, 1])
+    """
 
     levels: Tensor
     labels: Tensor
@@ -32,18 +43,60 @@ class Images:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> Images:
+        """The images at `indices`, or where a mask is true."""
+        indices = indices.to(self.levels.device)
         return Images(self.levels[indices], self.labels[indices], self.class_names)
 
+    def to(self, device: torch.device) -> Images:
+        """The images on `device`."""
+        return Images(self.levels.to(device), self.labels.to(device), self.class_names)
+
     def sha256(self) -> str:
-        """Of images, labels and class names."""
+        """Hash of images, labels and class names."""
         h = hashlib.sha256(repr((tuple(self.levels.shape), self.class_names)).encode())
         h.update(self.labels.cpu().numpy().tobytes())
-        h.update(self.levels.cpu().contiguous().numpy())
+        h.update(self.levels.cpu().contiguous().numpy().data)
         return h.hexdigest()
 
     def without_labels(self) -> Images:
         """The same images as one class."""
         return Images(self.levels, torch.zeros_like(self.labels), ["image"])
+
+
+class TrainingImages:
+    """Images as a step of training sees them: flipped, shifted and dequantised at random.
+
+    Args:
+        config: its seed, bits, flip and shift are used.
+        processes: each process makes its share of a batch.
+        device: where the images go; they are made where those of `data` lie.
+    """
+
+    def __init__(
+        self, data: Images, config: TrainConfig, processes: Processes, device: torch.device
+    ):
+        self.data, self.config, self.processes, self.device = data, config, processes, device
+
+    def __call__(
+        self, indices: Tensor, step: int, purpose: int, whole: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Makes images x (B, C, H, W) in [-1, 1] and labels y (B,) of this process's share.
+
+        Args:
+            indices: images of all processes together.
+            step, purpose: key of the random numbers, see `schedule.generator`.
+            whole: the images after so many are shifted; None: no image is.
+        """
+        c, part = self.config, self.data.subset(self.processes.share(indices))
+        levels = part.levels
+        g = generator(c.seed, purpose, step, self.processes.rank, device=levels.device)
+        if c.flip:
+            flipped = torch.rand(len(levels), generator=g, device=levels.device) < 0.5
+            levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
+        if whole is not None:
+            levels = torch.cat([levels[:whole], random_shift(levels[whole:], c.shift, g)])
+        x = dequantize(levels, c.bits, g)
+        return x.to(self.device), part.labels.to(self.device)
 
 
 def load_data(
@@ -55,43 +108,60 @@ def load_data(
     skip_unreadable: bool = False,
     seed: int = 0,
 ) -> tuple[Images, Images | None]:
-    """Training and validation images.
+    """Loads the training images and, where there are any, the validation images.
 
     Args:
-        data: folder, cifar10, cifar100 (downloaded into data_dir where missing) or digits (no directory).
-        data_dir: for a folder the root, with train/ and val/ inside, or class folders directly.
-        val_fraction: stratified share of the training images held out; replaces any validation split of the data, so
-            that nothing is tuned on it. The digits have no split of their own and hold out 20% unless given.
+        data: folder, cifar10, cifar100 (downloaded into data_dir where missing) or digits.
+        data_dir: root of a folder, with train/ and val/ inside, or class folders directly.
+        image_size, in_chans, skip_unreadable: for a folder, see `load_folder`.
+        val_fraction: share of the training images held out, stratified by class. It replaces the
+            validation split of the data, so that nothing is tuned on that. The digits have no
+            split of their own: 20% are held out unless this says otherwise.
+
+    >>> train, val = load_data("digits")
+    >>> tuple(train.levels.shape), len(val)
+    ((1438, 1, 8, 8), 359)
     """
+    val: Images | None
     if data == "digits":
         train, val = _digits(), None
         val_fraction = val_fraction or 0.2
-        seed = 0  # the same split for every training: it is the data set's, not the run's
+        seed = 0  # the split belongs to the dataset: every training has the same
     elif data_dir is None:
         raise ValueError(f"data {data!r} needs --data-dir")
     elif data in ("cifar10", "cifar100"):
         train, val = _cifar(data, data_dir, True), _cifar(data, data_dir, False)
     else:
+        if image_size is None:
+            raise ValueError("data 'folder' needs image_size, the side of the images, e.g. 32")
         train, val = _folder_splits(Path(data_dir), image_size, in_chans, skip_unreadable)
     if val_fraction:
         rest, held = stratified_split(train.labels, val_fraction, seed)
         if not len(held):
             raise ValueError(
-                f"val_fraction {val_fraction:g} holds out no image, as every class has one alone; set val_fraction=0"
+                f"val_fraction {val_fraction:g} holds out no image, as every class has one alone; "
+                f"set val_fraction=0"
             )
         train, val = train.subset(rest), train.subset(held)
     return train, val
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices of the rest and of a random `fraction` of every class (at least one image, never all)."""
+    """Splits indices into the rest and a random `fraction` of every class, both sorted.
+
+    At least one image of a class is taken, but never all: a class of one image keeps it.
+
+    >>> rest, held = stratified_split(torch.tensor([0] * 8 + [1] * 4), 0.25, seed=0)
+    >>> len(rest), len(held), int((held < 8).sum())
+    (9, 3, 2)
+    """
     g = torch.Generator().manual_seed(seed)
-    held = []
+    taken = []
     for k in labels.unique():
         own = torch.nonzero(labels == k).flatten()
         n = min(max(1, round(fraction * len(own))), len(own) - 1)
-        held.append(own[torch.randperm(len(own), generator=g)[:n]])
-    held = torch.cat(held).sort().values
+        taken.append(own[torch.randperm(len(own), generator=g)[:n]])
+    held = torch.cat(taken).sort().values
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[held] = False
     return torch.nonzero(rest).flatten(), held
@@ -100,23 +170,31 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 def random_shift(
     levels: Tensor, pixels: int, generator: torch.Generator, mode: str = "reflect"
 ) -> Tensor:
-    """Images (B, C, H, W), each shifted by up to `pixels` both ways; `mode` of `F.pad` says what comes in at an edge."""
+    """Shifts each image of (B, C, H, W) by up to `pixels` in both directions.
+
+    Args:
+        mode: what comes in at an edge, see `F.pad`.
+
+    >>> levels = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    >>> random_shift(levels, 2, torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 3, 8, 8])
+    """
     b, _, h, w = levels.shape
     padded = F.pad(levels.float(), (pixels,) * 4, mode=mode).to(levels.dtype)
-    start = torch.randint(
-        0, 2 * pixels + 1, (2, b, 1), generator=generator, device=generator.device
-    )
+    size, device = (2, b, 1), generator.device
+    start = torch.randint(0, 2 * pixels + 1, size, generator=generator, device=device)
     start = start.to(levels.device, non_blocking=True)
-    rows, columns = (
-        s + torch.arange(n, device=levels.device) for s, n in zip(start, (h, w), strict=True)
-    )
+    rows = start[0] + torch.arange(h, device=levels.device)  # (B, H)
+    columns = start[1] + torch.arange(w, device=levels.device)  # (B, W)
     image = torch.arange(b, device=levels.device).view(b, 1, 1)
-    return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(
-        0, 3, 1, 2
-    )  # indexing puts C last
+    shifted = padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)]  # (B, H, W, C)
+    return shifted.permute(0, 3, 1, 2)
 
 
-def _folder_splits(root: Path, size, in_chans, skip) -> tuple[Images, Images | None]:
+def _folder_splits(
+    root: Path, size: int, in_chans: int, skip: bool
+) -> tuple[Images, Images | None]:
+    """Reads train/ and val/ of a directory, or its class folders as training images."""
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
     val_dir = next((root / n for n in ("val", "validation", "test") if (root / n).is_dir()), None)
@@ -124,8 +202,9 @@ def _folder_splits(root: Path, size, in_chans, skip) -> tuple[Images, Images | N
     splits = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.lower() in SPLITS)
     if splits and train_dir == root:
         raise ValueError(
-            f"{root} must hold train/ (and val/), or class folders directly; it holds {', '.join(splits)}, which would be taken "
-            f"for classes: rename the folder of the training images to train, or name it itself as --data-dir"
+            f"{root} must hold train/ (and val/), or class folders directly; it holds "
+            f"{', '.join(splits)}, which would be taken for classes: rename the folder of the "
+            f"training images to train, or name it itself as --data-dir"
         )
     train = load_folder(train_dir, size, in_chans, skip)
     if val_dir is None or train_dir == root:
@@ -137,23 +216,15 @@ def _folder_splits(root: Path, size, in_chans, skip) -> tuple[Images, Images | N
 
 
 def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool = False) -> Images:
-    """Class folders of images, in sorted order; other sizes are resized (bicubic) and centre-cropped to size x size."""
+    """Reads class folders of images, in sorted order.
+
+    Args:
+        size: side in pixels; images of another size are resized (bicubic) and centre-cropped to it.
+        in_chans: 3 for RGB, 1 for greyscale.
+        skip_unreadable: leave out images that cannot be read, with a warning, instead of raising.
+    """
     names = sorted(d.name for d in root.iterdir() if d.is_dir())
-    files = [
-        (path, k)
-        for k, name in enumerate(names)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in IMG_EXTENSIONS
-    ]
-    if not files:
-        raise ValueError(
-            f"{root} holds no images; expected class folders with files ending in {' '.join(IMG_EXTENSIONS)}"
-        )
-    empty = set(range(len(names))) - {k for _, k in files}
-    if empty:
-        raise ValueError(
-            f"class folder {root / names[min(empty)]} holds no images ({len(empty)} such folders)"
-        )
+    files = _list_files(root, names)
     levels = np.empty((len(files), in_chans, size, size), dtype=np.uint8)
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda i: _read(files[i][0], levels[i]), range(len(files))))
@@ -162,21 +233,43 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
         _logger.warning("cannot read %s: %s", path, error)
     if bad and not skip_unreadable:
         raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read, the first is {bad[0][0]} ({bad[0][1]}); "
-            f"mend or remove them, or skip them with skip_unreadable=true"
+            f"{len(bad)} of {len(files)} images cannot be read, the first is {bad[0][0]} "
+            f"({bad[0][1]}); repair or remove them, or skip them with skip_unreadable=true"
         )
     good = torch.tensor([e is None for e in errors])
     labels = torch.tensor([k for _, k in files])
     lost = set(range(len(names))) - set(labels[good].tolist())
     if lost:
         raise ValueError(
-            f"no image of class folder {root / names[min(lost)]} can be read ({len(lost)} such folders)"
+            f"no image of class folder {root / names[min(lost)]} can be read "
+            f"({len(lost)} such folders)"
         )
     return Images(torch.from_numpy(levels)[good], labels[good], names)
 
 
+def _list_files(root: Path, names: list[str]) -> list[tuple[Path, int]]:
+    """Image files of the class folders `names` with their labels; each class needs one."""
+    files = [
+        (path, k)
+        for k, name in enumerate(names)
+        for path in sorted((root / name).rglob("*"))
+        if path.suffix.lower() in IMG_EXTENSIONS
+    ]
+    if not files:
+        raise ValueError(
+            f"{root} holds no images; expected class folders with files ending in "
+            f"{' '.join(IMG_EXTENSIONS)}"
+        )
+    empty = set(range(len(names))) - {k for _, k in files}
+    if empty:
+        raise ValueError(
+            f"class folder {root / names[min(empty)]} holds no images ({len(empty)} such folders)"
+        )
+    return files
+
+
 def _read(path: Path, out: np.ndarray) -> str | None:
-    """Decodes one image into out (C, size, size); returns what went wrong, or None."""
+    """Decodes one image into `out` (C, size, size); returns what went wrong, or None."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # PIL would clip it at level 255
@@ -196,11 +289,8 @@ def _cifar(name: str, root: str | Path, train: bool) -> Images:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     data = (CIFAR10 if name == "cifar10" else CIFAR100)(root, train=train, download=True)
-    return Images(
-        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(data.targets),
-        data.classes,
-    )
+    levels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return Images(levels, torch.tensor(data.targets), data.classes)
 
 
 def _digits() -> Images:
@@ -208,6 +298,5 @@ def _digits() -> Images:
 
     data = load_digits()
     levels = torch.from_numpy((data.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    return Images(
-        levels, torch.from_numpy(data.target.astype(np.int64)), [str(k) for k in range(10)]
-    )
+    labels = torch.from_numpy(data.target.astype(np.int64))
+    return Images(levels, labels, [str(k) for k in range(10)])

@@ -1,66 +1,91 @@
-"""The losses: likelihood of the flow, separation of the class Gaussians, and their alternation (GLEM).
+"""The losses of the flow and of its class Gaussians.
 
-The cross-entropy beside the likelihood, and its temperature, follow Ardizzone et al., "Training Normalizing Flows with
-the Information Bottleneck for Competitive Generative Classification", NeurIPS 2020.
+The flow's: likelihood, and beside it a cross-entropy with a temperature (Ardizzone et al.,
+"Training Normalizing Flows with the Information Bottleneck for Competitive Generative
+Classification", NeurIPS 2020). The Gaussians': likelihood and separation (Enescu & Sahbi,
+"Learning Classwise Untangled Continuums for Conditional Normalizing Flows", ACCV 2024).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_nfaug import pixels
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.flows.prior import ClassGaussians
+
+from .config import TrainConfig
+
+
+def make_loss(flow: ConditionalFlow, config: TrainConfig) -> nn.Module:
+    """The flow's loss: of class Gaussians or, with objective ce, of a label band."""
+    if config.objective == "ce":
+        return BandLoss(flow)
+    return FlowLoss(flow, config.discriminative, config.temperature)
 
 
 class FlowLoss(nn.Module):
-    """Bits/dim of dequantised images, plus `discriminative` times the cross-entropy of the class logits in nats.
+    """Bits/dim of dequantised images, plus a weighted cross-entropy of the class logits.
 
-    The logits are divided by `temperature` first: log densities of thousands of dimensions differ by tens of nats, and
-    undivided they leave a gradient only to the images that are classified wrongly.
+    One forward pass, so that DistributedDataParallel can wrap it.
 
-    One forward pass, so that it can be wrapped in DistributedDataParallel.
+    Args:
+        discriminative: weight of the cross-entropy, which is in nats.
+        temperature: divides the logits in it. Log densities of thousands of dimensions differ by
+            tens of nats; undivided, only wrongly classified images would have a gradient.
+
+    >>> import torch, timm_nfaug
+    >>> flow = timm_nfaug.create_flow("linear", input_size=(1, 8, 8), num_classes=2)
+    >>> x, y = torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
+    >>> loss, bpd, accuracy = FlowLoss(flow, discriminative=0.5)(x, y)
+    >>> bool(loss > bpd), float(accuracy)
+    (True, 0.5)
     """
 
     def __init__(
         self, flow: ConditionalFlow, discriminative: float = 0.0, temperature: float = 1.0
     ):
         super().__init__()
-        self.flow = flow
-        self.discriminative = discriminative
-        self.temperature = temperature
+        self.flow, self.discriminative, self.temperature = flow, discriminative, temperature
 
     def forward(
         self, x: Tensor, y: Tensor, whole: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images x (B, C, H, W), labels y (B,) to loss (), bits/dim () and class accuracy ().
+        """Computes loss, bits/dim and class accuracy of images (B, C, H, W) and labels (B,).
 
         Args:
-            whole: the first so many images count in bits/dim and accuracy; the others, which were shifted, only in the
-                cross-entropy. None: all.
+            whole: number of images, from the first, that count in bits/dim and accuracy; the
+                others, which were shifted, count in the cross-entropy only. None: all.
         """
         flow = self.flow
-        z, log_det = flow(x, y)
-        if flow.config.code_rows:
-            log_prob = flow.prior.log_prob(z, torch.zeros_like(y)) + log_det
-            bpd = pixels.bits_per_dim(log_prob, flow.dim, flow.config.bits).mean()
-            return bpd, bpd.detach(), bpd.new_full((), math.nan)
-        per_class = flow.prior.log_prob_all(z)
+        z, log_det = flow(x)  # (B, D), (B,)
+        per_class = flow.prior.log_prob_all(z)  # (B, K)
         log_prob = flow.prior.log_prob(z[:whole], y[:whole]) + log_det[:whole]
-        bpd = pixels.bits_per_dim(log_prob, flow.dim, flow.config.bits).mean()
-        loss = bpd
+        loss = bpd = pixels.bits_per_dim(log_prob, flow.dim, flow.config.bits).mean()
         if self.discriminative:
             loss = loss + self.discriminative * F.cross_entropy(per_class / self.temperature, y)
         accuracy = (per_class.detach()[:whole].argmax(1) == y[:whole]).float().mean()
         return loss, bpd.detach(), accuracy
 
 
+class BandLoss(nn.Module):
+    """Bits/dim of images and their label bands under one shared Gaussian: the ce baseline."""
+
+    def __init__(self, flow: ConditionalFlow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, y: Tensor, whole: None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the bits/dim twice, as loss and to be shown, and NaN for the class accuracy."""
+        bpd = self.flow.bits_per_dim(x, y).mean()
+        return bpd, bpd.detach(), bpd.new_full((), math.nan)
+
+
 def gaussian_loss(
-    prior,
+    prior: ClassGaussians,
     z: Tensor,
     y: Tensor,
     kld_weight: float,
@@ -68,11 +93,22 @@ def gaussian_loss(
     flow_dim: int,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Loss of the class Gaussians for given codes: L_NF plus `kld_weight` times L_KLD, each divided by its range.
+    """Loss () of the class Gaussians for fixed codes: L_NF plus `kld_weight` times L_KLD.
 
-    The range is that of L_NF over the images and that of the mean KL of a class to the others over the classes,
-    widened by 5% of its ends; both without gradient. At the start, where all Gaussians are equal, there is no
-    direction to separate them in and the second term is zero.
+    Each term is divided by its range: L_NF by that over the images, L_KLD by that over the classes
+    of the mean KL to the others. A range is widened by 5% of its ends and has no gradient. At the
+    start, where all Gaussians are equal, no direction separates them and the second term is zero.
+
+    Args:
+        z, y: codes (B, D) and labels (B,).
+        discriminative, temperature: of a cross-entropy beside L_NF, as in `FlowLoss`.
+        flow_dim: D.
+
+    >>> import torch
+    >>> prior = ClassGaussians(num_classes=2, dim=3)
+    >>> z, y = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+    >>> gaussian_loss(prior, z, y, 50.0, 0.0, 3).shape
+    torch.Size([])
     """
     nll = -prior.log_prob(z, y)  # (B,)
     loss = nll.mean() / _range(nll)
@@ -81,10 +117,10 @@ def gaussian_loss(
         scale = discriminative * flow_dim * math.log(2)
         loss = loss + scale * F.cross_entropy(prior.log_prob_all(z) / temperature, y) / _range(nll)
     if kld_weight and prior.num_classes > 1:
-        kl = prior.pairwise_kl()
+        kl = prior.pairwise_kl()  # (K, K)
         k = prior.num_classes
         per_class = (kl + kl.T).sum(1) / (k - 1)  # (K,)
-        if float(per_class.detach().max()) > 1e-6:
+        if float(per_class.detach().max()) > 1e-6:  # float32 rounding of equal Gaussians is below
             loss = loss - kld_weight * kl.sum() / (k * (k - 1)) / _range(per_class)
     return loss
 
@@ -93,14 +129,3 @@ def _range(values: Tensor) -> Tensor:
     values = values.detach()
     low, high = values.min(), values.max()
     return (high - low) + 0.05 * (high.abs() + low.abs()) + 1e-12
-
-
-def piecewise(points: list, t: float, geometric: bool) -> float:
-    """Value at `t` of a schedule through [position, value] points, linear or geometric between them."""
-    if t <= points[0][0]:
-        return float(points[0][1])
-    for (t0, v0), (t1, v1) in itertools.pairwise(points):
-        if t <= t1:
-            w = (t - t0) / (t1 - t0)
-            return float(v0 ** (1 - w) * v1**w if geometric else (1 - w) * v0 + w * v1)
-    return float(points[-1][1])

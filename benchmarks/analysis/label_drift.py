@@ -38,7 +38,7 @@ from benchmarks.core.common import (
 )
 from timm_nfaug import ConditionalFlow
 from train_flow.data import Images, load_data
-from train_flow.trainer import generator
+from train_flow.schedule import generator
 
 BATCH, ROUNDS = 250, 2
 CROPPED = Arm(

@@ -46,8 +46,8 @@ from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.prior import ClassGaussians
 from train_flow.config import TrainConfig
 from train_flow.data import load_data
-from train_flow.objective import FlowLoss, gaussian_loss, piecewise
-from train_flow.trainer import generator
+from train_flow.objective import FlowLoss, gaussian_loss
+from train_flow.schedule import generator, piecewise
 
 from ..core.common import ROOT, command_line, environment, markdown_table, write_result
 

@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from benchmarks.cifar.arms import Arm, Policy, apply_policy
 from timm_nfaug import pixels
 from train_flow.data import Images, random_shift
-from train_flow.trainer import generator
+from train_flow.schedule import generator
 
 ORDER, CROP, AUGMENT = range(
     100, 103

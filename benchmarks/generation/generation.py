@@ -65,7 +65,8 @@ from timm_nfaug.hub import WEIGHTS_NAME, resolve
 from train_flow.config import load_config
 from train_flow.data import Images, load_data
 from train_flow.evaluate import evaluate, evenly
-from train_flow.trainer import Trainer, generator
+from train_flow.schedule import generator
+from train_flow.trainer import Trainer
 
 ARMS = {
     "glem": ["objective=glem"],

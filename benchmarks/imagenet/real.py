@@ -55,7 +55,8 @@ from benchmarks.imagenet import recipe
 from timm_nfaug import ConditionalFlow, NFAugment, NFAugmentedDataset, create_flow
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.integration.pillow import guard_posterize
-from train_flow.trainer import generator, init_distributed
+from train_flow.distributed import init_distributed
+from train_flow.schedule import generator
 
 ARMS = ("baseline", "sa", "linear", "ce", "glem")
 METRICS = ("top1", "top5", "real_top1", "real_top5")
