@@ -1,8 +1,11 @@
 """The cache of a deep flow's work: what it holds is right, a stale or damaged one is refused, a build resumes after a kill."""
 
+import fcntl
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
+from timm_nfaug._utils.files import locked
 from timm_nfaug._utils.random import keyed_generator
 from timm_nfaug.change import Change
 from timm_nfaug.change.tangents import packed, summed, tangents, weights
@@ -309,6 +313,21 @@ def test_a_build_cut_short_resumes(augment, base, tmp_path):
     (tmp_path / "cache" / "crc.npy").unlink()
     with pytest.raises(ValueError, match="crc.npy is missing or damaged"):
         NFACache(tmp_path / "cache")
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time, pathlib, timm_nfaug._utils.files as files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with open(tmp_path / ".lock", "w") as f, pytest.raises(BlockingIOError):
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
 
 
 def test_a_cache_of_another_kind_or_format_is_refused(augment, base, tmp_path):

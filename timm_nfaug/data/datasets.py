@@ -171,10 +171,9 @@ class NFAugmentedDataset(_Wrapped):
         return new
 
     def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
-        g = keyed_generator(self.seed, epoch, index)
-        if label is None:
-            return self.augment(image, generator=g)
-        return self.augment(image, label, generator=g)[0]
+        inputs = (image,) if label is None else (image, label)
+        out = self.augment(*inputs, generator=keyed_generator(self.seed, epoch, index))
+        return out if label is None else out[0]
 
 
 def _fingerprint(augment: NFAugment, seed: int) -> str:

@@ -122,7 +122,7 @@ def _check_space(path: Path, index: Index) -> None:
     """Raises where the rest does not fit: a full disk kills the process that maps the files."""
     count, shapes = index["count"], index["shapes"]
     row = sum(math.prod(shapes[part]) * np.dtype(t).itemsize for part, t in DTYPES.items()) / 1e9
-    there = all(_file(path, part).is_file() for part in DTYPES)
+    there = all((path / f"{part}.npy").is_file() for part in DTYPES)
     done = sum(len(_shard(index, int(number))) for number in index["shards"]) if there else 0
     free = shutil.disk_usage(path).free / 1e9
     if row * (count - done) > free:
@@ -140,7 +140,7 @@ def _map(path: Path, index: Index, mode: Any) -> Arrays:
     """The arrays, to be read ("r") or written ("r+"), which makes those that are not there."""
     arrays: Arrays = {}
     for part, dtype in DTYPES.items():
-        file, shape = _file(path, part), (index["count"], *index["shapes"][part])
+        file, shape = path / f"{part}.npy", (index["count"], *index["shapes"][part])
         with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
             arrays[part] = np.load(file, mmap_mode=mode)
         if part not in arrays or arrays[part].shape != shape or arrays[part].dtype != dtype:
@@ -150,13 +150,9 @@ def _map(path: Path, index: Index, mode: Any) -> Arrays:
     return arrays
 
 
-def _file(path: Path, part: str) -> Path:
-    return path / f"{part}.npy"
-
-
 def _stamps(path: Path) -> dict[str, int]:
     """When each file was last written to."""
-    return {part: _file(path, part).stat().st_mtime_ns for part in DTYPES}
+    return {part: (path / f"{part}.npy").stat().st_mtime_ns for part in DTYPES}
 
 
 def _shard(index: Index, number: int) -> range:
