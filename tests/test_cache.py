@@ -1,6 +1,11 @@
-"""The cache of a deep flow's work: what it holds is right, a stale or damaged one is refused, a build goes on after a kill."""
+"""The cache of a deep flow's work: what it holds is right, a stale or damaged one is refused, a build resumes after a kill."""
 
+import fcntl
+import json
 import os
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,13 +19,25 @@ from torchvision.transforms.v2 import functional as TF
 
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
+from timm_nfaug._utils.files import locked
 from timm_nfaug._utils.random import keyed_generator
-from timm_nfaug.data import cache as caching
-from timm_nfaug.data.cache import NFACache, digest, packed, summed, tangents, weights
-from timm_nfaug.moves.perturb import displacement, draw_noise
+from timm_nfaug.change import Change
+from timm_nfaug.change.tangents import packed, summed, tangents, weights
+from timm_nfaug.data import NFACache, store
+from timm_nfaug.data.cache import digest
+from timm_nfaug.moves import create_move, draw_noise
 from train_flow.data import load_data
 
 MODES = 4
+
+
+class Brightness(Change):
+    """A change with no flow."""
+
+    size, num_classes, noise_size = (3, 1, 1), 1, 1
+
+    def change(self, images, y, noise):
+        return (0.1 * noise).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
 
 
 @pytest.fixture
@@ -35,7 +52,7 @@ def base(image_folder):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(caching, "SHARD", 16)
+    monkeypatch.setattr(store, "SHARD", 16)
 
 
 def test_tangents_are_the_derivatives_of_the_inverse(small_flow, toy_images):
@@ -76,7 +93,7 @@ def test_a_fit_to_moves_of_their_size_errs_less_than_derivatives():
     with torch.no_grad():
         z, _ = flow(x)
         noise = draw_noise(100, 8, torch.Generator().manual_seed(0))
-        exact = flow.inverse(z + 0.5 * displacement(flow, y, noise, "pca", 8)) - x
+        exact = flow.inverse(z + create_move("pca", 8, 0.5).displacement(flow, y, noise)) - x
 
     def error(pictures, own):
         return (
@@ -112,32 +129,28 @@ def test_sums_of_packed_pictures_err_by_half_a_step_at_most():
     )
 
 
-@pytest.mark.parametrize("kind", ["codes", "tangents"])
-def test_changes_are_those_of_the_flow(augment, base, tmp_path, kind):
-    """Codes exactly; tangents to first order, and the better the smaller the move."""
-    cache = NFACache.build(augment, base, tmp_path / "cache", kind, step=0.3)
+def test_changes_are_those_of_the_flow(augment, base, tmp_path):
+    """To first order, and the better the smaller the move."""
+    cache = NFACache.build(augment, base, tmp_path / "cache", step=0.3)
     assert len(cache) == 60 and cache.modes == MODES
     errors = {}
     for strength in (0.1, 1.0):
-        augment.strength = strength
+        exact = augment.replace(strength=strength)
         wanted, found = [], []
         for i in range(0, 60, 7):
             image, label = base[i]
             noise = torch.randn(MODES, generator=torch.Generator().manual_seed(i))
             x = pixels.levels_to_model(pixels.levels_of(image)).unsqueeze(0)
             wanted.append(
-                augment._change(lambda x=x: x, torch.tensor([label]), noise.unsqueeze(0))[0]
+                exact._change(lambda x=x: x, torch.tensor([label]), noise.unsqueeze(0))[0]
             )
             found.append(cache.change(i, image, label, noise, strength))
         wanted, found = torch.stack(wanted), torch.stack(found)
         errors[strength] = ((found - wanted).norm() / wanted.norm()).item()
-    if kind == "codes":
-        assert max(errors.values()) < 1e-4
-    else:
-        assert errors[0.1] < 0.05 and errors[0.1] < errors[1.0] < 0.5
+    assert errors[0.1] < 0.05 and errors[0.1] < errors[1.0] < 0.5
 
 
-def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
+def test_the_dataset_moves_images_by_the_cache(augment, base, tmp_path):
     cache = NFACache.build(augment, base, tmp_path / "cache")
     base.transform = TF.pil_to_tensor
     data = nfa.CachedNFADataset(base, cache, strength=0.5, p=0.5, seed=3)
@@ -165,9 +178,8 @@ def test_the_data_set_moves_images_by_the_cache(augment, base, tmp_path):
         )
 
 
-@pytest.mark.parametrize("kind", ["codes", "tangents"])
-def test_the_default_dtype_changes_no_image(augment, base, toy_images, tmp_path, kind):
-    cache = NFACache.build(augment, base, tmp_path / "cache", kind)
+def test_the_default_dtype_changes_no_image(augment, base, toy_images, tmp_path):
+    cache = NFACache.build(augment, base, tmp_path / "cache")
     levels, y = (v[:8] for v in toy_images)
     moved = lambda: cache.augment(
         levels, y, torch.arange(8), torch.Generator().manual_seed(0), p=1.0
@@ -181,12 +193,11 @@ def test_the_default_dtype_changes_no_image(augment, base, toy_images, tmp_path,
 
 
 @pytest.mark.parametrize("size", [32, 50])
-@pytest.mark.parametrize("kind", ["codes", "tangents"])
-def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, size):
-    """With the same generator: codes to the level, tangents to first order."""
-    augment.strength, augment.p = 0.1, 0.5
+def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, size):
+    """To first order, with the same generator."""
+    augment = augment.replace(strength=0.1, p=0.5)
     pairs = [(image.resize((size, size)), label) for image, label in (base[i] for i in range(20))]
-    cache = NFACache.build(augment, pairs, tmp_path / "cache", kind, step=0.1)
+    cache = NFACache.build(augment, pairs, tmp_path / "cache", step=0.1)
     rows = torch.tensor([3, 1, 19, 7, 8, 0, 12, 12])
     x, y = (
         torch.stack([TF.pil_to_tensor(pairs[i][0]) for i in rows]),
@@ -197,7 +208,7 @@ def test_a_batch_is_moved_as_the_flow_moves_it(augment, base, tmp_path, kind, si
     moved = (exact != x).flatten(1).any(1)
     assert found.dtype == torch.uint8 and moved.any() and not moved.all()
     assert torch.equal((found != x).flatten(1).any(1), moved)
-    assert (found - exact).abs().max() <= (1 if kind == "codes" else 3)
+    assert (found - exact).abs().max() <= 3
     state = torch.get_rng_state()
     for off in ({"strength": 0.0}, {"p": 0.0}):
         assert torch.equal(cache.augment(x, y, rows, torch.default_generator, **off), x)
@@ -255,7 +266,7 @@ def test_under_timms_loader_and_at_another_size(augment, image_folder, tmp_path)
 
 
 class Counted:
-    """A data set that counts its reads, and fails at one index."""
+    """A dataset that counts its reads, and fails at one index."""
 
     def __init__(self, base, fails_at=None):
         self.base, self.fails_at, self.reads = base, fails_at, []
@@ -270,43 +281,77 @@ class Counted:
         return self.base[i]
 
 
-def test_a_build_cut_short_goes_on(augment, base, tmp_path):
+def test_a_build_cut_short_resumes(augment, base, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        NFACache.build(augment, Counted(base, fails_at=40), tmp_path / "cache", "codes")
+        NFACache.build(augment, Counted(base, fails_at=40), tmp_path / "cache")
     with pytest.raises(ValueError, match="not complete; call NFACache.build again"):
         NFACache(tmp_path / "cache", augment.flow)
     rest = Counted(base)
-    NFACache.build(augment, rest, tmp_path / "cache", "codes")
+    NFACache.build(augment, rest, tmp_path / "cache")
     assert set(rest.reads) >= set(range(32, 60)) and len(rest.reads) < 28 + 2 * 8 + 1, (
         "the rest, and a look at what is done"
     )
-    whole = NFACache.build(augment, base, tmp_path / "whole", "codes")
-    for part in ("crc", "codes", "classes"):
+    whole = NFACache.build(augment, base, tmp_path / "whole")
+    for part in ("crc", "tangents"):
         assert (tmp_path / "cache" / f"{part}.npy").read_bytes() == (
             whole.path / f"{part}.npy"
         ).read_bytes()
-    with open(tmp_path / "cache" / "codes.npy", "r+b") as f:
-        f.seek(-4 * 3072 * 40, 2)  # in row 20
+    with open(tmp_path / "cache" / "tangents.npy", "r+b") as f:
+        f.seek(-(MODES + 4) * (3072 + 8) * 40, 2)  # in row 20
         f.write(b"\x77")
     with pytest.raises(ValueError, match="rows 16 to 31 of the cache in .* are damaged"):
         NFACache(tmp_path / "cache", augment.flow)
     again = Counted(base)
-    NFACache.build(augment, again, tmp_path / "cache", "codes")
+    NFACache.build(augment, again, tmp_path / "cache")
     assert set(range(16, 32)) <= set(again.reads) and len(again.reads) < 16 + 4 * 8 + 1
     for content in (b"short", b""):
-        (tmp_path / "cache" / "classes.npy").write_bytes(content)
-        with pytest.raises(ValueError, match="classes.npy is damaged"):
+        (tmp_path / "cache" / "crc.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="crc.npy is missing or damaged"):
             NFACache(tmp_path / "cache", augment.flow)
-        NFACache.build(augment, base, tmp_path / "cache", "codes")
+        NFACache.build(augment, base, tmp_path / "cache")
         NFACache(tmp_path / "cache", augment.flow)
+    (tmp_path / "cache" / "crc.npy").unlink()
+    with pytest.raises(ValueError, match="crc.npy is missing or damaged"):
+        NFACache(tmp_path / "cache")
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time, pathlib, timm_nfaug._utils.files as files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with open(tmp_path / ".lock", "w") as f, pytest.raises(BlockingIOError):
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_cache_of_another_kind_or_format_is_refused(augment, base, tmp_path):
+    """Caches of codes were made by an earlier version."""
+    index = NFACache.build(augment, base, tmp_path).path / "index.json"
+    for name, value, known in (("kind", "codes", "tangents"), ("format", 2, 3)):
+        text = index.read_text()
+        index.write_text(json.dumps(json.loads(text) | {name: value}))
+        message = (
+            f"holds a cache of {name} {value}, this version reads {known}; delete it and build"
+        )
+        for use in (NFACache, lambda path: NFACache.build(augment, base, path)):
+            with pytest.raises(ValueError, match=message):
+                use(tmp_path)
+        index.write_text(text)
+    NFACache(tmp_path, augment.flow)
 
 
 def test_files_that_nobody_wrote_to_are_not_read_through_again(
     augment, base, tmp_path, monkeypatch
 ):
-    read, digest_of = [], caching._digest_of
+    read, checksum = [], store._checksum
     monkeypatch.setattr(
-        caching, "_digest_of", lambda arrays, rows: read.append(rows) or digest_of(arrays, rows)
+        store, "_checksum", lambda arrays, rows: read.append(rows) or checksum(arrays, rows)
     )
     cache = NFACache.build(augment, base, tmp_path / "cache")
     assert len(read) == 4, "once, as they were made"
@@ -360,7 +405,7 @@ def test_what_is_stale_is_refused(augment, base, tmp_path):
         NFACache.build(augment, base, tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match="holds no index.json; NFACache.build makes"):
         NFACache(tmp_path)
-    with pytest.raises(ValueError, match="the cache holds 60 images, the data set has 24"):
+    with pytest.raises(ValueError, match="the cache holds 60 images, the dataset has 24"):
         nfa.CachedNFADataset(ImageFolder(base.root.replace("train", "val")), cache)
     with pytest.raises(ValueError, match="modes must be from 1 to the 4"):
         nfa.CachedNFADataset(base, cache, modes=5)
@@ -380,20 +425,19 @@ def test_the_digest_of_a_flow_survives_saving(tmp_path):
     )
 
 
-def test_a_data_set_with_a_transform_and_a_flow_that_moves_on(augment, image_folder, tmp_path):
-    """The transform is no part of the cache, and the cache's flow is its own."""
+def test_a_dataset_with_a_transform_and_a_flow_that_moves_on(augment, image_folder, tmp_path):
+    """The transform is no part of the cache, which needs the flow no more; nor does a copy."""
     base = ImageFolder(str(image_folder / "train"), transform=v2.RandomCrop(20))
-    cache = NFACache.build(augment, base, tmp_path / "cache", "codes")
-    assert cache.flow is not augment.flow and base.transform is not None
+    cache = NFACache.build(augment, base, tmp_path / "cache")
+    assert base.transform is not None
     data = nfa.CachedNFADataset(base, cache, p=1.0)
     assert data[3][0].size == (20, 20)
     before = cache.change(3, *data.base[3], torch.ones(MODES), 0.5)
     with torch.no_grad():
         augment.flow.prior.modes.mul_(0)
-    assert (
-        torch.equal(cache.change(3, *data.base[3], torch.ones(MODES), 0.5), before)
-        and before.abs().max() > 0.01
-    )
+    for one in (cache, pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(one.change(3, *data.base[3], torch.ones(MODES), 0.5), before)
+    assert before.abs().max() > 0.01 and len(pickle.dumps(cache)) < 1000
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
@@ -404,29 +448,30 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
         NFACache.build(augment, base, tmp_path / "cache")
     size = 60 * (4 + (MODES + 4) * (3072 + 8))
     assert f"cache: {size / 1e9:.1f} GB for 60 images, of which 0 are there" in caplog.text
-    usage = caching.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    usage = store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
     with pytest.raises(
         OSError,
         match="tangents of 60 images takes 0.0 GB, of .* has 0.0 GB left; take fewer modes or",
     ):
         NFACache.build(augment, base, tmp_path / "full")
     assert not any((tmp_path / "full").glob("*.npy"))
-    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage._replace(free=0))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage._replace(free=0))
     NFACache.build(augment, base, tmp_path / "cache")
 
 
 def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
     with pytest.raises(ValueError, match="linear flow costs next to nothing"):
         NFACache.build(nfa.NFAugment.to_fit(nfa.create_flow("linear")), base, tmp_path)
-    with pytest.raises(ValueError, match="kind pca or axes; isotropic"):
-        NFACache.build(nfa.NFAugment(augment.flow, modes=4, kind="isotropic"), base, tmp_path)
+    for kind in ("isotropic", "rotation"):
+        with pytest.raises(ValueError, match=f"kind pca or axes; {kind}"):
+            NFACache.build(nfa.NFAugment(augment.flow, modes=4, kind=kind), base, tmp_path)
+    own = nfa.NFAugment.from_change(Brightness(), labels="none")
+    with pytest.raises(ValueError, match="a cache is for deep flows with class Gaussians"):
+        NFACache.build(own, base, tmp_path)
     for step in (0.0, -0.5, float("nan"), float("inf"), "0.5", True):
         with pytest.raises(ValueError, match="step must be a finite number above 0, .* got"):
             NFACache.build(augment, base, tmp_path / "step", step=step)
-    codes = NFACache.build(augment, base, tmp_path / "codes", "codes")
-    with pytest.raises(ValueError, match="pass the flow it was made with"):
-        NFACache(codes.path)
     with pytest.raises(TypeError, match="PIL image of mode RGB or L, or a uint8 tensor"):
         augment.labels = "none"
         NFACache.build(augment, [(np.zeros((32, 32, 3), np.uint8), 0)], tmp_path / "numpy")

@@ -9,6 +9,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as TF
 
 import timm_nfaug as nfa
+from timm_nfaug.change import Change
 
 
 def to_tensor(image):
@@ -33,7 +34,7 @@ def test_originals_first_then_copies(image_folder, augment):
             image, label = dataset[i + 60 * copy]
             assert label == base[i][1]
             assert torch.equal(image, base[i][0]) == (copy == 0)
-    assert base.transform is to_tensor  # the caller's data set is as it was
+    assert base.transform is to_tensor  # the caller's dataset is as it was
     assert torch.equal(dataset[-1][0], dataset[179][0])
     with pytest.raises(IndexError):
         dataset[180]
@@ -145,8 +146,18 @@ def test_a_cache_never_gives_another_data_sets_images(image_folder, augment, tmp
         )
 
 
-def test_errors(image_folder, augment):
+class Nothing(Change):
+    size, num_classes, noise_size = (3, 1, 1), 1, 1
+
+    def change(self, images, y, noise):
+        return torch.zeros(len(noise), *self.size)
+
+
+def test_errors(image_folder, augment, tmp_path):
     with pytest.raises(ValueError, match="copies"):
         nfa.NFAugmentedDataset(ImageFolder(image_folder / "val"), augment, copies=-1)
     with pytest.raises(TypeError, match="map-style"):
         nfa.NFAugmentedDataset(iter([]), augment)
+    own = nfa.NFAugment.from_change(Nothing(), labels="none")
+    with pytest.raises(TypeError, match="kept for changes by a flow; leave cache out"):
+        nfa.NFAugmentedDataset(ImageFolder(image_folder / "val"), own, cache=tmp_path)

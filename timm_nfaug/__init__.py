@@ -1,8 +1,7 @@
 """timm_nfaug: learned augmentation for timm by class-conditional normalizing flows."""
 
 from .augment import NFAugment, nf_augment_transform
-from .data.cache import NFACache
-from .data.datasets import CachedNFADataset, NFAugmentedDataset
+from .data import CachedNFADataset, NFACache, NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
 from .integration.hook import add_args, wrap_loader

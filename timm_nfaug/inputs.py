@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,24 @@ def count_images(image: Any) -> int:
     4
     """
     return len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
+
+
+def class_of(label: Any) -> int:
+    """The class that the label of one image names: an int, or an array or tensor of one integer.
+
+    >>> class_of(torch.tensor(3))
+    3
+
+    Raises:
+        TypeError: no label, or one that is mixed or soft.
+    """
+    number: Any = label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
+    try:
+        return operator.index(number)
+    except (TypeError, RuntimeError, ValueError):
+        raise TypeError(
+            f"expected one integer label an image, got {label!r}; mixed or soft labels have no class"
+        ) from None
 
 
 def check_image(image: Any, channels: int) -> None:

@@ -12,14 +12,28 @@ import torch
 
 
 def keyed_generator(*key: int) -> torch.Generator:
-    """A generator that follows from the numbers of `key` alone, on the CPU."""
+    """Makes a generator on the CPU that follows from the numbers of `key` alone.
+
+    >>> a, b = (torch.rand(1, generator=keyed_generator(0, 7)) for _ in range(2))
+    >>> bool(a == b)
+    True
+    """
     digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
 @contextlib.contextmanager
 def random_numbers_apart() -> Iterator[None]:
-    """Seeds the CPU's global generators, from which crops and the like draw, alike in every process; then puts them back."""
+    """Seeds the CPU's global generators alike in every process, and puts their states back after.
+
+    Crops and the like draw from them.
+
+    >>> before = torch.get_rng_state()
+    >>> with random_numbers_apart():
+    ...     _ = torch.rand(1)
+    >>> torch.equal(torch.get_rng_state(), before)
+    True
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

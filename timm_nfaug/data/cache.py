@@ -1,25 +1,12 @@
-"""What a deep flow knows of each image of a training set, computed once and kept on disk, so that epochs need not ask again.
-
-- ``codes``: the code of each image. An epoch only decodes: exact, and half the time.
-- ``tangents``: how each image changes when its code moves along the modes of its class, as a picture for each mode and four
-  for the bend of the flow. An epoch is then a weighted sum of pictures and needs no flow at all; what it errs is measured in
-  benchmarks/README.md.
-"""
+"""NFACache: the pictures of `timm_nfaug.change.tangents` of each image of a dataset, on disk."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hashlib
-import json
-import logging
 import math
-import operator
 import os
-import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,273 +17,114 @@ from torch import Tensor
 
 from .. import lift, pixels
 from .._utils.checks import check_probability, check_strength
-from .._utils.files import write_atomically
 from ..augment import NFAugment
+from ..change import FlowChange, add_change, draw
+from ..change.tangents import BENDS, TangentChange, packed, tangents
 from ..flows.bijections.coupling import AffineCoupling
 from ..flows.model import ConditionalFlow
-from ..moves import create_move, draw_noise
+from ..inputs import check_image, class_of
+from . import store
 from .transforms import without_transform
-
-try:
-    import fcntl
-except ImportError:  # not POSIX
-    fcntl = None
-
-_logger = logging.getLogger(__name__)
-
-PARTS = {"tangents": ("crc", "tangents"), "codes": ("crc", "codes", "classes")}
-INDEX = "index.json"
-FORMAT = 3  # 1 had no pictures of the bend, 2 kept scales apart
-BENDS = 4
-SHARD = 1024  # images between two notes of what is done
-
-
-@torch.no_grad()
-def tangents(
-    flow: ConditionalFlow,
-    z: Tensor,
-    y: Tensor,
-    modes: int = 32,
-    step: float = 0.5,
-    kind: str = "pca",
-) -> Tensor:
-    """(B, modes + 4, C, H, W): how images of codes z (B, D) and labels y (B,) change by moves along modes.
-
-    A move by noise e (modes,) at strength s changes an image by about the sum of these pictures with the `weights` of e and s.
-    They are a fit to moves by all modes together, each of one standard deviation in the mean and of strength `step`, one way
-    and the opposite: what the two have in opposite is linear in e; what they have in common, the bend, is made of the squares and
-    the product of the first two modes, which move most, and of the mean square of the others. With a small step they are
-    derivatives. Moves of the size that images are moved by later give a better fit, as derivatives know nothing of how the flow
-    bends on the way.
-
-    Args:
-        step: strength of those moves.
-        kind: of the modes, pca or axes.
-    """
-    at_rest = flow.inverse(z)
-    found = at_rest.new_zeros(len(z), modes + BENDS, *at_rest.shape[1:])
-    directions = _directions(modes)
-    bends = torch.from_numpy(weights(directions.numpy(), 1.0, modes)[:, modes:])
-    straight, bend = (directions / len(directions)).to(z), torch.linalg.pinv(bends).T.to(z)
-    for e, s, b in zip(directions.to(z), straight, bend, strict=True):
-        move = create_move(kind, modes, step).displacement(flow, y, e.expand(len(z), -1))
-        there, back = flow.inverse(z + move), flow.inverse(z - move)
-        found[:, :modes] += s.view(-1, 1, 1, 1) * ((there - back) / (2 * step)).unsqueeze(1)
-        found[:, modes:] += b.view(-1, 1, 1, 1) * (
-            ((there + back) / 2 - at_rest) / step**2
-        ).unsqueeze(1)
-    return found
-
-
-def _directions(modes: int) -> Tensor:
-    """(2 modes, modes): the axes of two random frames, each as long as noise is on average.
-
-    For a linear map the least squares fit to an orthogonal frame is exact, with no inverse to take.
-    """
-    g = torch.Generator().manual_seed(0)
-    frames = torch.empty(2, modes, modes, dtype=torch.float64)
-    for frame in frames:
-        torch.nn.init.orthogonal_(frame, gain=math.sqrt(modes), generator=g)
-    return frames.flatten(0, 1)
-
-
-def weights(noise: np.ndarray, strength: float, modes: int) -> np.ndarray:
-    """Of the pictures of `tangents` for noise (B, n), n up to `modes`: (B, n + 4), those of the bend last.
-
-    On arrays, whose operations cost less than those on tensors where there is one image.
-    """
-    b, n = noise.shape
-    found = np.empty((b, n + BENDS), noise.dtype)
-    straight, bend = found[:, :n], found[:, n:]
-    np.multiply(noise, strength, out=straight)
-    first, second = straight[:, 0], straight[:, 1] if n > 1 else 0.0
-    bend[:, 0], bend[:, 1], bend[:, 2] = (
-        first**2,
-        first * second,
-        second**2,
-    )  # squares and product of the first two
-    bend[:, 3] = (straight[:, 2:] ** 2).sum(1) / max(1, modes - 2)  # mean square of the others
-    return found
-
-
-def packed(t: Tensor) -> Tensor:
-    """uint8 (B, k, C * H * W + 8): pictures (B, k, C, H, W) in 8 bits, each with its own scale and offset in the last 8 bytes.
-
-    The format of torch's 8-bit embedding bags, which add such rows up several times quicker than they could be converted.
-    """
-    return torch.ops.quantized.embedding_bag_byte_prepack(
-        t.float().cpu().flatten(0, 1).flatten(1)
-    ).unflatten(0, t.shape[:2])
-
-
-def summed(pictures: Tensor, rows: Tensor, w: Tensor) -> Tensor:
-    """(b, C * H * W): sums of packed pictures.
-
-    Args:
-        pictures: (N, C * H * W + 8).
-        rows: (b, n) indices of pictures.
-        w: (b, n), what each of them is multiplied by; float32.
-    """
-    return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-        pictures, rows.contiguous(), per_sample_weights=w.contiguous()
-    )
 
 
 class NFACache:
-    """A cache on disk; `build` makes one, the constructor opens it.
+    """Opens a cache, on disk, of how a deep flow moves each image of a dataset; `build` makes one.
 
     Args:
         path: its directory.
-        flow: the flow it was made with; `codes` needs it, and where it is given another one is refused.
-        verify: compare the files with their checksums. Without, only their sizes are looked at.
+        flow: the flow that it should be of; a cache of another one is refused.
+        verify: compare the files with their checksums; without, only their shapes are looked at.
+
+    Attributes:
+        kind: "tangents".
+        modes: number of modes that there are pictures of.
+
+    >>> import tempfile, timm_nfaug as nfa
+    >>> augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", modes=4)
+    >>> images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([3, 7])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache = nfa.NFACache.build(augment, list(zip(images, labels)), folder)
+    >>> moved = cache.augment(images, labels, torch.arange(2), torch.Generator(), p=1.0)
+    >>> len(cache), moved.shape, torch.equal(moved, images)
+    (2, torch.Size([2, 1, 8, 8]), False)
     """
 
-    def __init__(
-        self, path: str | os.PathLike, flow: ConditionalFlow | None = None, verify: bool = True
-    ):
-        self.path = Path(path)
-        self.index = _read_index(self.path)
-        if not self.index["complete"]:
-            raise ValueError(
-                f"the cache in {self.path} is not complete; call NFACache.build again, which goes on with it"
-            )
+    def __init__(self, path: str | os.PathLike, flow: ConditionalFlow | None = None, verify=True):
+        self.path, self.index = Path(path), store.read_index(Path(path))
         if flow is not None and digest(flow) != self.index["flow"]:
-            raise ValueError(
-                f"the cache in {self.path} was made with another flow; build one with this flow"
-            )
-        if self.kind == "codes" and flow is None:
-            raise ValueError("a cache of codes decodes them: pass the flow it was made with")
-        # of its own: the caller's may move to another device, or change
-        self.flow = copy.deepcopy(flow).cpu().eval() if self.kind == "codes" else None
-        self._open: dict[str, Any] = {}
-        for part in PARTS[self.kind]:
-            shape = [len(self), *self.index["shapes"][part]]
-            if not _file(self.path, part).is_file() or list(self._rows(part).shape) != shape:
-                raise ValueError(
-                    f"{_file(self.path, part)} is missing or damaged; call NFACache.build again, which mends it"
-                )
-        for number, checksum in self.index["shards"].items() if verify else ():
-            if self._checksum(int(number)) != checksum:
-                rows = _shard_rows(int(number), self.index)
-                raise ValueError(
-                    f"rows {rows.start} to {rows.stop - 1} of the cache in {self.path} are damaged; call NFACache.build again, "
-                    "which mends them"
-                )
-
-    @property
-    def kind(self) -> str:
-        return self.index["kind"]
-
-    @property
-    def modes(self) -> int:
-        return self.index["modes"]
-
-    def __len__(self) -> int:
-        return self.index["count"]
+            raise ValueError(f"the cache in {path} was made with another flow; build it again")
+        arrays = store.open_arrays(self.path, self.index, verify)
+        self.kind, self.modes = self.index["kind"], self.index["modes"]
+        self._crc = np.asarray(arrays["crc"])  # whose items cost less than those of a file
+        with warnings.catch_warnings():  # nobody writes to it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._pictures = torch.from_numpy(arrays["tangents"]).flatten(0, 1)
 
     @classmethod
     def build(
-        cls,
-        augment: NFAugment,
-        base,
-        path: str | os.PathLike,
-        kind: str = "tangents",
-        step: float = 0.5,
-        batch_size: int = 64,
+        cls, augment: NFAugment, base, path: str | os.PathLike, step: float = 0.5, batch_size=64
     ) -> NFACache:
-        """Makes the cache of a data set, goes on where a build was cut short, or mends what is damaged or has changed.
+        """Makes the cache of a dataset, resumes a build, or repairs what is damaged or has changed.
 
-        One process builds while others that call this wait for it. Files that nobody has written to since are not read through
-        again; `NFACache` compares all checksums.
+        Other processes that call this wait. Files that nobody wrote to since are not read through
+        again; opening the cache with `NFACache` compares all checksums.
 
         Args:
-            augment: whose flow, modes, kind and labels count; strength and p are chosen when the cache is used.
-            base: a map-style data set of (PIL image or uint8 tensor (C, H, W), label) pairs; its transform is left out.
-            step: of the `tangents`; about the strength that they are used at.
+            augment: its flow, modes, kind and labels count; strength and p are chosen at use.
+            base: map-style dataset of (PIL image or uint8 tensor (C, H, W), label) pairs; its
+                transform is left out.
+            step: strength of the moves that the pictures are fitted to; about the one used later.
 
         Raises:
             OSError: the disk has no room for it.
+            ValueError: the flow is linear, moves are not along modes, or another cache is there.
         """
-        flow, path = augment.flow, Path(path)
-        if kind not in PARTS:
-            raise ValueError(f"kind must be one of {', '.join(PARTS)}, got {kind!r}")
-        if flow.is_linear or flow.config.code_rows:
-            raise ValueError(
-                "a cache is for deep flows with class Gaussians; the linear flow costs next to nothing without"
-            )
-        if augment.kind == "isotropic":
-            raise ValueError(
-                "a cache is for moves along modes, kind pca or axes; isotropic ones have no end of directions"
-            )
-        number = isinstance(step, (int, float)) and not isinstance(step, bool)
-        if kind == "tangents" and not (number and 0 < step < float("inf")):
-            raise ValueError(
-                f"step must be a finite number above 0, about the strength of the moves, e.g. 0.5; got {step!r}"
-            )
-        base = without_transform(base)
-        key = {
-            "format": FORMAT, "kind": kind, "flow": digest(flow), "modes": augment.modes, "mode_kind": augment.kind,
-            "labels": augment.labels, "step": step, "count": len(base), "size": list(flow.config.input_size), "shard": SHARD,
-            "shapes": {part: list(shape) for part, (shape, _) in _layout(kind, augment).items()},
-        }  # fmt: skip
-        path.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
-            index = {**key, "complete": False, "shards": {}}
-            if (path / INDEX).exists():
-                index = _read_index(path)
-                other = [k for k, v in key.items() if index.get(k) != v]
-                if other:
-                    raise ValueError(
-                        f"{path} holds a cache that differs in {', '.join(other)}; name another directory or delete it"
-                    )
-            done = sum(len(_shard_rows(int(number), key)) for number in index["shards"])
-            size = _check_space(path, kind, augment, len(base), done)
-            if done < len(base):
-                _logger.info(
-                    "NFA cache %s: %.1f GB for %d images, of which %d are there",
-                    path,
-                    size / 1e9,
-                    len(base),
-                    done,
-                )
-            arrays = _arrays(path, kind, augment, len(base))
-            untouched = index.get("stamps") == _stamps(path, kind)
-            shards = -(-len(base) // SHARD)
-            for number in range(shards):
-                rows = _shard_rows(number, key)
-                known = index["shards"].get(str(number))
-                if known is not None:
-                    intact = untouched or known == _digest_of(arrays, rows)
-                    if intact and _unchanged(arrays["crc"], base, rows, augment.labels):
-                        continue
-                    del index["shards"][str(number)]
-                    index |= {"complete": False, "stamps": None}
-                    _write_index(path, index)
-                _fill(arrays, augment, base, rows, kind, step, batch_size)
-                for array in arrays.values():
-                    array.flush()
-                index["shards"][str(number)] = _digest_of(arrays, rows)
-                _write_index(path, index)
-                _logger.info("NFA cache %s: %d of %d images", path, rows.stop, len(base))
-            if not (index["complete"] and untouched):
-                index |= {"complete": True, "stamps": _stamps(path, kind)}
-                _write_index(path, index)
-        return cls(path, flow, verify=False)
+        source = _Source(augment, base, step, batch_size)
+        store.write(Path(path), source.key(), source.fill, source.unchanged)
+        return cls(path, verify=False)
 
-    @torch.no_grad()
+    def __len__(self) -> int:
+        return len(self._crc)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, None, False)  # each process maps the files itself
+
+    def checked_modes(self, modes: int | None) -> int:
+        """How many modes to move along, all for None; raises ValueError where there are fewer."""
+        modes = self.modes if modes is None else modes
+        if not 1 <= modes <= self.modes:
+            raise ValueError(f"modes must be from 1 to the {self.modes} of the cache, got {modes}")
+        return modes
+
+    def check(self, rows: list[int], image: Any, label: Any) -> None:
+        """Raises where rows are out of range, or the first is not of this image and label."""
+        i, low, high, labels = rows[0], min(rows), max(rows), self.index["labels"]
+        if not 0 <= low <= high < len(self):
+            what = f"rows {low} to {high} are out of range"
+            raise IndexError(f"{what} for a cache of {len(self)} images")
+        known = int(self._crc[i])
+        same = known == _crc((image, label), labels)
+        if not same and isinstance(image, Tensor):  # of a cache that was made from PIL images
+            same = known == _crc((image.permute(1, 2, 0), label), labels)
+        if not same:
+            what = f"image {i} or its label is not what the cache in {self.path} was made from"
+            remedy = "delete crc.npy there and call NFACache.build again, or take another directory"
+            raise ValueError(f"{what}; {remedy}")
+
+    def change_of(self, rows: list[int], strength: float, modes: int) -> TangentChange:
+        """The change of images, by their rows in the dataset."""
+        c, h, w = self.index["size"]
+        return TangentChange(self._pictures, rows, (c, h, w), self.modes, modes, strength)
+
     def change(self, i: int, image: Any, label: Any, noise: Tensor, strength: float) -> Tensor:
-        """(C, h, w) in the flow's range: what NFA adds to image i, brought to the flow's size, for noise (modes,).
+        """What is added to image i for noise (n,): (C, h, w), in units of the range [-1, 1].
 
-        Fewer numbers than modes move along the first ones only.
-
-        Raises:
-            ValueError: image or label are not those that row i was made from.
+        Raises ValueError where image or label are not those that row i was made from.
         """
-        self._check(i, image, label)
-        small = lambda _: _small(image, self.index["size"])
-        return self._changes([i], small, noise.unsqueeze(0), strength)[0]
+        self.check([i], image, label)
+        change = self.change_of([i], strength, len(noise))
+        return change.bounded(lambda: noise, None, noise.unsqueeze(0))[0][0]
 
-    @torch.no_grad()
     def augment(
         self,
         x: Tensor,
@@ -307,324 +135,118 @@ class NFACache:
         p: float = 0.5,
         modes: int | None = None,
     ) -> Tensor:
-        """Images x (B, C, H, W), uint8, moved as `NFAugment` moves them with the same generator; a new tensor.
+        """Images x (B, C, H, W), uint8, moved as `NFAugment` moves them with the same generator.
 
-        For a training set that lies in memory: several times quicker than image by image.
+        For a training set that lies in memory: several times faster than image by image.
 
         Args:
-            x: images as the data set has them, before any crop or flip.
-            y: labels (B,), of a cache that was made with labels; the first is compared with that of its row.
-            rows: (B,) indices of these images in the data set. The first image is compared with what its row was made from.
+            x: images as the dataset has them, before any crop or flip.
+            y: labels (B,), if the cache was made with labels.
+            rows: (B,) indices of these images in the dataset; the first one is checked.
             generator: source of the random numbers, on the CPU.
             strength, p: as of `NFAugment`.
             modes: number of modes moved along; those of the cache unless given.
 
         Raises:
-            ValueError: the first image or its label are not those that its row was made from.
+            ValueError: the first image or its label are not those of its row.
             IndexError: a row is not one of the cache.
         """
         if x.dtype != torch.uint8 or x.ndim != 4 or len(rows) != len(x):
-            raise ValueError(
-                f"expected uint8 images (B, C, H, W) and B rows, got {x.dtype} {tuple(x.shape)} and {len(rows)} rows"
-            )
-        modes = self.checked_modes(modes)
+            found = f"{x.dtype} {tuple(x.shape)} and {len(rows)} rows"
+            raise ValueError(f"expected uint8 images (B, C, H, W) and B rows, got {found}")
         strength, p = check_strength(strength), check_probability(p)
+        modes = self.checked_modes(modes)
         if not (strength and p and len(x)):
             return x.clone()
-        own = rows.tolist()
-        if not 0 <= min(own) <= max(own) < len(self):
-            raise IndexError(
-                f"rows {min(own)} to {max(own)} are out of range for a cache of {len(self)} images"
-            )
-        self._check(own[0], x[0].cpu(), None if y is None else y[0])
-        chosen = torch.ones(len(x), dtype=torch.bool)
-        if p < 1:
-            chosen = torch.rand(len(x), generator=generator) < p
-        noise = draw_noise(int(chosen.sum()), modes, generator)
-        which = torch.nonzero(chosen).flatten()
-        if not len(which):
+        self.check(rows.tolist(), x[0].cpu(), None if y is None else y[0])
+        where, noise = draw(len(x), p, modes, generator)
+        if not len(noise):
             return x.clone()
-        small = lambda good: lift.down(
-            pixels.levels_to_model(x[which[good].to(x.device)].cpu()), tuple(self.index["size"][1:])
-        )
-        change = (
-            self._changes([own[i] for i in which.tolist()], small, noise, strength)
-            .clamp_(-2, 2)
-            .mul_(128)
-        )
-        c = x.shape[1]
-        return lift.add(
-            x,
-            change.to(x.device),
-            [0] * c,
-            [255] * c,
-            None if len(which) == len(x) else which.to(x.device),
-        )
-
-    def checked_modes(self, modes: int | None) -> int:
-        """Number of modes to move along, those of the cache for None; raises ValueError where it has not so many."""
-        modes = self.modes if modes is None else modes
-        if not 1 <= modes <= self.modes:
-            raise ValueError(
-                f"modes must be from 1 to the {self.modes} of the cache, got {modes!r}"
-            )
-        return modes
-
-    def _check(self, i: int, image: Any, label: Any) -> None:
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {i} is out of range for a cache of {len(self)} images")
-        known, labels = int(self._rows("crc")[i]), self.index["labels"]
-        same = known == _crc(image, label, labels)
-        if not same and isinstance(image, Tensor):  # of a cache that was made from PIL images
-            same = known == _crc(image.permute(1, 2, 0), label, labels)
-        if not same:
-            raise ValueError(
-                f"image {i} or its label is not what the cache in {self.path} was made from; delete crc.npy there and call "
-                "NFACache.build again, or build into another directory"
-            )
-
-    def _changes(
-        self, rows: list[int], small: Callable[[Tensor], Tensor], noise: Tensor, strength: float
-    ) -> Tensor:
-        """(b, C, h, w) in the flow's range for noise (b, n); zero where the flow has no finite answer.
-
-        Args:
-            small: some of the b images, by their positions, at the flow's size; asked of `codes` only.
-        """
-        n, size = noise.shape[1], self.index["size"]
-        if self.kind == "tangents":
-            used = np.array([*range(n), *range(self.modes, self.modes + BENDS)])
-            own = np.array(rows)[:, None] * (self.modes + BENDS) + used
-            w = weights(noise.numpy(), strength, self.modes)
-            return summed(self._pictures(), torch.from_numpy(own), torch.from_numpy(w)).view(
-                -1, *size
-            )
-        classes = torch.from_numpy(self._rows("classes")[rows]).long()
-        good = torch.nonzero(
-            classes >= 0
-        ).flatten()  # the flow's codes of the others are not finite
-        changes = torch.zeros(len(rows), *size, dtype=torch.float32)
-        if len(good):
-            z = torch.from_numpy(self._rows("codes")[rows])[good]
-            move = create_move(self.index["mode_kind"], n).displacement(
-                self.flow, classes[good], noise[good].to(self.flow.dtype)
-            )
-            found = (self.flow.inverse(z + strength * move) - small(good)).float()
-            changes[good] = torch.where(
-                found.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), found, 0.0
-            )
-        return changes
-
-    def _rows(self, part: str) -> np.ndarray:
-        if part not in self._open:
-            try:
-                self._open[part] = np.asarray(
-                    np.load(_file(self.path, part), mmap_mode="r")
-                )  # slices cost less of an array
-            except (ValueError, EOFError) as e:
-                file = _file(self.path, part)
-                raise ValueError(
-                    f"{file} is damaged ({e}); delete it and call NFACache.build again"
-                ) from e
-        return self._open[part]
-
-    def _pictures(self) -> Tensor:
-        """The tangents of all images, packed, one below the other."""
-        if "pictures" not in self._open:
-            rows = self._rows("tangents")
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "The given NumPy array is not writable"
-                )  # nor is it written to
-                self._open["pictures"] = torch.from_numpy(rows.reshape(-1, rows.shape[-1]))
-        return self._open["pictures"]
-
-    def _checksum(self, number: int) -> str:
-        return _digest_of(
-            {part: self._rows(part) for part in PARTS[self.kind]}, _shard_rows(number, self.index)
-        )
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}  # each process maps the files itself
+        if where is not None:
+            rows, where = rows[where], where.to(x.device)
+        change = self.change_of(rows.tolist(), strength, modes)
+        return add_change(x, change.bounded(lambda: x, None, noise)[0], where)
 
 
 def digest(flow: ConditionalFlow) -> str:
-    """Of what a flow computes: architecture, settings, weights, class Gaussians, modes, and the dtype of its networks."""
+    """A checksum of what a flow computes: its settings, weights and dtypes.
+
+    >>> import timm_nfaug as nfa
+    >>> digest(nfa.create_flow("linear")) == digest(nfa.create_flow("linear", num_classes=2))
+    False
+    """
     c = flow.config
-    kinds = [str(m.net_dtype) for m in flow.modules() if isinstance(m, AffineCoupling)]
-    h = hashlib.sha256(
-        f"{c.architecture} {c.input_size} {sorted(c.network.items())} {sorted(c.prior.items())} {kinds}".encode()
-    )
+    network, prior = sorted(c.network.items()), sorted(c.prior.items())
+    dtypes = [str(m.net_dtype) for m in flow.modules() if isinstance(m, AffineCoupling)]
+    h = hashlib.sha256(f"{c.architecture} {c.input_size} {network} {prior} {dtypes}".encode())
     for name, tensor in sorted(flow.state_dict().items()):
         h.update(f"{name} {tuple(tensor.shape)}".encode())
         h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
 
-# -- the files ---------------------------------------------------------------------------------------------------------
-# One array a part for the whole data set, filled shard by shard; the index, written after every shard, says which are good.
+class _Source:
+    """What a cache is filled from: a dataset, a flow and its moves."""
 
+    def __init__(self, augment: NFAugment, base: Any, step: float, batch_size: int):
+        change = augment.change
+        if type(change) is not FlowChange or change.flow.config.code_rows:  # as a LinearChange
+            what = "a cache is for deep flows with class Gaussians"
+            raise ValueError(f"{what}; the linear flow costs next to nothing without")
+        self.flow, self.move = change.flow, change.move
+        if self.move.needs_code or self.move.noise_size(self.flow) != self.move.modes:
+            what = "a cache is for moves along modes, kind pca or axes"
+            raise ValueError(f"{what}; {self.move.name} takes more than a number for each mode")
+        if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
+            what = "step must be a finite number above 0"
+            raise ValueError(f"{what}, about the strength used later, e.g. 0.5; got {step!r}")
+        self.base, self.labels = without_transform(base), augment.labels
+        self.step, self.batch_size = step, batch_size
 
-def _layout(kind: str, augment: NFAugment) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Part to the shape of a row and its dtype."""
-    size, modes = augment.flow.config.input_size, augment.modes
-    rows = {"crc": ((), np.uint32), "codes": ((augment.flow.dim,), np.float32), "classes": ((), np.int32),
-            "tangents": ((modes + BENDS, math.prod(size) + 8), np.uint8)}  # fmt: skip
-    return {part: rows[part] for part in PARTS[kind]}
+    def key(self) -> store.Index:
+        size, modes = self.flow.config.input_size, self.move.modes
+        shapes = {"crc": [], "tangents": [modes + BENDS, math.prod(size) + 8]}
+        return {
+            "format": store.FORMAT, "kind": store.KIND, "flow": digest(self.flow), "modes": modes,
+            "mode_kind": self.move.name, "labels": self.labels, "step": self.step,
+            "count": len(self.base), "size": list(size), "shard": store.SHARD, "shapes": shapes,
+        }  # fmt: skip
 
+    def unchanged(self, arrays: store.Arrays, rows: range) -> bool:
+        """Looks at a few of the images; each is looked at again when it is used."""
+        few = rows[:: max(1, len(rows) // 8)]
+        return all(_crc(self.base[i], self.labels) == int(arrays["crc"][i]) for i in few)
 
-def _file(path: Path, part: str) -> Path:
-    return path / f"{part}.npy"
-
-
-def _check_space(path: Path, kind: str, augment: NFAugment, count: int, done: int) -> int:
-    """Bytes of the whole cache, of which `done` rows are there.
-
-    Raises where the rest does not fit on the disk: a full one would kill the process that maps the files.
-    """
-    row = sum(
-        math.prod(shape) * np.dtype(dtype).itemsize
-        for shape, dtype in _layout(kind, augment).values()
-    )
-    if not all(_file(path, part).is_file() for part in PARTS[kind]):
-        done = 0
-    free = shutil.disk_usage(path).free
-    if row * (count - done) > free:
-        remedy = "fewer modes or another disk" if kind == "tangents" else "another disk"
-        raise OSError(
-            f"a cache of {kind} of {count} images takes {row * count / 1e9:.1f} GB, of which {row * done / 1e9:.1f} GB are "
-            f"there; {path} has {free / 1e9:.1f} GB left; take {remedy}"
-        )
-    return row * count
-
-
-def _arrays(path: Path, kind: str, augment: NFAugment, count: int) -> dict[str, np.memmap]:
-    """The arrays, made where they are not there or not of their size."""
-    found = {}
-    for part, (shape, dtype) in _layout(kind, augment).items():
-        file = _file(path, part)
-        try:
-            array = np.load(file, mmap_mode="r+")
-        except (FileNotFoundError, ValueError, EOFError):
-            array = None
-        if array is None or array.shape != (count, *shape) or array.dtype != dtype:
-            array = np.lib.format.open_memmap(file, "w+", dtype, (count, *shape))
-        found[part] = array
-    return found
-
-
-def _shard_rows(number: int, index: dict[str, Any]) -> range:
-    return range(number * index["shard"], min((number + 1) * index["shard"], index["count"]))
-
-
-def _stamps(path: Path, kind: str) -> dict[str, int]:
-    """When each file was last written to."""
-    return {part: _file(path, part).stat().st_mtime_ns for part in PARTS[kind]}
-
-
-def _digest_of(arrays: dict[str, np.ndarray], rows: range) -> str:
-    h = hashlib.sha256()
-    for array in arrays.values():
-        h.update(np.ascontiguousarray(array[rows.start : rows.stop]))
-    return h.hexdigest()
-
-
-def _unchanged(crc: np.ndarray, base, rows: range, labels: str) -> bool:
-    """Looks at a few of the images of a shard; each is looked at again when it is used."""
-    few = rows[:: max(1, len(rows) // 8)]
-    return all(_crc(*base[i][:2], labels) == int(crc[i]) for i in few)
-
-
-@torch.no_grad()
-def _fill(
-    arrays: dict[str, np.ndarray],
-    augment: NFAugment,
-    base,
-    rows: range,
-    kind: str,
-    step: float,
-    batch_size: int,
-) -> None:
-    flow = augment.flow
-    for start in range(rows.start, rows.stop, batch_size):
-        where = slice(start, min(start + batch_size, rows.stop))
-        pairs = [base[i][:2] for i in range(where.start, where.stop)]
-        for image, _ in pairs:
-            pixels.levels_of(image)  # refuses what is no image
-            check_image(image, augment.change.size[0])
-        arrays["crc"][where] = [_crc(image, label, augment.labels) for image, label in pairs]
-        x = torch.cat([_small(image, flow.config.input_size) for image, _ in pairs]).to(flow.device)
-        z, _ = flow(x)
-        if augment.labels == "none":
-            y = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        elif augment.labels == "posterior":
-            y = flow.code_logits(z).argmax(1)
-        else:
-            y = torch.tensor([_class(label) for _, label in pairs], device=z.device)
-        if kind == "codes":
-            good = z.isfinite().all(1)
-            made = {
-                "codes": torch.where(good.unsqueeze(1), z, 0.0),
-                "classes": torch.where(good, flow.gaussian_labels(y), -1),
-            }
-        else:
-            t = tangents(flow, z, y, augment.modes, step, augment.kind)
+    @torch.no_grad()
+    def fill(self, arrays: store.Arrays, rows: range) -> None:
+        for start in range(rows.start, rows.stop, self.batch_size):
+            where = slice(start, min(start + self.batch_size, rows.stop))
+            pairs = [self.base[i][:2] for i in range(where.start, where.stop)]
+            t = self._tangents(pairs)  # (B, modes + 4, C, h, w)
             # an image that the flow cannot move stays as it is
-            t = torch.where((t.abs() < 1e6).flatten(1).all(1).view(-1, 1, 1, 1, 1), t, 0.0)
-            made = {"tangents": packed(t)}
-        for part, values in made.items():
-            arrays[part][where] = values.cpu().numpy()
+            good = (t.abs() < 1e6).flatten(1).all(1).view(-1, 1, 1, 1, 1)
+            arrays["tangents"][where] = packed(torch.where(good, t, 0.0)).numpy()
+            arrays["crc"][where] = [_crc(pair, self.labels) for pair in pairs]
+
+    def _tangents(self, pairs: list[Any]) -> Tensor:
+        flow, y = self.flow, None
+        x = torch.cat([self._small(image) for image, _ in pairs]).to(flow.device)
+        if self.labels == "given":
+            y = torch.tensor([class_of(label) for _, label in pairs], device=flow.device)
+        z, y = flow.encode(x, y)
+        y = flow.gaussian_labels(y, len(z))
+        return tangents(flow, z, y, self.move.modes, self.step, self.move.name)
+
+    def _small(self, image: Any) -> Tensor:
+        """An image at the flow's size: (1, C, h, w), in [-1, 1]."""
+        levels, (c, h, w) = pixels.levels_of(image), self.flow.config.input_size
+        check_image(image, c)
+        return lift.down(pixels.levels_to_model(levels.unsqueeze(0)), (h, w))
 
 
-def _small(image: Any, size: Sequence[int]) -> Tensor:
-    """(1, C, h, w) in [-1, 1]: an image at the flow's size."""
-    return lift.down(pixels.levels_to_model(pixels.levels_of(image).unsqueeze(0)), tuple(size[1:]))
-
-
-def _class(label: Any) -> int:
-    try:
-        return operator.index(label if not isinstance(label, Tensor) else label.item())
-    except (TypeError, RuntimeError, ValueError):
-        raise TypeError(
-            f"a cache takes one integer label an image, got {label!r}; mixed or soft labels have no class"
-        ) from None
-
-
-def _crc(image: Any, label: Any, labels: str) -> int:
+def _crc(sample: Any, labels: str) -> int:
     """Of the pixels and, where it counts, the label."""
-    own = (
-        image.tobytes()
-        if isinstance(image, PIL.Image.Image)
-        else image.contiguous().numpy().tobytes()
-    )
-    return zlib.crc32(own, _class(label) & 0xFFFFFFFF if labels == "given" else 0)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lets one process at a time build; a killed one leaves no lock behind."""
-    with open(path / ".lock", "w") as f:
-        if fcntl is not None:
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} holds no {INDEX}; NFACache.build makes a cache") from None
-    except ValueError as e:
-        raise ValueError(
-            f"{path / INDEX} is not valid JSON ({e}); delete {path} and build the cache again"
-        ) from e
-    if index.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} holds a cache of format {index.get('format')}, this version reads {FORMAT}; delete it and build it again"
-        )
-    return index
-
-
-def _write_index(path: Path, index: dict[str, Any]) -> None:
-    text = json.dumps(index, indent=1)
-    write_atomically(path / INDEX, lambda p: p.write_text(text, encoding="utf-8"))
+    image, label = sample[:2]
+    pil = isinstance(image, PIL.Image.Image)
+    own = image.tobytes() if pil else image.contiguous().numpy().tobytes()
+    return zlib.crc32(own, class_of(label) & 0xFFFFFFFF if labels == "given" else 0)

@@ -1,32 +1,45 @@
-"""The transform of a map-style data set, which some of torchvision's hold a second time in a pair with that of the label."""
+"""Replaces the transform of a dataset on a copy: the user's dataset stays as it is."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
 
-def set_transform(dataset, transform) -> None:
-    """Sets the transform of the images; that of the labels stays."""
+def set_transform(dataset: Any, transform: Any) -> None:
+    """Sets the transform of the images, also in the pair with that of the labels in torchvision's.
+
+    >>> from torchvision.datasets import FakeData
+    >>> data = FakeData(1, transform=len)
+    >>> set_transform(data, str)
+    >>> data.transform is data.transforms.transform is str
+    True
+    """
     dataset.transform = transform
     if getattr(dataset, "transforms", None) is not None:
-        dataset.transforms = StandardTransform(
-            transform, getattr(dataset, "target_transform", None)
-        )
+        target = getattr(dataset, "target_transform", None)
+        dataset.transforms = StandardTransform(transform, target)
 
 
-def without_transform(dataset):
-    """A shallow copy whose images come as they are stored; the caller's data set stays as it is."""
+def without_transform(dataset: Any) -> Any:
+    """A shallow copy of a dataset whose images come as they are stored.
+
+    >>> from torchvision.datasets import FakeData
+    >>> data = FakeData(1, transform=str)
+    >>> without_transform(data).transform, data.transform
+    (None, <class 'str'>)
+    """
     dataset = _copied(dataset)
     if getattr(dataset, "transform", None) is not None:
         set_transform(dataset, None)
     return dataset
 
 
-def _copied(dataset):
-    """A shallow copy; where `transform` is a property, which may be that of a data set within, of those within too."""
+def _copied(dataset: Any) -> Any:
+    """A shallow copy, with the datasets within where `transform` is a property that hands it on."""
     dataset = copy.copy(dataset)
     if isinstance(getattr(type(dataset), "transform", None), property):
         own = vars(dataset)
