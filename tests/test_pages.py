@@ -1,5 +1,6 @@
 """The pages say what is so: links, commands, flags, code blocks, and figures that are typed by hand."""
 
+import argparse
 import ast
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
 from benchmarks.cifar import comparison
@@ -136,6 +138,23 @@ def test_the_first_block_of_the_readme_runs(toy_images):
     exec(compile(blocks(README, "python")[0], "README", "exec"), names)
     moved = (names["images"] != levels).flatten(1).any(1)
     assert names["images"].dtype == torch.uint8 and 10 < int(moved.sum()) < 50, "p is 0.5"
+
+
+def test_the_other_blocks_of_the_readme_run(toy_images):
+    levels, labels = toy_images
+    base = TensorDataset(levels, labels)
+    base.classes = ["a", "b", "c"]
+    asked = argparse.ArgumentParser()
+    nfa.add_args(asked)
+    names = {
+        "nfa": nfa, "loader": DataLoader(base, batch_size=60), "images": levels, "labels": labels, "base": base,
+        "pil_image": to_pil_image(levels[0]), "label": 0, "parser": argparse.ArgumentParser(),
+        "args": asked.parse_args(["--aug", "nfa"]), "x": levels[:4] / 127.5 - 1, "y": labels[:4],
+    }  # fmt: skip
+    for code in blocks(README, "python")[1:]:
+        exec(compile(code, "README", "exec"), names)
+    assert len(names["train_set"]) == 4 * 60 and names["samples"].shape == (4, 3, 32, 32)
+    assert names["moved"].shape == levels.shape and iter(names["loader"])
 
 
 def run_contributing(word: str) -> dict:
