@@ -39,7 +39,8 @@ assert Path(nfa.__file__).resolve().is_relative_to(Path(sys.prefix).resolve()), 
 shipped = files("timm_nfaug")
 extra = {f.parts[0] for f in shipped if not f.parts[0].endswith(".dist-info")} - {"timm_nfaug", "train_flow"}
 assert not extra, f"the wheel must ship timm_nfaug and train_flow only, not {extra}"  # benchmarks, tests
-assert any(f.match("train_flow/configs/*.yaml") for f in shipped), "train_flow/configs is missing"
+for pattern in ("train_flow/configs/*.yaml", "timm_nfaug/py.typed"):
+    assert any(f.match(pattern) for f in shipped), f"{pattern} is missing"
 
 names = nfa.list_flows(pretrained=True)
 assert names, "no bundled flow"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
@@ -57,7 +57,7 @@ def dataset(toy_images):
 
 
 def changed(seen: Seen, dataset) -> float:
-    """The share of the images a model saw that are none of the data set's."""
+    """The share of the images a model saw that are none of the dataset's."""
     x = torch.cat(seen.batches).flatten(1)
     assert len(x) == 120, "two epochs of 60 images"
     own, x = ((v * 255).round().byte().flatten(1).tolist() for v in (dataset.tensors[0], x))
@@ -79,6 +79,38 @@ def test_loop(dataset, monkeypatch):
         assert abs(changed(model, dataset) - share) < 0.2 and any(
             not torch.equal(a, b) for a, b in zip(before, model.parameters())
         )
+
+
+class Noisy(Dataset):
+    """A dataset with a random transform of its own, which no other can take the place of."""
+
+    def __init__(self, plain):
+        self.plain = plain
+
+    def __len__(self):
+        return len(self.plain)
+
+    def __getitem__(self, i):
+        image, label = self.plain[i]
+        return (image + 0.1 * torch.rand(())).clamp(0, 1), label
+
+
+def test_fit_dataset(dataset):
+    parser = argparse.ArgumentParser()
+    nfa.add_args(parser)
+    dataset.classes, noisy = ["a", "b", "c"], Noisy(dataset)
+    names = run_recipe(
+        "fit_dataset",
+        nfa=nfa,
+        loader=DataLoader(noisy, batch_size=20),
+        plain_dataset=dataset,
+        args=parser.parse_args(["--aug", "nfa-p1"]),
+    )
+    plain = nfa.NFAugment.from_data(DataLoader(dataset, batch_size=20))
+    found, wanted = (a.flow.prior.mode_std for a in (names["loader"].augment, plain))
+    # batches of other sizes add up in another order; the noise would change them by percents
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert sum(len(images) for images, _ in names["loader"]) == 60
 
 
 def test_accelerate(dataset):
