@@ -17,7 +17,6 @@ from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.cifar.arms import (
     ARMS,
     ISDA,
-    NEEDS_FLOW,
     Arm,
     Settings,
     apply_policy,
@@ -26,10 +25,12 @@ from benchmarks.cifar.arms import (
     linear_flow,
     make_arm,
     mean_move,
+    needs_flow,
     patch_flow,
 )
 from benchmarks.cifar.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
-from benchmarks.cifar.comparison import comparisons, draw, draw_quality, label, table
+from benchmarks.cifar.comparison import comparisons, label, table
+from benchmarks.cifar.pictures import draw, draw_quality
 from benchmarks.cifar.resnet18 import main, subset
 from benchmarks.core import records
 from timm_nfaug import create_flow, pixels
@@ -88,11 +89,14 @@ def test_the_recipe_is_the_papers_unless_told_otherwise():
 # -- arms --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce", "tangent", "deep"}))
+COMBINED = ("sa+linear", "trivial+linear", "mixup+linear", "cutmix+linear", "sa+glem")
+
+
+@pytest.mark.parametrize("name", sorted({*ARMS, *COMBINED} - {"ce", "tangent", "deep"}))
 def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
-    arm = make_arm(name, data, small_flow if name in NEEDS_FLOW else None, Settings(modes=4, p=1.0))
+    arm = make_arm(name, data, small_flow if needs_flow(name) else None, Settings(modes=4, p=1.0))
     arm.start(model, 10)
     levels, y = data.levels[:16], data.labels[:16]
     before = levels.clone()
