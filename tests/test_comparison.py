@@ -1,5 +1,6 @@
 """The classification comparison: arms on equal terms, their losses, the record of runs and its statistics."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,15 +13,17 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
-from benchmarks import tables
+from benchmarks.cifar import quoted, tables
 from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.cifar.arms import (
     ARMS,
     ISDA,
+    KINDS,
     Arm,
     Settings,
     apply_policy,
     deep_modes,
+    find,
     fitted,
     linear_flow,
     make_arm,
@@ -418,6 +421,46 @@ def test_wrong_arms_are_refused(data, small_flow):
     assert fitted(linear_flow(data), some, Settings()).modes == 3, (
         "a class of one image leans on the others"
     )
+
+
+def test_two_arms_are_combined_by_a_plus(data):
+    both = find("cutmix+linear")
+    assert (both.name, both.flow, both.on_linear) == ("cutmix+linear", None, True)
+    assert both.kind == find("linear").kind and both.settings == find("linear").settings
+    assert find("sa+glem").flow == "glem" and needs_flow("sa+glem") and not needs_flow("sa+linear")
+    assert find("sa+linear").settings == (*find("linear").settings, "randaugment", "reprob")
+    for name in ("linear+sa", "linear+glem", "baseline+linear", "sa+trivial", "sa+linear+glem"):
+        with pytest.raises(ValueError, match="cannot combine .*; expected a policy and a move"):
+            find(name)
+    with pytest.raises(ValueError, match="unknown arm 'glen'"):
+        find("sa+glen")
+
+
+def test_every_arm_says_what_it_is():
+    for name, arm in ARMS.items():
+        assert arm.name == name and arm.label and arm.kind in KINDS
+        assert set(arm.settings) <= {f.name for f in dataclasses.fields(Settings)}
+        assert arm.flow is None or (arm.flow in ARMS and not arm.on_linear)
+    assert len({arm.label for arm in ARMS.values()}) == len(ARMS)
+
+
+def test_a_record_has_the_settings_that_its_arm_uses():
+    """At any value strength, modes, p and temperature; the others where they are not the usual."""
+    flow = ["--flow", "glem=x", "--flow-trained-on", "y"]
+
+    def settings(arm, *more):
+        args = cifar_resnet18.parse(["--data", "cifar10", "--arms", arm, *flow, *more])
+        return cifar_resnet18.on_record(arm, args)
+
+    moved = {"strength": 0.5, "modes": 32, "p": 0.5}
+    assert settings("baseline", "--strength", "1") == {}
+    assert settings("linear") == moved | {"shrinkage": 100.0}
+    assert settings("linear", "--shrinkage", "0", "--place", "before") == moved | {
+        "place": "before"
+    }
+    assert settings("linear-pooled") == moved
+    assert settings("samples", "--p", "1") == {"p": 1.0, "shrinkage": 100.0, "temperature": 0.7}
+    assert settings("sa+glem", "--reprob", "0") == moved | {"shrinkage": 100.0, "reprob": 0.0}
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -1053,6 +1096,25 @@ def test_power_pools_the_deviations_of_all_arms(monkeypatch):
         f"{records.half_width(deviation, 3):.2f}",
     ]
     assert cells[5] == str(records.seeds_for(0.33, deviation)) and cells[6] == "1.00 (1 arm)"
+
+
+def test_verdicts_name_their_cell_and_differences_without_runs_raise():
+    def run(arm, seed, top1, epochs):
+        s = {"epochs": epochs, "model": "resnet18", "bf16": True}
+        m = {"top1": top1, "nll": 1.0, "ece": 2.0}
+        more = {"training_images": 500, "data": quoted.CIFAR, "fraction": 0.01}
+        return a_run(arm=arm, seed=seed, metrics=m, settings=s, **more)
+
+    runs = [run("sa", s, 52.0 + s, 9) for s in range(3)]
+    runs += [run("baseline", s, 50.0, e) for s in range(4) for e in (9, 20)]
+    cell = quoted.Cell(quoted.CIFAR, 0.01, 9, model="resnet18")
+    row = quoted.verdicts(runs, [quoted.Difference(cell, "sa", "baseline")]).splitlines()[-1]
+    assert [c.strip() for c in row.strip("|").split("|")] == [
+        quoted.CIFAR, "50", "ResNet18", "9", "RandAugment + RandomErasing", "crop and flip", "top-1, points",
+        "50.0", "+3.00 ± 2.48", "3",
+    ]  # fmt: skip
+    with pytest.raises(KeyError, match="no seed on record has both cutmix and baseline"):
+        quoted.verdicts(runs, [quoted.Difference(cell, "cutmix", "baseline")])
 
 
 def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():

@@ -241,3 +241,10 @@ def title(data: str, fraction: float, epochs: int, run: dict[str, Any]) -> str:
     images = f"{100 * fraction:g}% ({run['training_images']} images)"
     precision = "" if s.get("bf16", True) else ", float32"
     return f"{data}, {images}; {s['model']}, {epochs} epochs of batch {s['batch_size']}{precision}{start}"
+
+
+def line(run: dict[str, Any]) -> str:
+    """What a line of a summary compares on, in short; `run` is any of its runs."""
+    s = run["settings"]
+    model, tuned = "ResNet18, " * (s["model"] == "resnet18"), ", fine-tuned" * ("init" in s)
+    return f"{run['data']}: {model}{run['training_images']:,} images, {s['epochs']} epochs{tuned}"
