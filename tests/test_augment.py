@@ -13,8 +13,9 @@ from torchvision.transforms import v2
 
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
-from timm_nfaug.augment import parse_config
-from timm_nfaug.moves.perturb import displacement, gathered_move, noise_size, perturb
+from timm_nfaug.moves import create_move, perturb
+from timm_nfaug.moves.pca import gathered, moved_by_class
+from timm_nfaug.spec import parse_config
 
 
 @pytest.fixture
@@ -179,7 +180,8 @@ def test_with_p_each_chosen_image_gets_its_own_label_and_noise(small_flow, toy_i
     for augment in (nfa.NFAugment(small_flow, modes=4, p=0.5), linear):
         out, _ = augment(levels, y, generator=torch.Generator().manual_seed(0))
         params = augment.make_params([levels], y, torch.Generator().manual_seed(0))
-        chosen = params["chosen"]
+        chosen = torch.zeros(60, dtype=torch.bool)
+        chosen[params["rows"]] = True
         assert 15 <= int(chosen.sum()) <= 45 and torch.equal(out[~chosen], levels[~chosen])
         alone = augment.augment(pixels.levels_to_model(levels[chosen]), y[chosen], params["noise"])
         assert (
@@ -229,8 +231,8 @@ def test_gathered_moves_are_those_of_class_by_class(small_flow):
     """The way of a GPU, on the CPU."""
     g = torch.Generator().manual_seed(0)
     y, noise = torch.randint(0, 3, (1100,), generator=g), torch.randn(1100, 4, generator=g)
-    by_class = displacement(small_flow, y, noise, "pca", 4)
-    torch.testing.assert_close(gathered_move(small_flow.prior, y, noise, 4), by_class)
+    modes = small_flow.prior.modes, small_flow.prior.mode_std
+    torch.testing.assert_close(gathered(*modes, y, noise), moved_by_class(*modes, y, noise))
 
 
 def test_axes_move_only_the_widest_coordinates(small_flow):
@@ -239,7 +241,7 @@ def test_axes_move_only_the_widest_coordinates(small_flow):
         torch.randn(small_flow.prior.s.shape, generator=torch.Generator().manual_seed(1))
     )  # no ties
     y = torch.tensor([0, 2, 0])
-    move = displacement(small_flow, y, noise, "axes", 5)
+    move = create_move("axes", 5).displacement(small_flow, y, noise)
     for row, k, eps in zip(move, y.tolist(), noise):
         widest = small_flow.prior.variance[k].argsort(descending=True)[:5]
         assert set(torch.nonzero(row).flatten().tolist()) == set(widest.tolist())
@@ -249,9 +251,11 @@ def test_axes_move_only_the_widest_coordinates(small_flow):
 def test_isotropic_has_the_energy_of_the_modes(small_flow):
     y = torch.zeros(500, dtype=torch.int64)
     noise = torch.randn(
-        500, noise_size(small_flow, "isotropic", 4), generator=torch.Generator().manual_seed(0)
+        500,
+        create_move("isotropic", 4).noise_size(small_flow),
+        generator=torch.Generator().manual_seed(0),
     )
-    move = displacement(small_flow, y, noise, "isotropic", 4)
+    move = create_move("isotropic", 4).displacement(small_flow, y, noise)
     expected = small_flow.prior.mode_std[0, :4].square().sum()
     torch.testing.assert_close(
         move.square().sum(1).mean(), expected, rtol=0.02, atol=0
@@ -617,7 +621,7 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.nf_augment_transform("nfa-k0.5", f), "takes an integer"),
         (
             lambda f, x: nfa.nf_augment_transform("nfa-m9", f),
-            "takes pca, axes, isotropic, got '9'.*the strength is s",
+            "takes pca, axes, isotropic, rotation, got '9'.*the strength is s",
         ),
         (
             lambda f, x: nfa.nf_augment_transform("nfa-lsome", f),
@@ -671,7 +675,7 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         ),
         (
             lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)),
-            "got a data set, TensorDataset: DataLoader",
+            "got a dataset, TensorDataset: DataLoader",
         ),
         (
             lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3),

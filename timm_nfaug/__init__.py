@@ -6,7 +6,7 @@ from .data.datasets import CachedNFADataset, NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
 from .integration.hook import add_args, wrap_loader
-from .moves.perturb import perturb
+from .moves import perturb
 
 __version__ = "0.1.0"
 

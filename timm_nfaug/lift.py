@@ -47,7 +47,7 @@ def add(
     levels = x.dtype == torch.uint8
     change = change + SHIFT if levels else change.clone()  # the caller's stays as it is
     if levels:
-        low, high = ([v + int(SHIFT) for v in limits] for limits in (low, high))
+        low, high = ([int(v + SHIFT) for v in limits] for limits in (low, high))
     step = max(1, CHUNK // x.shape[1:].numel() if x.device.type == "cpu" else len(change))
     with torch.autocast(x.device.type, enabled=False):
         for i in range(0, len(change), step):

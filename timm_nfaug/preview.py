@@ -23,7 +23,7 @@ from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .integration.fit import fit_to_dataset
-from .moves.perturb import KINDS
+from .moves import list_moves
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)"
     )
-    parser.add_argument("--kind", choices=KINDS, default="pca")
+    parser.add_argument("--kind", choices=list_moves(), default="pca")
     parser.add_argument(
         "--samples",
         action="store_true",

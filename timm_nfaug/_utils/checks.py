@@ -64,3 +64,11 @@ def check_labels(
             f"got {low}..{high}; choose a flow of this data set, fit one to it, or drop the labels"
         )
     return y.to(device, torch.int64)
+
+
+def check_choice(name: str, value: str, known) -> None:
+    """Raises ValueError where a value is none of the known ones, naming the closest."""
+    if value not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}{closest(str(value), known)}, got {value!r}"
+        )

@@ -34,7 +34,7 @@ from .._utils.files import write_atomically
 from ..augment import NFAugment
 from ..flows.bijections.coupling import AffineCoupling
 from ..flows.model import ConditionalFlow
-from ..moves.perturb import displacement, draw_noise
+from ..moves import create_move, draw_noise
 from .transforms import without_transform
 
 try:
@@ -79,7 +79,7 @@ def tangents(
     bends = torch.from_numpy(weights(directions.numpy(), 1.0, modes)[:, modes:])
     straight, bend = (directions / len(directions)).to(z), torch.linalg.pinv(bends).T.to(z)
     for e, s, b in zip(directions.to(z), straight, bend, strict=True):
-        move = displacement(flow, y, (step * e).expand(len(z), -1), kind, modes)
+        move = create_move(kind, modes, step).displacement(flow, y, e.expand(len(z), -1))
         there, back = flow.inverse(z + move), flow.inverse(z - move)
         found[:, :modes] += s.view(-1, 1, 1, 1) * ((there - back) / (2 * step)).unsqueeze(1)
         found[:, modes:] += b.view(-1, 1, 1, 1) * (
@@ -406,12 +406,8 @@ class NFACache:
         changes = torch.zeros(len(rows), *size, dtype=torch.float32)
         if len(good):
             z = torch.from_numpy(self._rows("codes")[rows])[good]
-            move = displacement(
-                self.flow,
-                classes[good],
-                noise[good].to(self.flow.dtype),
-                self.index["mode_kind"],
-                n,
+            move = create_move(self.index["mode_kind"], n).displacement(
+                self.flow, classes[good], noise[good].to(self.flow.dtype)
             )
             found = (self.flow.inverse(z + strength * move) - small(good)).float()
             changes[good] = torch.where(
@@ -555,7 +551,7 @@ def _fill(
         pairs = [base[i][:2] for i in range(where.start, where.stop)]
         for image, _ in pairs:
             pixels.levels_of(image)  # refuses what is no image
-            augment._check_kind(image)
+            check_image(image, augment.change.size[0])
         arrays["crc"][where] = [_crc(image, label, augment.labels) for image, label in pairs]
         x = torch.cat([_small(image, flow.config.input_size) for image, _ in pairs]).to(flow.device)
         z, _ = flow(x)

@@ -17,7 +17,7 @@ from .._utils.checks import check_probability, check_strength
 from .._utils.files import write_atomically
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
-from ..moves.perturb import draw_noise
+from ..moves import draw_noise
 from .cache import NFACache, digest
 from .transforms import without_transform
 

@@ -182,6 +182,15 @@ class ConditionalFlow(HubMixin, nn.Module):
             return torch.stack([self.log_prob(x, y) for y in labels], dim=1) + self.log_prior
         return self.code_logits(self(x)[0])
 
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes (B, D) and labels (B,), the flow's own guess where y is None."""
+        if self.config.code_rows and y is None:
+            y = self.class_logits(x).argmax(1)
+        z, _ = self(x, y)
+        if y is None and self.num_classes == 1:
+            y = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        return z, self.code_logits(z).argmax(1) if y is None else y
+
     @_full_precision
     def code_logits(self, z: Tensor) -> Tensor:
         """`class_logits` from codes (B, D); not with conditional encoding, whose codes hold a label already."""

@@ -25,12 +25,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms import Compose
 
 from .._utils.random import keyed_generator, random_numbers_apart
-from ..augment import DEFAULT_FLOW, NFAugment, nf_augment_transform, parse_config
+from ..augment import DEFAULT_FLOW, NFAugment, nf_augment_transform
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
 from ..data.transforms import set_transform
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
+from ..spec import parse_config
 from .fit import (
     NFAError,
     check_classes,

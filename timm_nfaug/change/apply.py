@@ -1,0 +1,74 @@
+"""Draws which images change, and adds a change to images of any kind, size and range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from .. import lift, pixels
+from ..moves.base import draw_noise
+
+LEVELS = 128  # uint8 levels in a unit of the range [-1, 1]
+
+
+def draw(count: int, p: float, noise_size: int, g: torch.Generator) -> tuple[Tensor | None, Tensor]:
+    """Chooses each of `count` images with probability p, and draws the noise of the chosen ones.
+
+    Returns:
+        rows (b,), the indices of the chosen images on the CPU, or None where all are chosen; and
+        noise (b, noise_size), on the generator's device.
+
+    >>> rows, noise = draw(4, 0.5, 32, torch.Generator().manual_seed(0))
+    >>> rows.tolist(), noise.shape
+    ([0, 2, 3], torch.Size([3, 32]))
+    """
+    if p == 1:
+        return None, draw_noise(count, noise_size, g)
+    rows = torch.nonzero(torch.rand(count, generator=g, device=g.device) < p).flatten().cpu()
+    noise = draw_noise(len(rows), noise_size, g)
+    return None if len(rows) == count else rows, noise
+
+
+def to_model(x: Tensor, mean: Any = None, std: Any = None) -> Tensor:
+    """Images (B, C, H, W), uint8, in [0, 1] or normalised by mean and std, as float32 in [-1, 1].
+
+    >>> to_model(torch.tensor([[[[0.0, 1.0]]]])).round(decimals=2).tolist()
+    [[[[-1.0, 1.0]]]]
+    """
+    if x.dtype == torch.uint8:
+        return pixels.levels_to_model(x)
+    x = x.float()
+    if mean is not None:
+        mean, std = pixels.channel_stats(mean, std, x)
+        x = x * std + mean
+    return pixels.unit_to_model(x)
+
+
+def add_change(
+    image: Any, change: Tensor, rows: Tensor | None = None, mean: Any = None, std: Any = None
+) -> Any:
+    """Adds a change (b, c, h, w) in units of [-1, 1]: a new image of the kind that came.
+
+    Args:
+        image: a PIL image (b is 1), or images (B, C, H, W), uint8, in [0, 1] or normalised.
+        rows: indices (b,) of the images that change; None: all of them.
+        mean, std: per channel, of normalised floats.
+
+    >>> levels = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
+    >>> add_change(levels, torch.full((2, 3, 1, 1), 0.5))[0, 0, 0].tolist()
+    [164, 164, 164, 164]
+    """
+    if isinstance(image, PIL.Image.Image):
+        return lift.add_to_image(image, change[0].mul(LEVELS).numpy(force=True))
+    c, scale = image.shape[1], torch.tensor(LEVELS / 255)
+    low, high = [0.0] * c, [1.0] * c
+    if image.dtype == torch.uint8:
+        scale, low, high = torch.tensor(float(LEVELS)), [0.0] * c, [255.0] * c
+    elif mean is not None:
+        mean, std = pixels.channel_stats(mean, std, change)
+        scale = scale / std
+        low, high = (((v - mean) / std).expand(c, 1, 1).flatten().tolist() for v in (0.0, 1.0))
+    return lift.add(image, (change * scale.to(change.device)).to(image.device), low, high, rows)

@@ -1,0 +1,74 @@
+"""Change: what is added to a batch of images. Everything that augments goes through this seam."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LIMIT = 2.0  # of the range [-1, 1]: more than the whole of it is no use
+
+Images = Callable[[], Tensor]  # gives images (B, c, H, W), float32 in [-1, 1]
+
+
+class Change(ABC):
+    """What is added to images, at a size of its own; a subclass is one way to augment.
+
+    `change` gets the images as a function, so that a change which does not depend on them costs
+    nothing to look at them. A larger image takes the change enlarged (`timm_nfaug.lift`).
+
+    Attributes:
+        size: (c, h, w) of the change.
+        num_classes: K of the labels it takes.
+        noise_size: standard normal numbers it needs per image.
+
+    >>> class Brightness(Change):
+    ...     size, num_classes, noise_size = (3, 1, 1), 1, 1
+    ...     def change(self, images, y, noise):
+    ...         return (0.1 * noise).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
+    >>> import timm_nfaug as nfa
+    >>> augment = nfa.NFAugment.from_change(Brightness(), p=1.0, labels="none")
+    >>> augment(torch.zeros(3, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([3, 8, 8])
+    """
+
+    size: tuple[int, int, int]
+    num_classes: int
+    noise_size: int
+
+    @abstractmethod
+    def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
+        """The change (B, c, h, w), in units of the range [-1, 1]; a new tensor.
+
+        Args:
+            images: gives the images (B, c, H, W) in [-1, 1], of any size.
+            y: labels (B,), or None where the change finds the class itself.
+            noise: standard normal (B, noise_size).
+        """
+
+    def bounded(self, images: Images, y: Tensor | None, noise: Tensor) -> tuple[Tensor, int]:
+        """The change in float32 within +-2, zero where it is not finite, and for how many images."""
+        with full_precision(noise.device.type):
+            change = self.change(images, y, noise)
+        failed = 0
+        if not math.isfinite(change.sum()):
+            finite = change.sum((1, 2, 3)).isfinite()
+            failed = int((~finite).sum())
+            change = torch.where(finite.view(-1, 1, 1, 1), change, 0.0)
+        return change.clamp_(-LIMIT, LIMIT).float(), failed
+
+
+def full_precision(device_type: str):
+    """A context without autocast; codes in bfloat16 would break the inverse of a flow.
+
+    >>> with full_precision("cpu"):
+    ...     torch.is_autocast_enabled("cpu")
+    False
+    """
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,79 @@
+"""LinearChange and FlowChange: images moved through the code space of a flow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import lift
+from ..flows.model import ConditionalFlow
+from ..moves.base import Move
+from .base import Change, Images
+
+
+class FlowChange(Change):
+    """Encodes, moves, decodes, and subtracts: ``f^-1(f(x) + move) - x``.
+
+    Args:
+        flow: the flow; the change has its size and is made on its device.
+        move: how codes are moved.
+
+    >>> import timm_nfaug as nfa
+    >>> from timm_nfaug.moves import PCA
+    >>> flow = nfa.create_flow("conv_p4_tiny", input_size=(3, 8, 8), num_classes=2, depth=1)
+    >>> x, y, noise = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]), torch.randn(4, 8)
+    >>> FlowChange(flow, PCA(modes=8)).change(lambda: x, y, noise).shape
+    torch.Size([4, 3, 8, 8])
+    """
+
+    def __init__(self, flow: ConditionalFlow, move: Move):
+        move.check(flow)
+        self.flow, self.move = flow, move
+        self.size = flow.config.input_size
+        self.num_classes = flow.num_classes
+        self.noise_size = move.noise_size(flow)
+
+    def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
+        flow, x = self.flow, self._small(images)
+        z, y = flow.encode(x, y if y is None else y.to(flow.device))
+        y = flow.gaussian_labels(y, len(noise))
+        move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
+        return flow.inverse(z + move) - x
+
+    def _small(self, images: Images) -> Tensor:
+        return lift.down(images().to(self.flow.device), self.size[1:])
+
+
+class LinearChange(FlowChange):
+    """The same on the flow of depth 0, whose codes are the pixels: a weighted sum of eigen-images.
+
+    It looks at the images only where it has to find their class, or the move needs their codes.
+
+    >>> import timm_nfaug as nfa
+    >>> from timm_nfaug.moves import PCA
+    >>> flow = nfa.create_flow("linear", input_size=(3, 8, 8), num_classes=2)
+    >>> change = LinearChange(flow, PCA(modes=8))
+    >>> change.change(None, torch.tensor([0, 1]), torch.randn(2, 8)).shape  # no images needed
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
+        flow, z = self.flow, None
+        if y is None and flow.num_classes == 1:
+            y = torch.zeros(len(noise), dtype=torch.int64, device=flow.device)
+        if y is None or self.move.needs_code:
+            z, y = flow.encode(self._small(images), y if y is None else y.to(flow.device))
+        y = flow.gaussian_labels(y, len(noise))
+        move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
+        return move.view(len(noise), *self.size)
+
+
+def change_of(flow: ConditionalFlow, move: Move) -> Change:
+    """The change that suits a flow: `LinearChange` where its codes are the pixels, else `FlowChange`.
+
+    >>> import timm_nfaug as nfa
+    >>> from timm_nfaug.moves import PCA
+    >>> type(change_of(nfa.create_flow("linear"), PCA())).__name__
+    'LinearChange'
+    """
+    return (LinearChange if flow.is_linear else FlowChange)(flow, move)

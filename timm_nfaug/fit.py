@@ -1,0 +1,126 @@
+"""Fits the class Gaussians and modes of a flow to another dataset: one pass, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from . import lift
+from .change import to_model
+from .flows.model import ConditionalFlow
+from .flows.prior import ClassGaussians
+from .inputs import check_image, check_range
+
+SHRINKAGE = 100.0  # images; about the best for 20 to 500 images per class, 2% of 5,000
+
+
+def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> ConditionalFlow:
+    """A flow that shares the network of `flow` and has room for other modes, all zero.
+
+    >>> import timm_nfaug as nfa
+    >>> empty_flow(nfa.create_flow("linear"), modes=8).prior.num_modes
+    8
+    """
+    low_rank = flow.prior.low_rank
+    return flow.with_prior(ClassGaussians(num_classes, flow.dim, None, 0.25, modes, low_rank))
+
+
+@torch.no_grad()
+def fit_flow(
+    flow: ConditionalFlow,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    num_classes: int,
+    modes: int,
+    allow_empty: bool = False,
+    shrinkage: float = SHRINKAGE,
+) -> ConditionalFlow:
+    """A flow that shares the network of `flow` and has Gaussians and modes of other images.
+
+    Args:
+        batches: images (B, C, h, w) at the flow's size, in [-1, 1], and labels (B,).
+        num_classes: K of the labels.
+        modes: number of modes per class; images too few for them leave the rest unused.
+        allow_empty: classes without images have no modes and are never the posterior's; without,
+            they raise.
+        shrinkage: the spread within all classes counts for each as if it had been seen in so many
+            more images of it (see `ClassMoments`).
+
+    >>> import timm_nfaug as nfa
+    >>> x, y = torch.rand(8, 3, 4, 4) * 2 - 1, torch.arange(8) % 2
+    >>> flow = fit_flow(nfa.create_flow("linear", input_size=(3, 4, 4)), iter([(x, y)]), 2, 4)
+    >>> flow.prior.modes.shape
+    torch.Size([2, 4, 48])
+    """
+    moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
+    fitted = empty_flow(flow, modes, num_classes)
+    fitted.prior.set_moments(moments)
+    fitted.log_prior[moments.empty] = -torch.inf
+    return fitted
+
+
+def fitting_batches(
+    loader: Any, size: tuple[int, int, int], pooled: bool, mean: Any = None, std: Any = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (B, C, h, w) in [-1, 1] at a flow's size and labels (B,) from the batches of a loader.
+
+    Args:
+        loader: batches (images, labels, ...) of images as `NFAugment` takes them.
+        size: (C, h, w).
+        pooled: all images are one class; labels are not looked at and may be missing.
+        mean, std: of normalised images.
+
+    Raises:
+        TypeError: batches that are not (images, labels).
+    """
+    for batch in loader:
+        x, y = _images_and_labels(batch, pooled)
+        check_image(x, size[0])
+        if mean is None:
+            check_range(x)
+        x = lift.down(to_model(x, mean, std), size[1:])
+        yield x, torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y)
+
+
+def count_classes(loader: Any, num_classes: int | None) -> tuple[int, list[str]]:
+    """K, given or counted, and the names of the classes where ``loader.dataset.classes`` has them.
+
+    >>> count_classes([], 3)
+    (3, [])
+    """
+    names = getattr(getattr(loader, "dataset", None), "classes", None)
+    if num_classes is None:
+        if names is None:
+            raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
+        num_classes = len(names)
+    return num_classes, list(names) if names is not None and len(names) == num_classes else []
+
+
+def check_loader(loader: Any) -> None:
+    """Raises TypeError for a map-style dataset, which gives single images.
+
+    >>> check_loader([(torch.zeros(2, 3, 8, 8), torch.zeros(2))])
+    """
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        kind = type(loader).__name__
+        raise TypeError(
+            f"expected a loader of batches, got a dataset, {kind}: DataLoader(dataset, 256)"
+        )
+
+
+def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:
+    """Splits a batch into images (B, C, H, W) and labels, or None where they are not needed."""
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    enough = len(parts) >= (1 if pooled else 2)
+    if not (enough and isinstance(parts[0], Tensor) and parts[0].ndim == 4):
+        got = type(parts[0]).__name__
+        if isinstance(parts[0], Tensor):
+            got = f"a tensor {tuple(parts[0].shape)}"
+        raise TypeError(
+            f"expected batches (images (B, C, H, W), labels (B,)), got {got}; "
+            "take a collate_fn that makes them"
+        )
+    return parts[0], parts[1] if len(parts) > 1 else None

@@ -1,0 +1,33 @@
+"""axes: moves along the coordinates in which a class varies most, the paper's choice.
+
+``z' = z + strength * sum_k noise_k sigma_k e_k`` over the `modes` coordinates of largest variance
+of the class's diagonal Gaussian (Enescu & Sahbi, ACCV 2024).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..flows.model import ConditionalFlow
+from .base import Move, register
+
+
+@register
+class Axes(Move):
+    """Moves along the coordinates of largest variance of the class.
+
+    >>> import timm_nfaug as nfa
+    >>> flow = nfa.create_flow("linear", input_size=(1, 4, 4), num_classes=2, prior={"num_modes": 1})
+    >>> move = Axes(modes=3).displacement(flow, torch.tensor([1]), torch.ones(1, 3))
+    >>> int((move != 0).sum())
+    3
+    """
+
+    name = "axes"
+
+    def displacement(
+        self, flow: ConditionalFlow, y: Tensor, noise: Tensor, z: Tensor | None = None
+    ) -> Tensor:
+        variance, axes = flow.prior.variance.topk(self.modes, dim=1)  # (K, modes)
+        move = noise.new_zeros(len(y), flow.dim)
+        return move.scatter_(1, axes[y], noise * (self.strength * variance.sqrt()[y]))
