@@ -38,6 +38,7 @@ from benchmarks.cifar.resnet18 import main, subset
 from benchmarks.core import records
 from timm_nfaug import create_flow, pixels
 from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
+from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
 
 SMALL = ["--model", "resnet10_half", "--epochs", "1", "--batch-size", "8", "--threads", "1"]
@@ -244,12 +245,10 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
     x = data.levels.flatten(1).double()
     arm = make_arm("linear-rotation", data, None, Settings(strength=0.6, modes=4, p=1.0))
     out = arm.levels(data.levels, data.labels, generator())
-    g = generator()
-    _, turns = torch.rand(2, len(x), generator=g)
-    places = torch.rand(len(x), generator=g)
+    places, turns = torch.special.ndtr(draw_noise(len(x), 2, generator())).T.tolist()
     for i, k in enumerate(data.labels.tolist()):
         own = x[data.labels == k]
-        mu, other, t = own.mean(0), own[int(places[i] * len(own))], 0.6 * turns[i].item()
+        mu, other, t = own.mean(0), own[int(places[i] * len(own))], 0.6 * turns[i]
         expected = mu + math.cos(t) * (x[i] - mu) + math.sin(t) * (other - mu)
         assert (out[i].flatten() - expected.clamp(0, 255)).abs().max() < 0.51  # rounding to levels
     assert (out != data.levels).any(dim=(1, 2, 3)).sum() > 50
@@ -257,7 +256,7 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
 
 def test_rotation_toward_a_draw_keeps_mean_and_variance(data):
     """With all modes a class's rotated images have its moments, whatever the angle: the turn stays in its Gaussian."""
-    levels, y = data.levels.repeat(40, 1, 1, 1), data.labels.repeat(40)
+    levels, y = data.levels.repeat(160, 1, 1, 1), data.labels.repeat(160)
     s = Settings(strength=3.0, modes=19, p=1.0, shrinkage=0.0)
     out = make_arm("linear-mode-rotation", data, None, s).levels(levels, y, generator())
     for k in range(3):
@@ -321,7 +320,7 @@ def test_safe_steps_are_taken_back_where_the_classifier_loses_the_label_by_them(
     assert 3 < lost.sum() < 40
     assert (
         torch.equal(found, torch.where(lost.view(-1, 1, 1, 1), levels, moved))
-        and safe.model.training
+        and safe.levels.augment.change.model.training
     )
 
 

@@ -21,6 +21,7 @@ from .base import (
     Combination,
     LevelsStep,
     Moved,
+    NFAStep,
     Policy,
     Settings,
     apply_policy,
@@ -31,11 +32,11 @@ from .base import (
 )
 from .controls import deep_modes, mean_move, patch_flow
 from .isda import ISDA
-from .nfa import fitted, linear_flow, nfa_step
+from .nfa import fitted, linear_flow
 
 __all__ = [
-    "ALWAYS", "ARMS", "ISDA", "KINDS", "RANDAUGMENT", "Arm", "Combination", "LevelsStep", "Moved", "Policy", "Settings",
-    "adversarial", "apply_policy", "controls", "deep_modes", "find", "fitted", "isda", "linear_flow", "make_arm",
-    "mean_move", "mixing", "needs_flow", "nfa", "nfa_step", "patch_flow", "policies", "register", "rotation", "safe",
+    "ALWAYS", "ARMS", "ISDA", "KINDS", "NFAStep", "RANDAUGMENT", "Arm", "Combination", "LevelsStep", "Moved", "Policy",
+    "Settings", "adversarial", "apply_policy", "controls", "deep_modes", "find", "fitted", "isda", "linear_flow", "make_arm",
+    "mean_move", "mixing", "needs_flow", "nfa", "patch_flow", "policies", "register", "rotation", "safe",
     "samples", "tangent",
 ]  # fmt: skip

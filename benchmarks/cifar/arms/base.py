@@ -7,7 +7,8 @@ or, in timm's and torchvision's parts, from the global generators, which the tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
-from timm_nfaug.augment import SHRINKAGE
+from timm_nfaug.augment import NFAugment
+from timm_nfaug.change import Change
+from timm_nfaug.fit import SHRINKAGE
 from timm_nfaug.flows.model import ConditionalFlow
 from train_flow.data import Images
 
@@ -28,6 +31,29 @@ RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 KINDS = ("NFA, linear", "NFA, deep flow", "other")
 Policy = Callable[[Image.Image], Image.Image]
 LevelsStep = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+class NFAStep:
+    """An `NFAugment` as a step on uint8 images (B, C, H, W)."""
+
+    def __init__(self, augment: NFAugment):
+        self.augment = augment
+
+    def __call__(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+        return self.augment(levels, y, generator=g)[0]
+
+
+class ClassifierChange(Change):
+    """A change that asks the classifier as it stands, which `Arm.start` gives to it."""
+
+    model: nn.Module
+
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """The classifier in evaluation mode: the statistics of batch norm do not learn from this."""
+        self.model.eval()
+        yield self.model
+        self.model.train()
 
 
 @dataclass
@@ -95,7 +121,10 @@ class Arm:
         return cls()
 
     def start(self, model: nn.Module, steps: int) -> None:
-        """Is called once before the first step."""
+        """Is called once before the first step; the classifier goes to the changes that ask it."""
+        for step in (self.before, self.levels):
+            if isinstance(step, NFAStep) and isinstance(step.augment.change, ClassifierChange):
+                step.augment.change.model = model
 
     def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
         """uint8 images (B, C, H, W), cropped and under `policy` where there is one, to uint8 images."""
@@ -120,7 +149,7 @@ class Arm:
 
 
 class Moved(Arm):
-    """An arm that moves uint8 images by one step; the step can be added to another arm."""
+    """An arm that moves images by an `NFAugment`, which can be added to another arm, too."""
 
     kind = KINDS[1]
     flow = "glem"
@@ -132,6 +161,10 @@ class Moved(Arm):
 
     @classmethod
     def step(cls, data: Images, flow: ConditionalFlow, s: Settings) -> LevelsStep:
+        return NFAStep(cls.augment(data, flow, s))
+
+    @classmethod
+    def augment(cls, data: Images, flow: ConditionalFlow, s: Settings) -> NFAugment:
         raise NotImplementedError
 
 

@@ -17,7 +17,7 @@ from train_flow.data import Images
 from train_flow.evaluate import batches
 
 from .base import KINDS, Moved, register
-from .nfa import fitted, linear_flow, nfa_step
+from .nfa import fitted, linear_flow
 
 
 def patch_flow(data: Images) -> ConditionalFlow:
@@ -33,9 +33,7 @@ def mean_move(augment: NFAugment, data: Images, count: int = 256) -> float:
     count = min(count, len(data))
     pick = torch.arange(count, device=data.levels.device) * len(data) // count
     levels, labels = data.levels[pick], data.labels[pick]
-    p, augment.p = augment.p, 1.0
-    moved, _ = augment(levels, labels, generator=torch.Generator().manual_seed(0))
-    augment.p = p
+    moved, _ = augment.replace(p=1.0)(levels, labels, generator=torch.Generator().manual_seed(0))
     return (moved.float() - levels.float()).abs().mean().item()
 
 
@@ -61,11 +59,10 @@ class Control(Moved):
     """Another augmentation, with the strength at which pixels move as far on average as by the flow."""
 
     @classmethod
-    def step(cls, data, flow, s):
-        augment = fitted(flow, data, s)
+    def augment(cls, data, flow, s):
         control = cls.control(data, flow, s)
-        control.strength *= mean_move(augment, data) / mean_move(control, data)
-        return nfa_step(control)
+        ratio = mean_move(fitted(flow, data, s), data) / mean_move(control, data)
+        return control.replace(strength=control.strength * ratio)
 
     @classmethod
     def control(cls, data, flow, s) -> NFAugment:

@@ -24,6 +24,7 @@ class ISDA(Arm):
         self.strength = strength
 
     def start(self, model: nn.Module, steps: int) -> None:
+        super().start(model, steps)
         weight = model.get_classifier().weight
         k, d = weight.shape
         self.steps = steps

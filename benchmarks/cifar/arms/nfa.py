@@ -14,7 +14,7 @@ from timm_nfaug.flows.model import ConditionalFlow
 from train_flow.data import Images
 from train_flow.evaluate import batches
 
-from .base import LevelsStep, Moved, OnLinear, Settings, register
+from .base import Moved, OnLinear, Settings, register
 
 
 def linear_flow(data: Images) -> ConditionalFlow:
@@ -22,9 +22,7 @@ def linear_flow(data: Images) -> ConditionalFlow:
     return nfa.create_flow("linear", input_size=tuple(data.levels.shape[1:]))
 
 
-def fitted(
-    flow: ConditionalFlow, data: Images, s: Settings, labels: str = "given", kind: str = "pca"
-) -> NFAugment:
+def fitted(flow: ConditionalFlow, data: Images, s: Settings, labels: str = "given") -> NFAugment:
     """NFAugment with the Gaussians and modes of `data`, per class or, with labels "none", of all images."""
     flow = flow.to(data.levels.device).eval()
     if labels == "none":
@@ -37,15 +35,7 @@ def fitted(
             f"modes of a class need two images or more, one class has {int(count.min())}; take a larger fraction"
         )
     augment = NFAugment.to_fit(flow, modes, strength=s.strength, p=s.p, labels=labels)
-    augment.fit(batches(data, 512), len(data.class_names), shrinkage=s.shrinkage)
-    if kind == "pca":
-        return augment
-    return NFAugment(augment.flow, s.strength, s.modes, s.p, kind=kind)
-
-
-def nfa_step(augment: NFAugment) -> LevelsStep:
-    """NFAugment as a step on uint8 images."""
-    return lambda levels, y, g: augment(levels, y, generator=g)[0]
+    return augment.fit(batches(data, 512), len(data.class_names), shrinkage=s.shrinkage)
 
 
 @register("glem")
@@ -55,8 +45,8 @@ class Glem(Moved):
     label = "NFA with a deep flow, class modes of the run's own images"
 
     @classmethod
-    def step(cls, data, flow, s):
-        return nfa_step(fitted(flow, data, s))
+    def augment(cls, data, flow, s):
+        return fitted(flow, data, s)
 
 
 @register("ml")
@@ -90,8 +80,8 @@ class Pooled(Moved):
     settings = ("strength", "modes", "p", "place")  # one class has no others to lean on
 
     @classmethod
-    def step(cls, data, flow, s):
-        return nfa_step(fitted(flow, data, s, labels="none"))
+    def augment(cls, data, flow, s):
+        return fitted(flow, data, s, labels="none")
 
 
 @register("linear-pooled")
@@ -108,8 +98,8 @@ class Isotropic(Moved):
     label = "a random direction in the codes, as long as the move along the modes"
 
     @classmethod
-    def step(cls, data, flow, s):
-        return nfa_step(fitted(flow, data, s, kind="isotropic"))
+    def augment(cls, data, flow, s):
+        return fitted(flow, data, s).replace(kind="isotropic", modes=s.modes)
 
 
 @register("own-modes")
@@ -122,7 +112,7 @@ class OwnModes(Moved):
     settings = ("strength", "modes", "p", "place")
 
     @classmethod
-    def step(cls, data, flow, s):
+    def augment(cls, data, flow, s):
         classes = len(data.class_names)
         if flow.num_classes not in (1, classes):
             raise ValueError(
@@ -130,7 +120,7 @@ class OwnModes(Moved):
             )
         labels = "none" if flow.num_classes == 1 else "given"
         modes = min(s.modes, flow.prior.num_modes)
-        return nfa_step(NFAugment(flow, s.strength, modes, s.p, labels=labels))
+        return NFAugment(flow, s.strength, modes, s.p, labels=labels)
 
 
 @register("ce")

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from timm_nfaug import pixels
+from timm_nfaug import lift
+from timm_nfaug.augment import NFAugment
+from timm_nfaug.change import Change
 from timm_nfaug.flows.model import ConditionalFlow
 
-from .base import KINDS, LevelsStep, Moved, Settings, register
+from .base import KINDS, Moved, register
 from .nfa import fitted
 
 
-def sample_step(flow: ConditionalFlow, s: Settings) -> LevelsStep:
-    """A step that replaces images, each with probability p."""
+class SampleChange(Change):
+    """The difference between an image and a sample of its class; of a flow without a low-rank part.
 
-    @torch.no_grad()
-    def step(levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
-        chosen = (torch.rand(len(levels), generator=g) < s.p).to(levels.device)
-        x = flow.sample(y[chosen], s.temperature, generator=g)
-        levels = levels.clone()
-        finite = x.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
-        levels[chosen] = torch.where(finite, pixels.model_to_levels(x.clamp(-1, 1)), levels[chosen])
-        return levels
+    Args:
+        temperature: factor of the standard deviations of the class.
+    """
 
-    return step
+    def __init__(self, flow: ConditionalFlow, temperature: float):
+        if flow.prior.low_rank:
+            raise ValueError("samples need a flow without low_rank; got one with it")
+        self.flow, self.temperature = flow, temperature
+        self.size, self.num_classes, self.noise_size = (
+            flow.config.input_size,
+            flow.num_classes,
+            flow.dim,
+        )
+
+    def change(self, images, y: Tensor | None, noise: Tensor) -> Tensor:
+        prior, x = self.flow.prior, lift.down(images(), self.size[1:])
+        y = self.flow.gaussian_labels(y, len(noise))
+        code = prior.mu[y] + self.temperature * noise.to(x) * prior.variance[y].sqrt()
+        return self.flow.inverse(code) - x
 
 
 @register("samples")
@@ -36,5 +46,5 @@ class Samples(Moved):
     settings = ("p", "place", "shrinkage", "temperature")
 
     @classmethod
-    def step(cls, data, flow, s):
-        return sample_step(fitted(flow, data, s).flow, s)
+    def augment(cls, data, flow, s):
+        return NFAugment.from_change(SampleChange(fitted(flow, data, s).flow, s.temperature), p=s.p)

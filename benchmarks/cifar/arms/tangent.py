@@ -18,7 +18,7 @@ from .nfa import fitted
 def tangent_step(augment: NFAugment, data: Images, s: Settings) -> LevelsStep:
     """A step on images of `data`, which are found by their bytes and labels in a cache made here."""
     # a class of few images has fewer
-    augment.modes = min(augment.modes, augment.flow.prior.num_modes)
+    augment = augment.replace(modes=min(augment.modes, augment.flow.prior.num_modes))
     pairs = list(zip(data.levels.cpu(), data.labels.tolist(), strict=True))
     with tempfile.TemporaryDirectory() as folder:  # the open files outlive their names
         cache = NFACache.build(augment, pairs, folder, step=s.strength)
