@@ -31,8 +31,9 @@ from benchmarks.cifar.arms import (
     needs_flow,
     patch_flow,
 )
-from benchmarks.cifar.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
+from benchmarks.cifar.classifier import Recipe, crop_and_flip, make_classifier, train
 from benchmarks.cifar.comparison import comparisons, label, table
+from benchmarks.cifar.corruptions import CORRUPTIONS
 from benchmarks.cifar.pictures import draw, draw_quality
 from benchmarks.cifar.resnet18 import main, subset
 from benchmarks.core import records
@@ -890,7 +891,7 @@ def test_record_refuses_what_is_incomplete(tmp_path):
             records.append(wrong, path)
     assert len(records.read(path)) == 1
     path.write_text(path.read_text() + json.dumps(a_run())[:40])
-    with pytest.raises(ValueError, match="line 2.*mend or remove the line"):
+    with pytest.raises(ValueError, match="line 2.*repair or remove the line"):
         records.read(path)
 
 

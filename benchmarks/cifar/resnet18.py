@@ -7,7 +7,7 @@ fraction of the training set each seed draws its own stratified subset, the same
 by seed. Class Gaussians and modes of a flow are estimated on the run's own training images; what its network was trained
 on is stated by `--flow-trained-on` and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once
 for each seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
-on record are skipped, so the command goes on where it stopped. A small network leaves most of a GPU idle: `--jobs` trains
+on record are skipped, so the same command resumes where it stopped. A small network leaves most of a GPU idle: `--jobs` trains
 several classifiers at once, each in a process of its own.
 
 Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees. With
@@ -46,7 +46,7 @@ from train_flow.trainer import Trainer
 
 SUITE = "cifar_resnet18"
 HELD = 0.1
-STOPPED = "time limit reached; the same command goes on"
+STOPPED = "time limit reached; the same command resumes"
 # of a process that trains: args and images, for all of its runs, and the seconds of its slowest epoch so far
 _process: dict = {}
 
@@ -103,7 +103,7 @@ def side_by_side(
                 runs = future.result()
             except BrokenProcessPool:
                 raise SystemExit(
-                    "a training process died, killed or out of memory; the same command goes on"
+                    "a training process died, killed or out of memory; the same command resumes"
                 ) from None
             except Exception as e:
                 failed += 1
@@ -300,7 +300,7 @@ def config_name(config: str) -> str:
 
 
 def train_flow_on(images: Images, config: str, seed: int, device: str) -> Path:
-    """Directory of the flow that a config of train_flow gives on these images; a training cut short goes on."""
+    """Directory of the flow that a config of train_flow gives on these images; a training cut short is resumed."""
     settings = load_config(config, [f"seed={seed}"])
     out = ROOT / "runs" / "own" / f"{config_name(config)}-{images.sha256()[:12]}-{seed}"
     trainer = Trainer(
