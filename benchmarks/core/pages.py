@@ -18,10 +18,10 @@ SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 MOVED = {
     "cifar_resnet18": "cifar.resnet18", "flow_batches": "speed.flow_batches", "flow_memory": "speed.flow_memory",
     "flow_objectives": "analysis.flow_objectives", "flow_pareto": "analysis.flow_pareto",
-    "flow_report": "analysis.flow_report", "flow_speed": "speed.flow_speed", "generation": "generation.generation",
+    "flow_report": "analysis.flow_report", "flow_speed": "speed.flow_speed", "generation": "generation.run",
     "imagenet_real": "imagenet.real", "label_drift": "analysis.label_drift", "linearity": "analysis.linearity",
     "proposition": "analysis.proposition", "shrinkage": "analysis.shrinkage", "tangents": "analysis.tangents",
-    "throughput": "speed.throughput", "timm_matrix": "timm.matrix", "timm_train": "timm.train",
+    "throughput": "speed.throughput", "timm_matrix": "timm.flags", "timm_train": "timm.speed",
 }  # fmt: skip
 
 
