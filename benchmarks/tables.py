@@ -1,7 +1,7 @@
 """Fills the generated tables of README.md, docs/timm.md and the pages of benchmarks: ``python -m benchmarks.tables``.
 
-Each suite has a tables.py with its own `TABLES`, name to function. No figure in a table is typed by hand; a test compares
-the pages with the records.
+Each suite has a tables.py with its own `TABLES`, name to function. No figure in a table is typed by
+hand; a test compares the pages with the records.
 """
 
 from __future__ import annotations

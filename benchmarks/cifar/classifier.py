@@ -1,8 +1,9 @@
 """Training and testing one image classifier on images that lie on the device as one uint8 tensor.
 
-The recipe is that of Enescu & Sahbi (ACCV 2024): ResNet18 with a 3x3 stem and no pooling, random crop and flip, SGD with
-momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to 0.1. torch's OneCycleLR takes the momentum along, from
-0.95 down to 0.85 and back, unless told not to; the paper does not say that it was.
+The recipe is that of Enescu & Sahbi (ACCV 2024): ResNet18 with a 3x3 stem and no pooling, random
+crop and flip, SGD with momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to
+0.1. torch's OneCycleLR takes the momentum along, from 0.95 down to 0.85 and back, unless told not
+to; the paper does not say that it was.
 """
 
 from __future__ import annotations
@@ -153,8 +154,9 @@ def train(
 ) -> tuple[nn.Module, dict]:
     """Trains one classifier on `data`, on the device where its images lie.
 
-    Everything but the arm is a function of the seed and the step, so that arms of one seed see the same images in the
-    same order with the same crops and flips; the arm's own is the same for any number of `workers`.
+    Everything but the arm is a function of the seed and the step, so that arms of one seed see the
+    same images in the same order with the same crops and flips; the arm's own is the same for any
+    number of `workers`.
 
     Returns:
         The classifier, and images_seen, seconds, cpu_seconds (of this process and the workers).

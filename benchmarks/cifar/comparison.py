@@ -102,9 +102,9 @@ def metric(runs: Runs, name: str = "top1") -> dict[int, float]:
 def table(arms: dict[str, dict[int, Runs]], epochs: int) -> str:
     """One comparison: means over seeds with 95% intervals (of top-1) and standard errors; differences are paired by seed.
 
-    An arm is compared with `linear` of its own settings, or of the nearest on record (`_nearest`), whatever their result. The
-    column of equal time compares with the baseline of another length whose time is nearest to that of the arm, the training of
-    its flow included.
+    An arm is compared with `linear` of its own settings, or of the nearest on record (`_nearest`),
+    whatever their result. The column of equal time compares with the baseline of another length
+    whose time is nearest to that of the arm, the training of its flow included.
     """
     found = {name: by[epochs] for name, by in arms.items() if by.get(epochs)}
     found = dict(sorted(found.items(), key=lambda item: item[0] != "baseline"))

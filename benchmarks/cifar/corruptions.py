@@ -1,7 +1,7 @@
 """Ten corruptions in the manner of CIFAR-10-C (Hendrycks & Dietterich 2019), by torchvision's operations.
 
-One middle severity each; not the published set, whose images cannot be made without its own code. Each takes and gives
-uint8 images (B, C, H, W); the noise draws from torch's global generator.
+One middle severity each; not the published set, whose images cannot be made without its own code.
+Each takes and gives uint8 images (B, C, H, W); the noise draws from torch's global generator.
 """
 
 from __future__ import annotations

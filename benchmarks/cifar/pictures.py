@@ -1,7 +1,7 @@
 """Pictures of the recorded runs: the gain of every arm with its interval, and of flows of several qualities.
 
-`python -m benchmarks.cifar.pictures` draws docs/figures/cifar_resnet18.png and, where two flows are on record,
-flow_quality.png.
+`python -m benchmarks.cifar.pictures` draws docs/figures/cifar_resnet18.png and, where two flows are
+on record, flow_quality.png.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The paired differences that the pages quote, so that prose too comes from the record.
 
-`QUOTED` holds those of the prose (table `cifar_quoted`): a test asks that every ``1.2 ± 0.8`` outside of the tables is one
-of them, so that quoting a new one means adding it here. `WINS` and `LOSSES` are the two tables of benchmarks/README.md.
+`QUOTED` holds those of the prose (table `cifar_quoted`): a test asks that every ``1.2 ± 0.8``
+outside of the tables is one of them, so that quoting a new one means adding it here. `WINS` and
+`LOSSES` are the two tables of benchmarks/README.md.
 """
 
 from __future__ import annotations

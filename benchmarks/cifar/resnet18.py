@@ -2,16 +2,17 @@
 
     python -m benchmarks.cifar.resnet18 --data cifar10 --data-dir DIR --arms baseline sa glem --flow glem=NAME
 
-The recipe is the paper's (Enescu & Sahbi, ACCV 2024): 30 epochs of batch 128 on CIFAR-10, 50 of 198 on CIFAR-100. At a
-fraction of the training set each seed draws its own stratified subset, the same for every arm, so arms are compared seed
-by seed. Class Gaussians and modes of a flow are estimated on the run's own training images; what its network was trained
-on is stated by `--flow-trained-on` and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once
-for each seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
-on record are skipped, so the same command resumes where it stopped. A small network leaves most of a GPU idle: `--jobs` trains
-several classifiers at once, each in a process of its own.
+The recipe is the paper's (Enescu & Sahbi, ACCV 2024): 30 epochs of batch 128 on CIFAR-10, 50 of 198
+on CIFAR-100. At a fraction of the training set each seed draws its own stratified subset, the same
+for every arm, so arms are compared seed by seed. Class Gaussians and modes of a flow are estimated
+on the run's own training images; what its network was trained on is stated by `--flow-trained-on`
+and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once for each
+seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those on record are
+skipped, so the same command resumes where it stopped. A small network leaves most of a GPU idle:
+`--jobs` trains several classifiers at once, each in a process of its own.
 
-Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees. With
-`--split held test` a training is reported on both.
+Settings are chosen with `--split held`: 10% held out of the training set, which no training at a
+fraction below 1 sees. With `--split held test` a training is reported on both.
 """
 
 from __future__ import annotations

@@ -29,10 +29,11 @@ OVER = {"sa+linear": "sa", "cutmix+linear": "cutmix"}
 def cifar_summary() -> str:
     """Top-1 of the arms of most interest, a line for each dataset, fraction and length with SA; in brackets paired differences.
 
-    Means are over the seeds that the line's baseline has too, so that where no count is given they differ by the gain.
-    Of several settings of an arm the one that is best on the held-out images is shown, where none was tried there the
-    default; of deep flows the best by bits/dim that has not seen the labels of other images. Of lines of one name, in bfloat16
-    and in float32, the one stays whose settings were searched for. Full-size networks first.
+    Means are over the seeds that the line's baseline has too, so that where no count is given they
+    differ by the gain. Of several settings of an arm the one that is best on the held-out images is
+    shown, where none was tried there the default; of deep flows the best by bits/dim that has not
+    seen the labels of other images. Of lines of one name, in bfloat16 and in float32, the one stays
+    whose settings were searched for. Full-size networks first.
     """
     held, found = (comparison.comparisons(_runs(split)) for split in ("held", "test"))
     lines: dict[str, list[str]] = {}

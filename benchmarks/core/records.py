@@ -1,6 +1,7 @@
 """Runs of the comparisons on record: one JSON object a line, appended as each run ends, and their statistics.
 
-A line holds at least what `REQUIRED` names. A run is known by `key`; a comparison skips the runs that are on record.
+A line holds at least what `REQUIRED` names. A run is known by `key`; a comparison skips the runs
+that are on record.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """An arm, its settings, the registry, and the combination of two arms.
 
-An arm treats a batch by any of five parts: a policy on single PIL images, a change of uint8 batches before the crop or
-after it, a step on normalised tensors (erasing, mixing), and a loss. Random numbers come from the generator of the step
-or, in timm's and torchvision's parts, from the global generators, which the training loop seeds from it.
+An arm treats a batch by any of five parts: a policy on single PIL images, a change of uint8 batches
+before the crop or after it, a step on normalised tensors (erasing, mixing), and a loss. Random
+numbers come from the generator of the step or, in timm's and torchvision's parts, from the global
+generators, which the training loop seeds from it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Arm:
 
     Args:
         policy: PIL image to PIL image.
-        levels: uint8 images (B, C, H, W), labels (B,), generator to uint8 images; runs after the policy.
+        levels: uint8 images (B, C, H, W), labels (B,), generator to uint8 images; runs after the
+            policy.
         before: the same, before crop and flip.
         reprob: probability of timm's RandomErasing at the end.
         mix: timm's Mixup at the end.
@@ -239,8 +241,9 @@ def make_arm(name: str, data: Images, flow: ConditionalFlow | None, s: Settings)
     """Makes an arm for training on `data`.
 
     Args:
-        flow: of the arms that need one. Its class Gaussians and modes are estimated anew on `data`, so that nothing but
-            the network knows of other images; not in the arms that keep the modes of their flow (`ce`, `own-modes`).
+        flow: of the arms that need one. Its class Gaussians and modes are estimated anew on `data`,
+            so that nothing but the network knows of other images; not in the arms that keep the
+            modes of their flow (`ce`, `own-modes`).
 
     Raises:
         ValueError: the arm is unknown, or the flow or the place does not fit it.

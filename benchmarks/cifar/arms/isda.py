@@ -13,8 +13,8 @@ from .base import Arm, register
 class ISDA(Arm):
     """Features move along the covariance of their class.
 
-    The expected cross-entropy over such moves has a bound in closed form, which is the loss. Class covariances of the
-    features are running averages over the training.
+    The expected cross-entropy over such moves has a bound in closed form, which is the loss. Class
+    covariances of the features are running averages over the training.
     """
 
     label = "ISDA: features moved along the covariance of their class, in expectation"

@@ -1,7 +1,7 @@
 """NFA itself: images moved along principal modes, by the linear flow or by a deep one.
 
-In the record an arm on a deep flow is called after the objective of the flow that it takes by default; the run names the
-flow, and the flow's configuration its objective.
+In the record an arm on a deep flow is called after the objective of the flow that it takes by
+default; the run names the flow, and the flow's configuration its objective.
 """
 
 from __future__ import annotations
