@@ -1,5 +1,6 @@
 """The classification comparison: arms on equal terms, their losses, the record of runs and its statistics."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,28 +13,33 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
-from benchmarks import tables
+from benchmarks.cifar import quoted, tables
 from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.cifar.arms import (
     ARMS,
     ISDA,
-    NEEDS_FLOW,
+    KINDS,
     Arm,
     Settings,
     apply_policy,
     deep_modes,
+    find,
     fitted,
     linear_flow,
     make_arm,
     mean_move,
+    needs_flow,
     patch_flow,
 )
-from benchmarks.cifar.classifier import CORRUPTIONS, Recipe, crop_and_flip, make_classifier, train
-from benchmarks.cifar.comparison import comparisons, draw, draw_quality, label, table
+from benchmarks.cifar.classifier import Recipe, crop_and_flip, make_classifier, train
+from benchmarks.cifar.comparison import comparisons, label, table
+from benchmarks.cifar.corruptions import CORRUPTIONS
+from benchmarks.cifar.pictures import draw, draw_quality
 from benchmarks.cifar.resnet18 import main, subset
 from benchmarks.core import records
 from timm_nfaug import create_flow, pixels
 from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
+from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
 
 SMALL = ["--model", "resnet10_half", "--epochs", "1", "--batch-size", "8", "--threads", "1"]
@@ -88,11 +94,14 @@ def test_the_recipe_is_the_papers_unless_told_otherwise():
 # -- arms --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(ARMS) - {"ce", "tangent", "deep"}))
+COMBINED = ("sa+linear", "trivial+linear", "mixup+linear", "cutmix+linear", "sa+glem")
+
+
+@pytest.mark.parametrize("name", sorted({*ARMS, *COMBINED} - {"ce", "tangent", "deep"}))
 def test_every_arm_changes_its_batch_and_only_by_its_generator(name, data, small_flow):
     torch.manual_seed(0)
     model = make_classifier("resnet10_half", 3)
-    arm = make_arm(name, data, small_flow if name in NEEDS_FLOW else None, Settings(modes=4, p=1.0))
+    arm = make_arm(name, data, small_flow if needs_flow(name) else None, Settings(modes=4, p=1.0))
     arm.start(model, 10)
     levels, y = data.levels[:16], data.labels[:16]
     before = levels.clone()
@@ -237,12 +246,10 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
     x = data.levels.flatten(1).double()
     arm = make_arm("linear-rotation", data, None, Settings(strength=0.6, modes=4, p=1.0))
     out = arm.levels(data.levels, data.labels, generator())
-    g = generator()
-    _, turns = torch.rand(2, len(x), generator=g)
-    places = torch.rand(len(x), generator=g)
+    places, turns = torch.special.ndtr(draw_noise(len(x), 2, generator())).T.tolist()
     for i, k in enumerate(data.labels.tolist()):
         own = x[data.labels == k]
-        mu, other, t = own.mean(0), own[int(places[i] * len(own))], 0.6 * turns[i].item()
+        mu, other, t = own.mean(0), own[int(places[i] * len(own))], 0.6 * turns[i]
         expected = mu + math.cos(t) * (x[i] - mu) + math.sin(t) * (other - mu)
         assert (out[i].flatten() - expected.clamp(0, 255)).abs().max() < 0.51  # rounding to levels
     assert (out != data.levels).any(dim=(1, 2, 3)).sum() > 50
@@ -250,7 +257,7 @@ def test_rotation_turns_toward_an_image_of_the_class(data):
 
 def test_rotation_toward_a_draw_keeps_mean_and_variance(data):
     """With all modes a class's rotated images have its moments, whatever the angle: the turn stays in its Gaussian."""
-    levels, y = data.levels.repeat(40, 1, 1, 1), data.labels.repeat(40)
+    levels, y = data.levels.repeat(160, 1, 1, 1), data.labels.repeat(160)
     s = Settings(strength=3.0, modes=19, p=1.0, shrinkage=0.0)
     out = make_arm("linear-mode-rotation", data, None, s).levels(levels, y, generator())
     for k in range(3):
@@ -314,7 +321,7 @@ def test_safe_steps_are_taken_back_where_the_classifier_loses_the_label_by_them(
     assert 3 < lost.sum() < 40
     assert (
         torch.equal(found, torch.where(lost.view(-1, 1, 1, 1), levels, moved))
-        and safe.model.training
+        and safe.levels.augment.change.model.training
     )
 
 
@@ -414,6 +421,46 @@ def test_wrong_arms_are_refused(data, small_flow):
     assert fitted(linear_flow(data), some, Settings()).modes == 3, (
         "a class of one image leans on the others"
     )
+
+
+def test_two_arms_are_combined_by_a_plus(data):
+    both = find("cutmix+linear")
+    assert (both.name, both.flow, both.on_linear) == ("cutmix+linear", None, True)
+    assert both.kind == find("linear").kind and both.settings == find("linear").settings
+    assert find("sa+glem").flow == "glem" and needs_flow("sa+glem") and not needs_flow("sa+linear")
+    assert find("sa+linear").settings == (*find("linear").settings, "randaugment", "reprob")
+    for name in ("linear+sa", "linear+glem", "baseline+linear", "sa+trivial", "sa+linear+glem"):
+        with pytest.raises(ValueError, match="cannot combine .*; expected a policy and a move"):
+            find(name)
+    with pytest.raises(ValueError, match="unknown arm 'glen'"):
+        find("sa+glen")
+
+
+def test_every_arm_says_what_it_is():
+    for name, arm in ARMS.items():
+        assert arm.name == name and arm.label and arm.kind in KINDS
+        assert set(arm.settings) <= {f.name for f in dataclasses.fields(Settings)}
+        assert arm.flow is None or (arm.flow in ARMS and not arm.on_linear)
+    assert len({arm.label for arm in ARMS.values()}) == len(ARMS)
+
+
+def test_a_record_has_the_settings_that_its_arm_uses():
+    """At any value strength, modes, p and temperature; the others where they are not the usual."""
+    flow = ["--flow", "glem=x", "--flow-trained-on", "y"]
+
+    def settings(arm, *more):
+        args = cifar_resnet18.parse(["--data", "cifar10", "--arms", arm, *flow, *more])
+        return cifar_resnet18.on_record(arm, args)
+
+    moved = {"strength": 0.5, "modes": 32, "p": 0.5}
+    assert settings("baseline", "--strength", "1") == {}
+    assert settings("linear") == moved | {"shrinkage": 100.0}
+    assert settings("linear", "--shrinkage", "0", "--place", "before") == moved | {
+        "place": "before"
+    }
+    assert settings("linear-pooled") == moved
+    assert settings("samples", "--p", "1") == {"p": 1.0, "shrinkage": 100.0, "temperature": 0.7}
+    assert settings("sa+glem", "--reprob", "0") == moved | {"shrinkage": 100.0, "reprob": 0.0}
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -844,7 +891,7 @@ def test_record_refuses_what_is_incomplete(tmp_path):
             records.append(wrong, path)
     assert len(records.read(path)) == 1
     path.write_text(path.read_text() + json.dumps(a_run())[:40])
-    with pytest.raises(ValueError, match="line 2.*mend or remove the line"):
+    with pytest.raises(ValueError, match="line 2.*repair or remove the line"):
         records.read(path)
 
 
@@ -1049,6 +1096,25 @@ def test_power_pools_the_deviations_of_all_arms(monkeypatch):
         f"{records.half_width(deviation, 3):.2f}",
     ]
     assert cells[5] == str(records.seeds_for(0.33, deviation)) and cells[6] == "1.00 (1 arm)"
+
+
+def test_verdicts_name_their_cell_and_differences_without_runs_raise():
+    def run(arm, seed, top1, epochs):
+        s = {"epochs": epochs, "model": "resnet18", "bf16": True}
+        m = {"top1": top1, "nll": 1.0, "ece": 2.0}
+        more = {"training_images": 500, "data": quoted.CIFAR, "fraction": 0.01}
+        return a_run(arm=arm, seed=seed, metrics=m, settings=s, **more)
+
+    runs = [run("sa", s, 52.0 + s, 9) for s in range(3)]
+    runs += [run("baseline", s, 50.0, e) for s in range(4) for e in (9, 20)]
+    cell = quoted.Cell(quoted.CIFAR, 0.01, 9, model="resnet18")
+    row = quoted.verdicts(runs, [quoted.Difference(cell, "sa", "baseline")]).splitlines()[-1]
+    assert [c.strip() for c in row.strip("|").split("|")] == [
+        quoted.CIFAR, "50", "ResNet18", "9", "RandAugment + RandomErasing", "crop and flip", "top-1, points",
+        "50.0", "+3.00 ± 2.48", "3",
+    ]  # fmt: skip
+    with pytest.raises(KeyError, match="no seed on record has both cutmix and baseline"):
+        quoted.verdicts(runs, [quoted.Difference(cell, "cutmix", "baseline")])
 
 
 def test_table_pairs_seeds_and_finds_the_baseline_of_equal_time():

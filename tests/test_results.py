@@ -1,6 +1,7 @@
 """Every result file is complete, finite and free of the machine's paths; the check refuses what it should."""
 
 import copy
+import importlib.util
 import json
 import re
 import subprocess
@@ -11,9 +12,9 @@ import pytest
 
 import timm_nfaug as nfa
 from benchmarks.cifar import resnet18 as cifar_resnet18
-from benchmarks.core import common, records
+from benchmarks.core import common, pages, records
 from benchmarks.core.schema import validate, validate_file
-from benchmarks.generation import generation
+from benchmarks.generation import run as generation
 from benchmarks.imagenet import real as imagenet_real
 from train_flow.config import load_config
 
@@ -163,25 +164,30 @@ def _with(result, keys, value):
 
 
 def test_the_documents_show_what_the_results_say():
-    """Every table of README.md and benchmarks/README.md is the one its JSON gives."""
-    from benchmarks.tables import FILES, SECTION, filled
+    """Every table of the pages is the one its record gives, and every table stands in a page."""
+    from benchmarks.tables import TABLES
 
-    for path in FILES:
+    shown = set()
+    for path in pages.pages():
         text = path.read_text(encoding="utf-8")
-        assert SECTION.search(text), f"{path.name} shows no results"
-        assert filled(text) == text, f"{path.name} is out of date: python -m benchmarks.tables"
+        assert pages.SECTION.search(text), f"{path.name} shows no results"
+        shown |= {m[2] for m in pages.SECTION.finditer(text)}
+        assert pages.filled(text, TABLES) == text, (
+            f"{path.name} is out of date: python -m benchmarks.tables"
+        )
+    assert shown == set(TABLES)
 
 
 def test_intervals_in_the_prose_are_of_the_record():
     """Each "1.2 ± 0.8" outside of the tables is a paired difference of the table of quoted ones, rounded."""
-    from benchmarks.tables import FILES, SECTION, cifar_quoted
+    from benchmarks.cifar.tables import cifar_quoted
 
     interval = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
     known = {(float(m[1]), float(m[2])) for m in interval.finditer(cifar_quoted())}
     said = [
         (path.name, m)
-        for path in FILES
-        for m in interval.finditer(SECTION.sub("", path.read_text(encoding="utf-8")))
+        for path in pages.pages()
+        for m in interval.finditer(pages.SECTION.sub("", path.read_text(encoding="utf-8")))
     ]
     assert len(said) > 10
     for name, m in said:
@@ -191,7 +197,36 @@ def test_intervals_in_the_prose_are_of_the_record():
             for k in known
             if all(abs(float(v) - w) < reach for v, w in zip(m.groups(), k, strict=True))
         ]
-        assert near, f"{name} says {m[0]}, which is no difference of benchmarks/quoted.py"
+        assert near, f"{name} says {m[0]}, which is no difference of benchmarks/cifar/quoted.py"
+
+
+def test_links_of_the_pages_lead_somewhere():
+    """Files exist, and so do the headings that are linked to."""
+    own = {path for path in pages.pages() if "benchmarks" in path.parts}
+    for path in {*own, common.ROOT / "benchmarks" / "gpu_queue.md"}:
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            other = (path.parent / name).resolve() if name else path
+            assert other.exists(), f"{path.name} links to {target}"
+            if anchor:
+                heads = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.M)
+                slugs = {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in heads}
+                assert anchor in slugs, f"{path.name} links to {target}"
+
+
+def test_the_readme_is_short():
+    text = (common.ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+
+
+def test_commands_are_shown_by_the_present_names_of_their_modules():
+    record = {"command": "python -m benchmarks.flow_speed --record x"}
+    assert pages.command(record) == "python -m benchmarks.speed.flow_speed --record x"
+    for path in FILES:
+        module = pages.command(validate_file(path)).split(" ")[2]
+        assert importlib.util.find_spec(module), f"{path.name} was written by {module}"
 
 
 def test_the_gpu_queue_is_made_of_commands_that_exist():
@@ -204,11 +239,11 @@ def test_the_gpu_queue_is_made_of_commands_that_exist():
     ).stdout.splitlines()
     commands = [line.rstrip("\0").split("\0") for line in lines]
     assert {c[1] for c in commands} == {
-        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18", "benchmarks.generation.generation",
-        "benchmarks.imagenet.real", "train_flow",
+        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18",
+        "benchmarks.generation.run", "benchmarks.imagenet.real", "train_flow",
     }  # fmt: skip
     parsers = {
-        "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.generation": generation.parse,
+        "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.run": generation.parse,
         "benchmarks.imagenet.real": imagenet_real.make_parser().parse_args,
     }  # fmt: skip
     for _, module, *argv in commands:

@@ -1,14 +1,16 @@
 """Training and testing one image classifier on images that lie on the device as one uint8 tensor.
 
-The recipe is that of Enescu & Sahbi (ACCV 2024): ResNet18 with a 3x3 stem and no pooling, random crop and flip, SGD with
-momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to 0.1. torch's OneCycleLR takes the momentum along, from
-0.95 down to 0.85 and back, unless told not to; the paper does not say that it was.
+The recipe is that of Enescu & Sahbi (ACCV 2024): ResNet18 with a 3x3 stem and no pooling, random
+crop and flip, SGD with momentum 0.9 and weight decay 5e-4, one cycle of the learning rate up to
+0.1. torch's OneCycleLR takes the momentum along, from 0.95 down to 0.85 and back, unless told not
+to; the paper does not say that it was.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +22,15 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_calibration_error
-from torchvision.transforms import v2
 
 from benchmarks.cifar.arms import Arm, Policy, apply_policy
+from benchmarks.cifar.corruptions import CORRUPTIONS
 from timm_nfaug import pixels
 from train_flow.data import Images, random_shift
 from train_flow.schedule import generator
 
-ORDER, CROP, AUGMENT = range(
-    100, 103
-)  # purposes of random numbers, apart from those of a flow's training
+# purposes of random numbers, apart from those of a flow's training
+ORDER, CROP, AUGMENT = range(100, 103)
 
 # The small ones are ResNet18's shape with one block a stage and fewer channels, for comparisons on a CPU.
 MODELS = {
@@ -57,15 +58,14 @@ def make_classifier(name: str, num_classes: int) -> nn.Module:
     """A timm ResNet with the stem that small images need: 3x3, stride 1, no pooling."""
     model = timm.create_model("resnet18", num_classes=num_classes, **MODELS[name])
     model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(
-        model.conv1.weight, mode="fan_out", nonlinearity="relu"
-    )  # as timm initialises the others
+    # as timm initialises the others
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     return model.to(memory_format=torch.channels_last)
 
 
 def load_saved(path: str | Path, classes: int) -> tuple[str, nn.Module]:
-    """Name and model, ready for testing, of a file of cifar_resnet18 --save that knows so many classes."""
+    """Name and model, ready for testing, from a file of `benchmarks.cifar.resnet18 --save` with this number of classes."""
     weights = load_file(path)
     known = len(weights.get("fc.bias", []))
     if known != classes:
@@ -78,7 +78,7 @@ def load_saved(path: str | Path, classes: int) -> tuple[str, nn.Module]:
             model.load_state_dict(weights)
             return name, model
     raise ValueError(
-        f"{path} holds none of the models {', '.join(MODELS)}; name a file of cifar_resnet18 --save"
+        f"{path} holds none of the models {', '.join(MODELS)}; name a file of benchmarks.cifar.resnet18 --save"
     )
 
 
@@ -154,8 +154,9 @@ def train(
 ) -> tuple[nn.Module, dict]:
     """Trains one classifier on `data`, on the device where its images lie.
 
-    Everything but the arm is a function of the seed and the step, so that arms of one seed see the same images in the
-    same order with the same crops and flips; the arm's own is the same for any number of `workers`.
+    Everything but the arm is a function of the seed and the step, so that arms of one seed see the
+    same images in the same order with the same crops and flips; the arm's own is the same for any
+    number of `workers`.
 
     Returns:
         The classifier, and images_seen, seconds, cpu_seconds (of this process and the workers).
@@ -185,19 +186,7 @@ def train(
     )
     wall, cpu = time.perf_counter(), cpu_time()
     for step in range(steps):
-        index = batches.indices(step).to(device, non_blocking=True)
-        y, g = data.labels[index], generator(seed, AUGMENT, step)
-        step_seed = seed_globals(g)
-        if ready:
-            levels = next(ready).to(device, non_blocking=True)
-        else:
-            levels = data.levels[index]
-            if arm.before is not None:
-                levels = arm.before(levels, y, g)
-            levels = apply_policy(arm.policy, batches.crop_and_flip(levels, step))
-        if arm.policy is not None:
-            random_seed(step_seed + 1)  # what comes next is the same wherever the policy ran
-        x, target = arm.tensors(normalize(arm.images(levels, y, g)), y)
+        x, target = inputs(arm, batches, step, ready)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             loss = arm.loss(run, x, target, step)
         optimizer.zero_grad()
@@ -209,6 +198,30 @@ def train(
     del ready  # ends the workers, whose time then counts
     seconds, cpu = time.perf_counter() - wall, cpu_time() - cpu
     return model, {"images_seen": steps * recipe.batch_size, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def inputs(
+    arm: Arm, batches: Batches, step: int, ready: Iterator[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """What the classifier sees at a step: normalised images, and labels (B,) or probabilities (B, K).
+
+    Args:
+        ready: the images under the arm's policy, where workers made them.
+    """
+    data, device = batches.data, batches.data.levels.device
+    index = batches.indices(step).to(device, non_blocking=True)
+    y, g = data.labels[index], generator(batches.seed, AUGMENT, step)
+    step_seed = seed_globals(g)
+    if ready:
+        levels = next(ready).to(device, non_blocking=True)
+    else:
+        levels = data.levels[index]
+        if arm.before is not None:
+            levels = arm.before(levels, y, g)
+        levels = apply_policy(arm.policy, batches.crop_and_flip(levels, step))
+    if arm.policy is not None:
+        random_seed(step_seed + 1)  # what comes next is the same wherever the policy ran
+    return arm.tensors(normalize(arm.images(levels, y, g)), y)
 
 
 def seed_globals(g: torch.Generator) -> int:
@@ -271,30 +284,3 @@ def test(model: nn.Module, data: Images, bf16: bool, corrupted: int = 0) -> dict
             )
         found["corrupted_top1"] = 100 * sum(scores) / len(scores)
     return found
-
-
-def _noise(levels: Tensor) -> Tensor:
-    return v2.functional.to_dtype(
-        v2.GaussianNoise(sigma=0.08)(levels.float() / 255), torch.uint8, scale=True
-    )
-
-
-def _pixelate(levels: Tensor) -> Tensor:
-    small = v2.functional.resize(levels, [levels.shape[2] * 5 // 8, levels.shape[3] * 5 // 8])
-    return v2.functional.resize(small, list(levels.shape[2:]), v2.InterpolationMode.NEAREST)
-
-
-# In the manner of CIFAR-10-C (Hendrycks & Dietterich 2019), by torchvision's operations at one middle severity each; not
-# the published set, whose images cannot be made without its own code.
-CORRUPTIONS = {
-    "gaussian noise": _noise,
-    "gaussian blur": lambda x: v2.functional.gaussian_blur(x, [5, 5], [1.0, 1.0]),
-    "brightness": lambda x: v2.functional.adjust_brightness(x, 1.5),
-    "darkness": lambda x: v2.functional.adjust_brightness(x, 0.5),
-    "contrast": lambda x: v2.functional.adjust_contrast(x, 0.4),
-    "saturation": lambda x: v2.functional.adjust_saturation(x, 0.2),
-    "hue": lambda x: v2.functional.adjust_hue(x, 0.15),
-    "posterize": lambda x: v2.functional.posterize(x, 3),
-    "pixelate": _pixelate,
-    "rotation": lambda x: v2.functional.rotate(x, 15, v2.InterpolationMode.BILINEAR),
-}

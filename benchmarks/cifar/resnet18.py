@@ -2,16 +2,17 @@
 
     python -m benchmarks.cifar.resnet18 --data cifar10 --data-dir DIR --arms baseline sa glem --flow glem=NAME
 
-The recipe is the paper's (Enescu & Sahbi, ACCV 2024): 30 epochs of batch 128 on CIFAR-10, 50 of 198 on CIFAR-100. At a
-fraction of the training set each seed draws its own stratified subset, the same for every arm, so arms are compared seed
-by seed. Class Gaussians and modes of a flow are estimated on the run's own training images; what its network was trained
-on is stated by `--flow-trained-on` and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once
-for each seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those
-on record are skipped, so the command goes on where it stopped. A small network leaves most of a GPU idle: `--jobs` trains
-several classifiers at once, each in a process of its own.
+The recipe is the paper's (Enescu & Sahbi, ACCV 2024): 30 epochs of batch 128 on CIFAR-10, 50 of 198
+on CIFAR-100. At a fraction of the training set each seed draws its own stratified subset, the same
+for every arm, so arms are compared seed by seed. Class Gaussians and modes of a flow are estimated
+on the run's own training images; what its network was trained on is stated by `--flow-trained-on`
+and recorded, and `--flow glem=train:CONFIG` trains it on the run's own images alone, once for each
+seed, in runs/. Runs are appended to benchmarks/results/cifar_resnet18.jsonl and those on record are
+skipped, so the same command resumes where it stopped. A small network leaves most of a GPU idle:
+`--jobs` trains several classifiers at once, each in a process of its own.
 
-Settings are chosen with `--split held`: 10% held out of the training set, which no training at a fraction below 1 sees. With
-`--split held test` a training is reported on both.
+Settings are chosen with `--split held`: 10% held out of the training set, which no training at a
+fraction below 1 sees. With `--split held test` a training is reported on both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -32,10 +34,11 @@ import torch
 from safetensors.torch import save_model
 from torch import multiprocessing
 
-from benchmarks.cifar.arms import ARMS, LINEAR, NEEDS_FLOW, SHRINKS_NOT, Settings, make_arm
-from benchmarks.cifar.classifier import MODELS, Recipe, test, train
+from benchmarks.cifar.arms import ALWAYS, Settings, find, make_arm, needs_flow
+from benchmarks.cifar.classifier import Recipe, test, train
+from benchmarks.cifar.options import PAPER, TRAIN, parse
 from benchmarks.core import records
-from benchmarks.core.common import ROOT, command_line, environment, flow_title
+from benchmarks.core.common import ROOT, environment, flow_title
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.flows.model import ConditionalFlow
 from train_flow.config import load_config
@@ -43,11 +46,10 @@ from train_flow.data import Images, load_data, stratified_split
 from train_flow.trainer import Trainer
 
 SUITE = "cifar_resnet18"
-PAPER = {"cifar10": (30, 128), "cifar100": (50, 198)}  # epochs, batch size
 HELD = 0.1
-TRAIN = "train:"
-STOPPED = "time limit reached; the same command goes on"
-_process: dict = {}  # of a process that trains: args, images (both for all its runs) and the seconds of its slowest epoch so far
+STOPPED = "time limit reached; the same command resumes"
+# of a process that trains: args and images, for all of its runs, and the seconds of its slowest epoch so far
+_process: dict = {}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,22 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     path = args.record or records.suite_file(SUITE)
     done = {records.key(r) for r in records.read(path)}
     pending = []
-    for seed in args.seeds:
-        for arm in args.arms:
-            for epochs in args.epochs:
-                recipe = Recipe(
-                    args.model,
-                    epochs,
-                    args.batch_size,
-                    args.max_lr,
-                    bf16=args.bf16,
-                    compile=args.compile,
-                    init=args.init,
-                )
-                runs = [describe(args, arm, seed, recipe, name, split) for split in args.split]
-                runs = [run for run in runs if records.key(run) not in done]
-                if runs:
-                    pending.append((runs, recipe))
+    for seed, arm, epochs in itertools.product(args.seeds, args.arms, args.epochs):
+        recipe = Recipe(
+            args.model, epochs, args.batch_size, args.max_lr,
+            bf16=args.bf16, compile=args.compile, init=args.init,
+        )  # fmt: skip
+        runs = [describe(args, arm, seed, recipe, name, split) for split in args.split]
+        runs = [run for run in runs if records.key(run) not in done]
+        if runs:
+            pending.append((runs, recipe))
     return (one_after_another if args.jobs == 1 else side_by_side)(pending, args, data, vals, path)
 
 
@@ -109,7 +104,7 @@ def side_by_side(
                 runs = future.result()
             except BrokenProcessPool:
                 raise SystemExit(
-                    "a training process died, killed or out of memory; the same command goes on"
+                    "a training process died, killed or out of memory; the same command resumes"
                 ) from None
             except Exception as e:
                 failed += 1
@@ -163,127 +158,6 @@ def record(runs: list[dict], path: Path) -> None:
         )
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cifar.resnet18", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="cifar10, cifar100 or an ImageFolder tree with train/ and val/",
-    )
-    parser.add_argument("--data-dir", help="where CIFAR lies or is downloaded to")
-    parser.add_argument("--data-name", help="how the record calls the data; required for a tree")
-    parser.add_argument("--image-size", type=int, default=32, help="of a tree's images")
-    parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, default=ARMS[:3], metavar="ARM", help=", ".join(ARMS)
-    )
-    parser.add_argument(
-        "--flow",
-        nargs="+",
-        default=[],
-        metavar="ARM=NAME",
-        help="of the arms: glem=NAME_OR_DIR ce=train:CONFIG",
-    )
-    parser.add_argument(
-        "--flow-trained-on",
-        help="on record, what the networks have seen, e.g. 'all images, without labels'",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the training set, above 0")
-    parser.add_argument(
-        "--split",
-        nargs="+",
-        choices=("test", "held"),
-        default=["test"],
-        help="what is reported on; held: to choose settings",
-    )
-    parser.add_argument("--model", choices=MODELS, default="resnet18")
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        nargs="+",
-        help="several make arms of equal time comparable; default: the paper's",
-    )
-    parser.add_argument("--batch-size", type=int, help="default: the paper's")
-    parser.add_argument("--max-lr", type=float, default=Recipe.max_lr)
-    parser.add_argument(
-        "--init", default="", help="weights to start from, all but the head: a file of --save"
-    )
-    parser.add_argument("--save", type=Path, help="directory for the weights of each classifier")
-    parser.add_argument(
-        "--corrupted", type=int, default=0, help="test images for the corruptions; 0: none"
-    )
-    for field in dataclasses.fields(Settings):
-        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="default: the cores, over --jobs")
-    parser.add_argument(
-        "--no-bf16",
-        dest="bf16",
-        action="store_false",
-        help="all in float32: faster on a CPU without AVX-512",
-    )
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        help="processes beside each training, for PIL policies after the crop",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        help="classifiers trained at once, whose seconds tell nothing",
-    )
-    parser.add_argument(
-        "--time-limit", type=float, default=float("inf"),
-        help="seconds; no run is begun that would take longer, at the pace of those before",
-    )  # fmt: skip
-    parser.add_argument("--record", type=Path, help="another file for the runs")
-    args = parser.parse_args(argv)
-    if not 0 < args.fraction <= 1:
-        parser.error(f"--fraction must be above 0 and at most 1, got {args.fraction:g}")
-    if args.fraction == 1 and len(args.split) > 1:
-        parser.error(
-            "at --fraction 1 no images are held out of what --split test trains on; choose one split"
-        )
-    if args.jobs < 1 or args.workers < 0:
-        parser.error(
-            f"--jobs must be at least 1 and --workers at least 0, got {args.jobs} and {args.workers}"
-        )
-    if args.threads is None:
-        args.threads = max(1, torch.get_num_threads() // args.jobs)
-    epochs, batch_size = PAPER.get(args.data, PAPER["cifar10"])
-    args.epochs, args.batch_size = args.epochs or [epochs], args.batch_size or batch_size
-    flows = dict(item.partition("=")[::2] for item in args.flow)
-    unknown = set(flows) - set(NEEDS_FLOW)
-    if unknown:
-        parser.error(
-            f"--flow takes ARM=NAME with an arm of {', '.join(NEEDS_FLOW)}; got {', '.join(sorted(unknown))}"
-        )
-    if args.jobs > 1 and any(f.startswith(TRAIN) for f in flows.values()):
-        parser.error(
-            f"--flow ARM={TRAIN}CONFIG trains a flow once for all arms of a seed, so it needs --jobs 1"
-        )
-    missing = [
-        a for a in args.arms if a in NEEDS_FLOW and not (flows.get(a) or flows.get(NEEDS_FLOW[a]))
-    ]
-    if missing:
-        parser.error(f"arm {missing[0]} needs --flow {NEEDS_FLOW[missing[0]]}=NAME")
-    named = [f for f in flows.values() if not f.startswith(TRAIN)]
-    if named and not args.flow_trained_on:
-        parser.error(
-            f"--flow-trained-on is needed with flow {Path(named[0]).name}: what images and labels its network has seen"
-        )
-    if args.data not in PAPER and not args.data_name:
-        parser.error("--data-name is needed with an ImageFolder tree, e.g. 'CIFAR-10 (JPEG)'")
-    args.flow = flows
-    args.command = command_line("benchmarks.cifar.resnet18", argv)
-    return args
-
-
 def read_data(args: argparse.Namespace) -> tuple[Images, dict[str, Images], str]:
     """Training pool, the images that are reported on by split, and the name of the data."""
     if args.data in PAPER:
@@ -326,43 +200,40 @@ def subset(data: Images, total: int, fraction: float, seed: int) -> Images:
 def describe(
     args: argparse.Namespace, arm: str, seed: int, recipe: Recipe, name: str, split: str
 ) -> dict:
-    """What identifies a run."""
+    """The part of a record that identifies a run."""
     settings = dataclasses.asdict(recipe)
     if recipe.init:
         settings["init"] = Path(recipe.init).stem
     else:
         del settings["init"]
     flow = None
-    if arm in NEEDS_FLOW:
-        flow = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
+    if needs_flow(arm):
+        flow = flow_name(args, arm)
+        own = flow.startswith(TRAIN)
+        settings["flow_trained_on"] = "the run's own images" if own else args.flow_trained_on
         if Path(flow).is_dir():
             flow = flow_title(flow)
-        if flow.startswith(TRAIN):
+        if own:
             flow = TRAIN + config_name(flow.removeprefix(TRAIN))
-        settings["flow_trained_on"] = (
-            "the run's own images" if flow.startswith(TRAIN) else args.flow_trained_on
-        )
-    usual = Settings()
-    if arm in NEEDS_FLOW or arm in LINEAR:
-        settings |= {name: getattr(args, name) for name in ("strength", "modes", "p")}
-        if args.place != usual.place:
-            settings["place"] = args.place
-        if args.shrinkage and arm not in SHRINKS_NOT:
-            settings["shrinkage"] = args.shrinkage
-    if arm.partition("+")[0] == "sa":  # on record where they are not the usual
-        settings |= {
-            k: getattr(args, k)
-            for k in ("randaugment", "reprob")
-            if getattr(args, k) != getattr(usual, k)
-        }
-    if arm == "samples":
-        settings = {k: v for k, v in settings.items() if k not in ("strength", "modes")} | {
-            "temperature": args.temperature
-        }
+    settings |= on_record(arm, args)
     return {
         "suite": SUITE, "data": name, "split": split, "fraction": args.fraction, "arm": arm, "seed": seed,
         "flow": flow, "settings": settings,
     }  # fmt: skip
+
+
+def flow_name(args: argparse.Namespace, arm: str) -> str:
+    """The flow that --flow gives to an arm, or to the arm whose flow it uses."""
+    return args.flow.get(arm) or args.flow[find(arm).flow]
+
+
+def on_record(arm: str, args: argparse.Namespace) -> dict:
+    """The settings that an arm uses: strength, modes, p and temperature at any value, others where unusual."""
+    usual = dataclasses.asdict(Settings()) | {
+        "shrinkage": 0.0
+    }  # which came later than the first runs
+    values = {name: getattr(args, name) for name in find(arm).settings}
+    return {k: v for k, v in values.items() if k in ALWAYS or v != usual[k]}
 
 
 def execute(
@@ -375,47 +246,54 @@ def execute(
     """Trains one classifier, tests it on the split of each run, and completes their records."""
     run = runs[0]
     images = subset(data, args.total, args.fraction, run["seed"])
-    arm, flow_seconds = run["arm"], 0.0
-    if args.device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = arm not in NEEDS_FLOW  # which see batches of many sizes
-    flow, info = None, {}
-    if arm in NEEDS_FLOW:
-        name = args.flow.get(arm) or args.flow[NEEDS_FLOW[arm]]
-        if name.startswith(TRAIN):
-            name = train_flow_on(images, name.removeprefix(TRAIN), run["seed"], args.device)
-        flow = ConditionalFlow.from_pretrained(name).to(args.device).eval()
-        flow.set_net_dtype(
-            torch.bfloat16 if args.bf16 else None
-        )  # moves an image by less than one level
-        info = flow.config.info
-        flow_seconds += float(info.get("training_seconds") or 0.0)
+    name = run["arm"]
+    flow, info = flow_for(name, images, args, run["seed"])
     start = time.perf_counter()
     settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)})
-    made = make_arm(arm, images, flow, settings)
-    flow_seconds += time.perf_counter() - start if arm in NEEDS_FLOW or arm in LINEAR else 0.0
-    model, cost = train(images, made, recipe, run["seed"], args.workers)
+    arm = make_arm(name, images, flow, settings)
+    fit = time.perf_counter() - start if find(name).flow or find(name).on_linear else 0.0
+    model, cost = train(images, arm, recipe, run["seed"], args.workers)
     if args.save:
-        args.save.mkdir(parents=True, exist_ok=True)
-        unique = hashlib.sha256(records.key(run).encode()).hexdigest()[:8]
-        words = re.sub(
-            r"\W+",
-            "-",
-            f"{run['data']} {recipe.model} {arm} {recipe.epochs} {run['seed']} {unique}",
-        )
-        write_atomically(args.save / f"{words}.safetensors", lambda p: save_model(model, p))
+        save(model, run, args.save)
     e = environment()
-    device = (
-        e["machine"]["gpu"]
-        if args.device.startswith("cuda")
-        else f"{e['machine']['cpu']}, {args.threads} threads"
-    )
-    device += f", {args.jobs} at once" if args.jobs > 1 else ""
+    cuda = args.device.startswith("cuda")
+    device = e["machine"]["gpu"] if cuda else f"{e['machine']['cpu']}, {args.threads} threads"
     for run in runs:
         run |= {
-            "metrics": test(model, vals[run["split"]], recipe.bf16, args.corrupted), "training_images": len(images), **cost,
-            "flow_seconds": flow_seconds, "flow_metrics": info.get("metrics", {}), "device": device,
-            "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"], "date": e["date"], "command": args.command,
+            "metrics": test(model, vals[run["split"]], recipe.bf16, args.corrupted),
+            "training_images": len(images), **cost,
+            "flow_seconds": fit + float(info.get("training_seconds") or 0.0),
+            "flow_metrics": info.get("metrics", {}),
+            "device": device + (f", {args.jobs} at once" if args.jobs > 1 else ""),
+            "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"], "date": e["date"],
+            "command": args.command,
         }  # fmt: skip
+
+
+def flow_for(
+    arm: str, images: Images, args: argparse.Namespace, seed: int
+) -> tuple[ConditionalFlow | None, dict]:
+    """The flow of an arm, trained on `images` where that is asked for, and what its config says of it."""
+    if args.device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = not needs_flow(arm)  # which see batches of many sizes
+    if not needs_flow(arm):
+        return None, {}
+    name = flow_name(args, arm)
+    if name.startswith(TRAIN):
+        name = train_flow_on(images, name.removeprefix(TRAIN), seed, args.device)
+    flow = ConditionalFlow.from_pretrained(name).to(args.device).eval()
+    # moves an image by less than one level
+    flow.set_net_dtype(torch.bfloat16 if args.bf16 else None)
+    return flow, flow.config.info
+
+
+def save(model: torch.nn.Module, run: dict, folder: Path) -> None:
+    """Writes the weights of a run's classifier to a file named after the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    s, unique = run["settings"], hashlib.sha256(records.key(run).encode()).hexdigest()[:8]
+    words = f"{run['data']} {s['model']} {run['arm']} {s['epochs']} {run['seed']} {unique}"
+    name = re.sub(r"\W+", "-", words)
+    write_atomically(folder / f"{name}.safetensors", lambda p: save_model(model, p))
 
 
 def config_name(config: str) -> str:
@@ -423,7 +301,7 @@ def config_name(config: str) -> str:
 
 
 def train_flow_on(images: Images, config: str, seed: int, device: str) -> Path:
-    """Directory of the flow that a config of train_flow gives on these images; a training cut short goes on."""
+    """Directory of the flow that a config of train_flow gives on these images; a training cut short is resumed."""
     settings = load_config(config, [f"seed={seed}"])
     out = ROOT / "runs" / "own" / f"{config_name(config)}-{images.sha256()[:12]}-{seed}"
     trainer = Trainer(

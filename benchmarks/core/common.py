@@ -126,7 +126,8 @@ def timed(
     """Times candidates side by side: every repeat runs each of them, so that a slow spell hits all alike.
 
     Args:
-        functions: name to a call without arguments; one on a GPU must synchronise before it returns.
+        functions: name to a call without arguments; one on a GPU must synchronise before it
+            returns.
         min_seconds: a repeat calls a candidate as often as fills this time.
 
     Returns:

@@ -1,6 +1,7 @@
 """Runs of the comparisons on record: one JSON object a line, appended as each run ends, and their statistics.
 
-A line holds at least what `REQUIRED` names. A run is known by `key`; a comparison skips the runs that are on record.
+A line holds at least what `REQUIRED` names. A run is known by `key`; a comparison skips the runs
+that are on record.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def validate_run(run: Any) -> None:
 
 
 def key(run: dict[str, Any]) -> str:
+    """What two records of the same run have in common."""
     return json.dumps([run[k] for k in KEY], sort_keys=True)
 
 
@@ -53,7 +55,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             runs.append(json.loads(line))
             validate_run(runs[-1])
         except ValueError as e:  # JSONDecodeError is one
-            raise ValueError(f"{path.name}, line {i}: {e}; mend or remove the line") from e
+            raise ValueError(f"{path.name}, line {i}: {e}; repair or remove the line") from e
     return runs
 
 
@@ -85,7 +87,7 @@ def half_width(deviation: float, count: int, level: float = 0.95) -> float:
 
 
 def seeds_for(gain: float, deviation: float) -> int:
-    """How many make the 95% interval of a mean difference reach no farther than `gain` to either side."""
+    """The number of seeds whose 95% interval of a mean difference reaches no farther than `gain` to either side."""
     count = max(
         FEWEST, int((stats.norm.ppf(0.975) * deviation / gain) ** 2)
     )  # fewer than Student's
@@ -95,7 +97,7 @@ def seeds_for(gain: float, deviation: float) -> int:
 
 
 def standard_error(values: Iterable[float]) -> float:
-    """Of the mean of two values or more."""
+    """The standard error of the mean of two values or more."""
     values = list(values)
     return statistics.stdev(values) / len(values) ** 0.5
 
