@@ -13,7 +13,7 @@ import timm_nfaug as nfa
 from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.core import common, records
 from benchmarks.core.schema import validate, validate_file
-from benchmarks.generation import generation
+from benchmarks.generation import run as generation
 from benchmarks.imagenet import real as imagenet_real
 from train_flow.config import load_config
 
@@ -204,11 +204,11 @@ def test_the_gpu_queue_is_made_of_commands_that_exist():
     ).stdout.splitlines()
     commands = [line.rstrip("\0").split("\0") for line in lines]
     assert {c[1] for c in commands} == {
-        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18", "benchmarks.generation.generation",
+        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18", "benchmarks.generation.run",
         "benchmarks.imagenet.real", "train_flow",
     }  # fmt: skip
     parsers = {
-        "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.generation": generation.parse,
+        "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.run": generation.parse,
         "benchmarks.imagenet.real": imagenet_real.make_parser().parse_args,
     }  # fmt: skip
     for _, module, *argv in commands:
