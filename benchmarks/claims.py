@@ -4,10 +4,11 @@
     python -m benchmarks.claims --skip tangents rivals
     python -m benchmarks.claims --only augmentation memory
 
-A claim is what README.md and benchmarks/README.md state today. The command ends with 1 where one of those that were asked for
-falls short or could not be measured, and with 0 where all hold. An aim is what we would like to state; none of them fails
-anything. What is measured in full, with its spread, is in benchmarks/results; this is to see on one's own machine what holds
-there. A busy machine makes figures fall short. Accuracy takes trainings: that claim is read from the runs on record.
+A claim is what README.md and benchmarks/README.md state today. The command ends with 1 where one of
+those that were asked for falls short or could not be measured, and with 0 where all hold. An aim is
+what we would like to state; none of them fails anything. What is measured in full, with its spread,
+is in benchmarks/results; this is to see on one's own machine what holds there. A busy machine makes
+figures fall short. Accuracy takes trainings: that claim is read from the runs on record.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python -m benchmarks.demo
     python -m benchmarks.demo --data-dir DIR
 
-Claim: none; it shows the use and not the worth. Data: without arguments the scikit-learn digits, with ``--data-dir`` an
-ImageFolder tree of CIFAR's classes, of which a few images of each class, with the bundled CIFAR flow; two seeds. Everything
-goes through timm's own `create_loader`. Prints the table, and writes it with a preview of the augmentation to demo/.
+Claim: none; it shows the use and not the worth. Data: without arguments the scikit-learn digits,
+with ``--data-dir`` an ImageFolder tree of CIFAR's classes, of which a few images of each class,
+with the bundled CIFAR flow; two seeds. Everything goes through timm's own `create_loader`. Prints
+the table, and writes it with a preview of the augmentation to demo/.
 """
 
 from __future__ import annotations

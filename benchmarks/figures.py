@@ -3,8 +3,9 @@
     python -m benchmarks.figures augment --data-dir DIR
     python -m benchmarks.figures all --data-dir DIR
 
-Claim: none; pictures to look at (`benchmarks.gallery` draws them). Data: images from val/ of the ImageFolder tree DIR; one
-seed. `tsne` and `bands` first train what they show, on train/, for --steps steps (kept in --runs and resumed from there).
+Claim: none; pictures to look at (`benchmarks.gallery` draws them). Data: images from val/ of the
+ImageFolder tree DIR; one seed. `tsne` and `bands` first train what they show, on train/, for
+--steps steps (kept in --runs and resumed from there).
 """
 
 from __future__ import annotations

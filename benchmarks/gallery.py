@@ -1,6 +1,7 @@
 """The pictures of docs/gallery.md, drawn from flows and images: what a flow does to images, and what its codes look like.
 
-They follow the figures of the supplementary of Enescu & Sahbi (ACCV 2024). `benchmarks.figures` is their command.
+They follow the figures of the supplementary of Enescu & Sahbi (ACCV 2024). `benchmarks.figures` is
+their command.
 """
 
 from __future__ import annotations

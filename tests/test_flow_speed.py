@@ -1,6 +1,7 @@
 """The benchmark of speed counts every FLOP, says where the time of decoding goes, and builds rivals of equal FLOPs."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from benchmarks.speed import flow_speed, peak
 from benchmarks.speed.candidate import PARTS, synthetic_images
 from benchmarks.speed.rivals import OPPONENTS
 
-ARGV = "--flows conv_p4_tiny --batch 2 --repeats 1 --min-seconds 0.001 --threads 1".split()
+ARGV = shlex.split("--flows conv_p4_tiny --batch 2 --repeats 1 --min-seconds 0.001 --threads 1")
 ARGV.append("--keep-disturbed")
 
 

@@ -2,10 +2,12 @@
 
     python -m benchmarks.analysis.flow_objectives --data-dir DIR
 
-Claim: none beforehand. Data: the images of --config (CIFAR-10 (JPEG)), one seed unless `--seeds` says more; nothing is chosen
-by these numbers. Every arm trains the same network from the same weights on the same images in the same order for the same
-number of steps; only the Gaussians differ. `glem` separates them gently, `glem, strong` as hard as the likelihood. `glem+disc`
-adds the small discriminative term of the bundled flow, to show what that term, rather than the separation, does.
+Claim: none beforehand. Data: the images of --config (CIFAR-10 (JPEG)), one seed unless `--seeds`
+says more; nothing is chosen by these numbers. Every arm trains the same network from the same
+weights on the same images in the same order for the same number of steps; only the Gaussians
+differ. `glem` separates them gently, `glem, strong` as hard as the likelihood. `glem+disc` adds the
+small discriminative term of the bundled flow, to show what that term, rather than the separation,
+does.
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
     python -m benchmarks.analysis.flow_pareto --data-dir DIR --plot docs/figures/flow_pareto.png
 
-Claim: `conv_p4_tiny`, `conv_p4_small` and `conv_p4_base` lie on the front: no other depth and width has both fewer bits/dim and
-more images a second. Data: CIFAR-10 (JPEG), training and validation images; one seed.
+Claim: `conv_p4_tiny`, `conv_p4_small` and `conv_p4_base` lie on the front: no other depth and width
+has both fewer bits/dim and more images a second. Data: CIFAR-10 (JPEG), training and validation
+images; one seed.
 
-Every point is trained from the same seed on the same images in the same order for the same number of steps, without labels;
-its training time is on record, for steps of a larger network cost more. Images a second are of encoding and decoding, as NFA
-asks for, in float32. "Same for all images" is the share of the change by class modes that all images of a class have in
-common (`benchmarks.analysis.linearity`): what a flow does beyond its linear special case is the rest. `linear` is the control.
+Every point is trained from the same seed on the same images in the same order for the same number
+of steps, without labels; its training time is on record, for steps of a larger network cost more.
+Images a second are of encoding and decoding, as NFA asks for, in float32. "Same for all images" is
+the share of the change by class modes that all images of a class have in common
+(`benchmarks.analysis.linearity`): what a flow does beyond its linear special case is the rest.
+`linear` is the control.
 
 Trainings live under --runs and are resumed from there.
 """

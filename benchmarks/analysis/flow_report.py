@@ -3,10 +3,12 @@
     python -m benchmarks.analysis.flow_report --flow conv_p4_small.cifar10 --data-dir DIR --data-name "CIFAR-10 (JPEG)"
     python -m benchmarks.analysis.flow_report --flow conv_p4_tiny.digits --data digits
 
-Claim: none beforehand. Data: the validation images of --data-dir, all of them unless `--limit` says fewer; one seed.
+Claim: none beforehand. Data: the validation images of --data-dir, all of them unless `--limit` says
+fewer; one seed.
 
-Stability is how far a pixel moves when the code of each image is moved. `largest_move` is in units of [-1, 1] before any
-clamping, so an inverse that blows up shows; `mean_move_levels` is in levels of 255, after.
+Stability is how far a pixel moves when the code of each image is moved. `largest_move` is in units
+of [-1, 1] before any clamping, so an inverse that blows up shows; `mean_move_levels` is in levels
+of 255, after.
 """
 
 from __future__ import annotations

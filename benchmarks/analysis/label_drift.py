@@ -3,14 +3,15 @@
     python -m benchmarks.cifar.resnet18 --data DIR --data-name "CIFAR-10 (JPEG)" --arms baseline --epochs 8 --save WEIGHTS
     python -m benchmarks.analysis.label_drift --data-dir DIR --data-name "CIFAR-10 (JPEG)" --classifier WEIGHTS/FILE.safetensors
 
-Claim: none beforehand. Data: validation images, every one augmented twice, shown to a classifier that was trained on all
-training images with crop and flip alone; one seed. NFA's modes are fitted to the training images.
+Claim: none beforehand. Data: validation images, every one augmented twice, shown to a classifier
+that was trained on all training images with crop and flip alone; one seed. NFA's modes are fitted
+to the training images.
 
-- kept: of the images it has right as they are, how many it still has right. It errs on strange pictures as well as on changed
-  classes, so what is lost bounds the drift of labels from above.
+- kept: of the images it has right as they are, how many it still has right. It errs on strange
+  pictures as well as on changed classes, so what is lost bounds the drift of labels from above.
 - move: mean change of a pixel, in levels.
-- spread: distance of the features of two augmented versions of one image over that of two images of a class: the variety
-  that a training sees.
+- spread: distance of the features of two augmented versions of one image over that of two images of
+  a class: the variety that a training sees.
 """
 
 from __future__ import annotations

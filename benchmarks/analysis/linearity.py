@@ -2,17 +2,21 @@
 
     python -m benchmarks.analysis.linearity --flow conv_p4_small.cifar10_jpeg linear --data-dir DIR --data-name "CIFAR-10 (JPEG)"
 
-Claim: none beforehand. Data: validation images, `--images` of each class; one seed. Class Gaussians and modes of all flows are
-fitted to the images measured on. Images of a class are moved by the same noise along the same modes, and the change of the
-pixels is split:
+Claim: none beforehand. Data: validation images, `--images` of each class; one seed. Class Gaussians
+and modes of all flows are fitted to the images measured on. Images of a class are moved by the same
+noise along the same modes, and the change of the pixels is split:
 
-- same for all: what the change of every image of the class has in common. The linear flow's change is the same for all
-  images; a flow is worth its price for what it does differently from image to image.
-- eigen-images: what lies in the span of the class's 32 eigen-images, from which `linear` takes its changes.
-- first order: what the derivative of the decoder at the image's code gives, without decoding the moved code.
+- same for all: what the change of every image of the class has in common. The linear flow's change
+  is the same for all images; a flow is worth its price for what it does differently from image to
+  image.
+- eigen-images: what lies in the span of the class's 32 eigen-images, from which `linear` takes its
+  changes.
+- first order: what the derivative of the decoder at the image's code gives, without decoding the
+  moved code.
 
-The rest of each is what only the exact flow gives. Shares are of the squared change after clamping to the range of images,
-means over classes, noise and images; `same for all` is free of the bias of a mean over few images.
+The rest of each is what only the exact flow gives. Shares are of the squared change after clamping
+to the range of images, means over classes, noise and images; `same for all` is free of the bias of
+a mean over few images.
 """
 
 from __future__ import annotations

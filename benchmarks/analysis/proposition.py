@@ -2,27 +2,32 @@
 
     python -m benchmarks.analysis.proposition
 
-Claim: none of ours; the paper's (Enescu & Sahbi, ACCV 2024, supplementary, section 2) is that for a flow trained with L_NF alone
+Claim: none of ours; the paper's (Enescu & Sahbi, ACCV 2024, supplementary, section 2) is that for a
+flow trained with L_NF alone
 
     E[(P_Z(Z | y1) - P_Z(Z | y2))^2]  <=  E[(P_X(X | y1) - P_X(X | y2))^2] * e / det(Sigma_y*),
 
-y* the class of smallest determinant. The statement is at hand, its premises are not. Nothing holds the left side up, so classes
-may collapse onto one another; L_KLD is there to prevent it.
+y* the class of smallest determinant. The statement is at hand, its premises are not. Nothing holds
+the left side up, so classes may collapse onto one another; L_KLD is there to prevent it.
 
-Data: two classes, mixtures of Gaussians in 2 or 4 dimensions, whose densities are known; one seed. The flow is the package's
-own, on images of one pixel. Both expectations run over X, drawn with equal class shares, and Z = f(X). What the densities stand
-for can be read in three ways, and all are computed:
+Data: two classes, mixtures of Gaussians in 2 or 4 dimensions, whose densities are known; one seed.
+The flow is the package's own, on images of one pixel. Both expectations run over X, drawn with
+equal class shares, and Z = f(X). What the densities stand for can be read in three ways, and all
+are computed:
 
 - ``mixed``: P_Z is the class Gaussian, P_X the known density of the data. The plot shows this one.
 - ``model``: P_Z is the class Gaussian, P_X the flow's density, P_Z(f(x) | y) * abs det J(x).
-- ``data``: P_X is the known density, P_Z that of the codes which it gives, P_X(x | y) / abs det J(x).
+- ``data``: P_X is the known density, P_Z that of the codes which it gives, P_X(x | y) / abs det
+  J(x).
 
-Under the last two the left side is E[(P_X(X | y1) - P_X(X | y2))^2 / (det J)^2], so the bound follows where
-``log abs det J(x) >= (log det Sigma_y* - 1) / 2`` for every x. This is the condition under which we read the statement
-(L_NF(x) <= 1/2, without its constant D / 2 log 2 pi, implies it), and its share among the x is reported. Training does
-not bring it about: with the data multiplied by s, a flow that takes the factor out again leaves the left side as it is
-while the right side shrinks by s^(-2D). A linear flow that fits one Gaussian of covariance C a class has the bound if and
-only if det C <= e. One of the cases therefore is another one in other units, in which the bound is expected to fail.
+Under the last two the left side is E[(P_X(X | y1) - P_X(X | y2))^2 / (det J)^2], so the bound
+follows where ``log abs det J(x) >= (log det Sigma_y* - 1) / 2`` for every x. This is the condition
+under which we read the statement (L_NF(x) <= 1/2, without its constant D / 2 log 2 pi, implies it),
+and its share among the x is reported. Training does not bring it about: with the data multiplied by
+s, a flow that takes the factor out again leaves the left side as it is while the right side shrinks
+by s^(-2D). A linear flow that fits one Gaussian of covariance C a class has the bound if and only
+if det C <= e. One of the cases therefore is another one in other units, in which the bound is
+expected to fail.
 """
 
 from __future__ import annotations
@@ -136,8 +141,8 @@ def terms(flow: ConditionalFlow, x: Tensor, log_data: Tensor) -> dict[str, Tenso
         x: points (B, D). log_data: their known log densities (B, 2).
 
     Returns:
-        For each reading ``READING left`` and ``READING right``, e / det(Sigma_y*) included, and `margin`, by how many nats
-        log abs det J fulfils the condition; all (B,) float64.
+        For each reading ``READING left`` and ``READING right``, e / det(Sigma_y*) included, and
+        `margin`, by how many nats log abs det J fulfils the condition; all (B,) float64.
     """
     z, log_det = flow(_image(x))
     log_det, log_gauss = log_det.double().unsqueeze(1), flow.prior.log_prob_all(z).double()
@@ -161,7 +166,8 @@ def terms(flow: ConditionalFlow, x: Tensor, log_data: Tensor) -> dict[str, Tenso
 def compare(left: Tensor, right: Tensor) -> dict[str, Any]:
     """Estimates both expectations from their terms (B,), with standard errors, and judges whether left <= right.
 
-    `verdict` is holds or fails where the difference exceeds three of its own standard errors, else open.
+    `verdict` is holds or fails where the difference exceeds three of its own standard errors, else
+    open.
     """
     difference = left - right
     mean, error = difference.mean().item(), _error(difference)
@@ -202,7 +208,8 @@ def train(
     Args:
         kld: what the paper's weight of L_KLD is multiplied by.
         points: measurements, at most, beside the one at the start.
-        test_points: draws of the data, the same at every step, that the expectations are estimated from.
+        test_points: draws of the data, the same at every step, that the expectations are estimated
+        from.
 
     Returns:
         `measure` at the start and at up to `points` steps.

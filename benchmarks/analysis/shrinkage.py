@@ -2,10 +2,11 @@
 
     python -m benchmarks.analysis.shrinkage --data-dir DIR --data-name "CIFAR-10 (JPEG)"
 
-Claim: none beforehand. Data: training images alone, three seeds; test images play no part. The eigen-images of a class, as
-`linear` takes them, and the variances along them are found from `--images` of each class, and again from all its other
-training images. The error is the Frobenius norm of the difference of the two covariances, each of `--modes` modes, over that
-of the second; the root mean square over classes and seeds.
+Claim: none beforehand. Data: training images alone, three seeds; test images play no part. The
+eigen-images of a class, as `linear` takes them, and the variances along them are found from
+`--images` of each class, and again from all its other training images. The error is the Frobenius
+norm of the difference of the two covariances, each of `--modes` modes, over that of the second; the
+root mean square over classes and seeds.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
     python -m benchmarks.analysis.tangents --flow conv_p4_small.cifar10_jpeg --data-dir DIR --data-name "CIFAR-10 (JPEG)"
 
-Claim: the median error of tangents is at most 0.15 at strength 0.5 and 32 modes, the defaults. Data: validation images,
-`--images` of them; one seed.
+Claim: the median error of tangents is at most 0.15 at strength 0.5 and 32 modes, the defaults.
+Data: validation images, `--images` of them; one seed.
 
-Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (8 bits). The error is the L2
-norm of the difference over that of the exact change, both clamped to the range of images. A flow's own class posterior, and
-with `--classifier` (a file of benchmarks.cifar.resnet18 --save) that network, say how often both give the same class. Tangents
-are fitted to moves of `--steps` times the strength. "Without the bend" leaves the pictures of second order out.
+Images are moved by the exact flow and, with the same noise, by tangents as `NFACache` keeps them (8
+bits). The error is the L2 norm of the difference over that of the exact change, both clamped to the
+range of images. A flow's own class posterior, and with `--classifier` (a file of
+benchmarks.cifar.resnet18 --save) that network, say how often both give the same class. Tangents are
+fitted to moves of `--steps` times the strength. "Without the bend" leaves the pictures of second
+order out.
 """
 
 from __future__ import annotations

@@ -3,22 +3,26 @@
     python -m benchmarks.generation.run --data-dir DIR --steps 1500
     python -m benchmarks.generation.run --data-dir DIR --flows glem=conv_p4_small.cifar10_jpeg --record generation_bundled
 
-Claim: none beforehand. Data: CIFAR-10 (JPEG), training and validation images; one seed unless `--seeds` says more. Every arm
-trains the same network from the same seed for the same number of steps; `ce` on 8 more rows, its label code. `linear` is the
-control, class means and eigen-images without any training, and the floor is what training images score against the reference.
-All temperatures and mean scales are reported, none is chosen.
+Claim: none beforehand. Data: CIFAR-10 (JPEG), training and validation images; one seed unless
+`--seeds` says more. Every arm trains the same network from the same seed for the same number of
+steps; `ce` on 8 more rows, its label code. `linear` is the control, class means and eigen-images
+without any training, and the floor is what training images score against the reference. All
+temperatures and mean scales are reported, none is chosen.
 
-FID and Coverage (k = 5) compare samples with the validation images, on the penultimate features of a ResNet18 (512 numbers)
-that is trained here on the training images; class accuracy is how often its prediction is the label that was asked for. Every
-image, real or made, is cut to 5 bits first; the classifier computes in bfloat16 unless told otherwise. Samples are clamped to
-[-1, 1]; those with a value that is not finite are counted and left out. FID falls and Coverage rises with the number of
-samples: compare figures of one number only. The extractor was trained on the images of the floor, so another draw of the data
-would score a little better than they do.
+FID and Coverage (k = 5) compare samples with the validation images, on the penultimate features of
+a ResNet18 (512 numbers) that is trained here on the training images; class accuracy is how often
+its prediction is the label that was asked for. Every image, real or made, is cut to 5 bits first;
+the classifier computes in bfloat16 unless told otherwise. Samples are clamped to [-1, 1]; those
+with a value that is not finite are counted and left out. FID falls and Coverage rises with the
+number of samples: compare figures of one number only. The extractor was trained on the images of
+the floor, so another draw of the data would score a little better than they do.
 
-bits/dim is at the flow's own depth; that of `ce` counts the label band too, so it compares with no other. Time is that of
-sampling as many images as the training set has; it is extrapolated from warm batches unless so many were sampled.
+bits/dim is at the flow's own depth; that of `ce` counts the label band too, so it compares with no
+other. Time is that of sampling as many images as the training set has; it is extrapolated from warm
+batches unless so many were sampled.
 
-Runs live under --runs: trainings, the feature extractor once trained, and every row are kept and not made again.
+Runs live under --runs: trainings, the feature extractor once trained, and every row are kept and
+not made again.
 """
 
 from __future__ import annotations

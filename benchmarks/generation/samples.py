@@ -61,7 +61,8 @@ def sample_levels(
         uint8 (M, C, H, W), which of the N are finite (N,) bool, and the seconds of sampling.
 
     Raises:
-        RuntimeError, TimeoutError: a flow that encodes labels never makes some label, or not within `limit` seconds.
+        RuntimeError, TimeoutError: a flow that encodes labels never makes some label, or not within
+        `limit` seconds.
     """
     g = generator(seed, SAMPLES)
     levels, finite, seconds = [], [], 0.0
@@ -139,8 +140,8 @@ def speed(flow: ConditionalFlow, y: Tensor, threads: int) -> dict[str, Any]:
 def training_set_time(rate: float | None, rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     """Returns the seconds that `count` samples take.
 
-    Measured by the row at temperature 1 where it made so many; else from images a second; without those in proportion to
-    the row's; None where that has none either.
+    Measured by the row at temperature 1 where it made so many; else from images a second; without
+    those in proportion to the row's; None where that has none either.
     """
     rows = [r for r in rows if r["temperature"] == r["mean_scale"] == 1 and not r["error"]]
     made = rows[0]["images"] + rows[0]["non_finite"] if rows else 0

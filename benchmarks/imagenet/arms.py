@@ -1,9 +1,12 @@
 """What each arm trains on: every image once as it is, and `recipe.COPIES` copies of it.
 
-- baseline: plain copies, so that every arm sees as many images (not the paper's baseline, which is the untouched model);
+- baseline: plain copies, so that every arm sees as many images (not the paper's baseline, which is
+  the untouched model);
 - sa: copies through timm's RandAugment and RandomErasing;
-- ce, glem: copies through NFAugment, with a flow of conditional encoding and one of class Gaussians;
-- linear: the same without a network, with the eigen-images of each class, found in some training images at the start.
+- ce, glem: copies through NFAugment, with a flow of conditional encoding and one of class
+  Gaussians;
+- linear: the same without a network, with the eigen-images of each class, found in some training
+  images at the start.
 """
 
 from __future__ import annotations

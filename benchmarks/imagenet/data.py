@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 class ImageNetFolder(ImageFolder):
     """Class folders named by wnid, with ImageNet's labels whichever of them are there.
 
-    Images are uint8 (3, H, W), brought to the model's size as timm does for evaluation; an unreadable one raises.
+    Images are uint8 (3, H, W), brought to the model's size as timm does for evaluation; an
+    unreadable one raises.
     """
 
     def __init__(self, root: Path, data_config: dict[str, Any]):

@@ -18,7 +18,8 @@ def real_name(path: str) -> str:
     """Returns the official name of a validation image, by which the ReaL labels go.
 
     Args:
-        path: ends in ILSVRC2012_val_%08d.JPEG, or _nXXXXXXXX.JPEG after the number, as copies on the Hub do.
+        path: ends in ILSVRC2012_val_%08d.JPEG, or _nXXXXXXXX.JPEG after the number, as copies on
+        the Hub do.
     """
     match = re.fullmatch(r"(ILSVRC2012_val_(\d{8}))(_n\d{8})?\.JPEG", Path(path).name)
     if not match or not 1 <= int(match[2]) <= recipe.VAL_IMAGES:
@@ -46,7 +47,8 @@ def accuracy(top5: Tensor, labels: Tensor, names: list[str]) -> dict[str, float]
 
     Args:
         labels: (N,) of ImageNet.
-        names: official names of the images; see `real_name`. Images without any ReaL label do not count there.
+        names: official names of the images; see `real_name`. Images without any ReaL label do not
+        count there.
     """
     hit = top5 == labels.unsqueeze(1)
     # timm wants as many names as there are labels, and takes the images in the order of the names

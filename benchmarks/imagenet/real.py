@@ -4,17 +4,20 @@
     python -m benchmarks.imagenet.real --data-dir IMAGENET --arm glem --flow NAME --amp bfloat16 --out runs/glem
     torchrun --nproc-per-node 8 -m benchmarks.imagenet.real --data-dir IMAGENET --arm sa --amp bfloat16 --batch-size 4 ...
 
-Claim: none of ours yet; the paper's figures and the recipe are in `benchmarks.imagenet.recipe`, the arms in
-`benchmarks.imagenet.arms`. Data: ImageNet, IMAGENET holds train/ and val/ with a folder for each wnid; one seed a run. The
-paper's baseline is the untouched model, which every run measures first: where timm's published figures are missed, it stops.
+Claim: none of ours yet; the paper's figures and the recipe are in `benchmarks.imagenet.recipe`, the
+arms in `benchmarks.imagenet.arms`. Data: ImageNet, IMAGENET holds train/ and val/ with a folder for
+each wnid; one seed a run. The paper's baseline is the untouched model, which every run measures
+first: where timm's published figures are missed, it stops.
 
-The paper leaves open, and we chose: all images are brought to the model's size as for evaluation, without random crop or
-flip, and the copies are augmented at that size and drawn again in each epoch; SGD without momentum or weight decay; plain
-cross-entropy; no drop path; 32 images a step. The weights stay in float32: a step of this recipe changes them by less than
-half precision can hold.
+The paper leaves open, and we chose: all images are brought to the model's size as for evaluation,
+without random crop or flip, and the copies are augmented at that size and drawn again in each
+epoch; SGD without momentum or weight decay; plain cross-entropy; no drop path; 32 images a step.
+The weights stay in float32: a step of this recipe changes them by less than half precision can
+hold.
 
-A flow of other classes than ImageNet's 1,000 supplies the class of an image by its own posterior. `NFAugment.fit` would
-give it ImageNet's, but not with conditional encoding, and both arms are to be treated alike.
+A flow of other classes than ImageNet's 1,000 supplies the class of an image by its own posterior.
+`NFAugment.fit` would give it ImageNet's, but not with conditional encoding, and both arms are to be
+treated alike.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The paper's ImageNet recipe: its constants, its optimizer, and what a run of it costs.
 
-Source: Enescu & Sahbi, ACCV 2024, supplementary section 1 and table 1. What the paper leaves open is marked "ours".
+Source: Enescu & Sahbi, ACCV 2024, supplementary section 1 and table 1. What the paper leaves open
+is marked "ours".
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def make_optimizer(
 ) -> tuple[torch.optim.SGD, CosineAnnealingWarmRestarts]:
     """Creates SGD and SGDR, stepped once an epoch.
 
-    The paper says no more than that: all else is torch's default, so there is no momentum and no weight decay.
+    The paper says no more than that: all else is torch's default, so there is no momentum and no
+    weight decay.
     """
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE)
     return optimizer, CosineAnnealingWarmRestarts(optimizer, T_0=RESTART_EPOCHS)
@@ -78,8 +80,8 @@ DISK_GB = {"training images": 147.9, "validation images": 6.7}  # the official a
 def cost(model: str) -> dict[str, int]:
     """Counts parameters, FLOPs of one image forward, and the bytes that its backward pass keeps.
 
-    On torch's meta device, so nothing is computed. The bytes are those of float32 without fused attention: more than a
-    run under bfloat16 keeps.
+    On torch's meta device, so nothing is computed. The bytes are those of float32 without fused
+    attention: more than a run under bfloat16 keeps.
 
     Args:
         model: a name in timm.

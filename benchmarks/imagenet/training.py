@@ -27,8 +27,8 @@ PROGRESS = ("step", "loss_sum", "seconds", "untouched", "checked", "epochs")  # 
 class FineTuning:
     """Trains one arm, resumably.
 
-    What an epoch trains on and in which order follows from (seed, epoch), so that a resumed run is the uninterrupted one,
-    bit for bit on the CPU.
+    What an epoch trains on and in which order follows from (seed, epoch), so that a resumed run is
+    the uninterrupted one, bit for bit on the CPU.
 
     Args:
         model: float32, on the device.

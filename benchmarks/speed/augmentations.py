@@ -1,8 +1,8 @@
 """Every augmentation that `benchmarks.speed.throughput` times, by its name, as a call and the images it augments.
 
-"PIL" and "uint8 image" take one image at a time, as a loader's worker does; "uint8 batch" and "float batch" (normalised)
-many, where the batch lies. Policies of timm exist for PIL images only; torchvision's draw once for a batch, whose images
-are then all changed alike.
+"PIL" and "uint8 image" take one image at a time, as a loader's worker does; "uint8 batch" and
+"float batch" (normalised) many, where the batch lies. Policies of timm exist for PIL images only;
+torchvision's draw once for a batch, whose images are then all changed alike.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def other_policies(
     """timm's, torchvision's and kornia's policies.
 
     Args:
-        image: the first of the batch. levels: uint8 (B, 3, H, W). normal: the same, normalised. labels: (B,).
+        image: the first of the batch. levels: uint8 (B, 3, H, W). normal: the same, normalised.
+        labels: (B,).
     """
     batch, size = len(levels), levels.shape[-1]
     one = levels[0].cpu()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.flow_batches
 
-Claim: none beforehand. Data: synthetic images of 3 x 32 x 32, one seed. Float32 networks, evaluation mode, no gradients;
-the share is that of the convolution peak (`benchmarks.speed.peak`) at the same batch. A batch is left out where one call
-would take more than `--limit` seconds.
+Claim: none beforehand. Data: synthetic images of 3 x 32 x 32, one seed. Float32 networks,
+evaluation mode, no gradients; the share is that of the convolution peak (`benchmarks.speed.peak`)
+at the same batch. A batch is left out where one call would take more than `--limit` seconds.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ Claim: with ``reversible: true`` a step at twice the depth takes at most 1.1 tim
 
     python -m benchmarks.speed.flow_memory [--device cuda]
 
-Data: random images of 3 x 32 x 32, one seed. Each point is a process of its own. Memory is the most that a step holds
-beyond the weights: activations and gradients. On a CPU that is resident memory (Linux only), measured in a process apart
-from that of the times, since what makes it exact makes it slow.
+Data: random images of 3 x 32 x 32, one seed. Each point is a process of its own. Memory is the most
+that a step holds beyond the weights: activations and gradients. On a CPU that is resident memory
+(Linux only), measured in a process apart from that of the times, since what makes it exact makes it
+slow.
 """
 
 from __future__ import annotations

@@ -1,23 +1,26 @@
 """How fast the flows are, beside the Glows of normflows and FrEIA.
 
-Claim: on 2 CPU cores at 32x32x3, `conv_p4_small` encodes (image to code, with log-det) and decodes (code to
-image) at least 4 times as many images a second as normflows' Glow of 3 levels x 8 steps with 128 hidden
-channels, both in float32.
+Claim: on 2 CPU cores at 32x32x3, `conv_p4_small` encodes (image to code, with log-det) and decodes
+(code to image) at least 4 times as many images a second as normflows' Glow of 3 levels x 8 steps
+with 128 hidden channels, both in float32.
 
     python -m benchmarks.speed.flow_speed
 
-Data: 64 synthetic images, one seed, random weights: none of it changes a time. All candidates run side by side, in
-evaluation mode, without gradients, from the same images; no prior is evaluated. normflows' decoding has no form without
-log-det, so its log-det is in its time.
+Data: 64 synthetic images, one seed, random weights: none of it changes a time. All candidates run
+side by side, in evaluation mode, without gradients, from the same images; no prior is evaluated.
+normflows' decoding has no form without log-det, so its log-det is in its time.
 
-- `--rivals documented` are the libraries as their documentation builds a network, which the claim is about; `tuned` as
-  their users could tune them from outside (`benchmarks.speed.rivals`); `equal` as narrow as gives the FLOPs of ours.
-- "At equal FLOPs" multiplies a ratio of images a second by that of the FLOPs an image, which is the ratio of the shares
-  of the convolution peak (`benchmarks.speed.peak`).
-- `compiled` is `torch.compile` of encoding and of decoding (inductor, static shapes); compiling is not in the time.
+- `--rivals documented` are the libraries as their documentation builds a network, which the claim
+  is about; `tuned` as their users could tune them from outside (`benchmarks.speed.rivals`); `equal`
+  as narrow as gives the FLOPs of ours.
+- "At equal FLOPs" multiplies a ratio of images a second by that of the FLOPs an image, which is the
+  ratio of the shares of the convolution peak (`benchmarks.speed.peak`).
+- `compiled` is `torch.compile` of encoding and of decoding (inductor, static shapes); compiling is
+  not in the time.
 
-The last layers of all coupling networks are random instead of zero and the data-dependent layers are set from a batch,
-so that nothing measured is an identity. On a GPU, TF32 is off. Nothing runs in bfloat16 where the machine emulates it.
+The last layers of all coupling networks are random instead of zero and the data-dependent layers
+are set from a batch, so that nothing measured is an identity. On a GPU, TF32 is off. Nothing runs
+in bfloat16 where the machine emulates it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The convolution peak of a machine: the FLOP/s of a plain 3x3 convolution with 128 channels.
 
-It is measured in channels_last at the resolutions of the flows; "share of the peak" is over the quickest of them.
+It is measured in channels_last at the resolutions of the flows; "share of the peak" is over the
+quickest of them.
 """
 
 from __future__ import annotations

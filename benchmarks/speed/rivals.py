@@ -1,8 +1,8 @@
 """The Glows of normflows and FrEIA, as documented, as their users can tune them, and as wide as gives equal FLOPs.
 
-normflows' is the class-conditional Glow of its examples. FrEIA's is of its AllInOneBlock, its quickest, at the levels,
-steps and channels of normflows'. Tuned means what can be done from outside: channels_last, and the coupling networks in
-bfloat16, as `set_net_dtype` does in ours.
+normflows' is the class-conditional Glow of its examples. FrEIA's is of its AllInOneBlock, its
+quickest, at the levels, steps and channels of normflows'. Tuned means what can be done from
+outside: channels_last, and the coupling networks in bfloat16, as `set_net_dtype` does in ours.
 """
 
 from __future__ import annotations

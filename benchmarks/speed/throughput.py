@@ -1,18 +1,19 @@
 """What an augmentation costs: microseconds an image of NFA beside timm's, torchvision's and kornia's.
 
-Claim: on one CPU thread NFA with the `linear` flow and NFA from a cache of tangents, on batches of uint8 images, each take at
-most half the time of timm's RandAugment at 32 and at 224 px.
+Claim: on one CPU thread NFA with the `linear` flow and NFA from a cache of tangents, on batches of
+uint8 images, each take at most half the time of timm's RandAugment at 32 and at 224 px.
 
     python -m benchmarks.speed.throughput --plot docs/figures/throughput.png
     python -m benchmarks.speed.throughput --device cuda --record throughput_cuda
 
-Data: smooth random images, one seed. All candidates (`benchmarks.speed.augmentations`) run side by side in one process with
-pinned threads, on the same images, every image augmented (NFA with p 1). The slow flows have smaller batches, the paper's
-resnet_ms3 a sixteenth. The training steps (forward, backward, SGD; autocast to bfloat16 unless the CPU emulates that) say
-what share of a training an augmentation is on the same threads, with no worker to hide it.
+Data: smooth random images, one seed. All candidates (`benchmarks.speed.augmentations`) run side by
+side in one process with pinned threads, on the same images, every image augmented (NFA with p 1).
+The slow flows have smaller batches, the paper's resnet_ms3 a sixteenth. The training steps
+(forward, backward, SGD; autocast to bfloat16 unless the CPU emulates that) say what share of a
+training an augmentation is on the same threads, with no worker to hide it.
 
-With --device cuda the batches lie on the GPU and PIL images stay on the CPU, TF32 is off, batches have 4 times and steps 16
-times the images, and tangents are still added up on the CPU.
+With --device cuda the batches lie on the GPU and PIL images stay on the CPU, TF32 is off, batches
+have 4 times and steps 16 times the images, and tangents are still added up on the CPU.
 """
 
 from __future__ import annotations

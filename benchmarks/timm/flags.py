@@ -2,13 +2,13 @@
 
     python -m benchmarks.timm.flags --train-py main=path/to/timm/train.py --data-dir DIR
 
-Claim: every case works, is off, or is refused with a message, and NFA at p 0 is the stock training to the last bit.
-Data: 30 training images of each of ten classes; seed 0.
+Claim: every case works, is off, or is refused with a message, and NFA at p 0 is the stock training
+to the last bit. Data: 30 training images of each of ten classes; seed 0.
 
-Each case (`benchmarks.timm.cases`) is one epoch, five times: the stock training, NFA at p 0 (which has to give the stock
-loss), NFA at a p so small that no image is augmented, NFA on batches and NFA in the workers (which have to differ from
-that). What train.py's parser knows and no case names is listed as well. Of the first train.py all cases run, of further
-ones (other versions of it) a few.
+Each case (`benchmarks.timm.cases`) is one epoch, five times: the stock training, NFA at p 0 (which
+has to give the stock loss), NFA at a p so small that no image is augmented, NFA on batches and NFA
+in the workers (which have to differ from that). What train.py's parser knows and no case names is
+listed as well. Of the first train.py all cases run, of further ones (other versions of it) a few.
 """
 
 from __future__ import annotations

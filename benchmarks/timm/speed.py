@@ -2,9 +2,10 @@
 
     python -m benchmarks.timm.speed --train-py path/to/timm/train.py --data-dir DIR --photos-dir DIR
 
-Claim: none beforehand; the price of each way to augment. Data: two folders, small images for a small network and photographs
-for a larger one; seed 0, each row repeated `--repeats` times. Each row is a process of its own that passes over the loader
-(once to start the workers, once timed), then trains (the same).
+Claim: none beforehand; the price of each way to augment. Data: two folders, small images for a
+small network and photographs for a larger one; seed 0, each row repeated `--repeats` times. Each
+row is a process of its own that passes over the loader (once to start the workers, once timed),
+then trains (the same).
 """
 
 from __future__ import annotations
