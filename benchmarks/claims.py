@@ -1,12 +1,14 @@
-"""Measures every ratio that the README and the docs claim again, at small size, in minutes: claim, figure, verdict.
+"""Measures what the pages claim again, at small size, in minutes; the aims that are not met are listed apart.
 
     python -m benchmarks.claims --data-dir DIR     # all; DIR is an ImageFolder tree of CIFAR-10's classes
     python -m benchmarks.claims --skip tangents rivals
     python -m benchmarks.claims --only augmentation memory
 
-Ends with 1 where a figure falls short, and where one that was asked for could not be measured. What is measured in full, with
-its spread, is in benchmarks/results; this is to see on one's own machine what holds there. A busy machine makes figures fall
-short. Accuracy takes trainings: that claim is read from the runs on record.
+A claim is what README.md and benchmarks/README.md state today. The command ends with 1 where one of
+those that were asked for falls short or could not be measured, and with 0 where all hold. An aim is
+what we would like to state; none of them fails anything. What is measured in full, with its spread,
+is in benchmarks/results; this is to see on one's own machine what holds there. A busy machine makes
+figures fall short. Accuracy takes trainings: that claim is read from the runs on record.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -25,127 +28,65 @@ from benchmarks.analysis import tangents
 from benchmarks.cifar import comparison
 from benchmarks.core import records
 from benchmarks.core.common import ROOT, pin_threads, pinned, timed
-from benchmarks.speed import flow_memory, flow_speed, throughput
+from benchmarks.speed import augmentations, flow_memory, flow_speed, throughput
+from benchmarks.speed.candidate import DIRECTIONS
+from benchmarks.speed.rivals import BASELINE, OPPONENTS
 from timm_nfaug import ConditionalFlow
 from timm_nfaug.integration.pillow import guard_posterize
 from train_flow.data import load_data
 
-Claim = tuple[str, float, str, float]  # what, figure, "at most" or "at least", limit
+Figure = tuple[str, float, str, float]  # what, its figure, "at most" or "at least", the limit
 
+FLOWS = ("conv_p4_small", "conv_p4_tiny")
 ONE_BY_ONE = ("NFA linear (PIL)", "NFA, cached tangents (PIL)")
 # "one to two and a half times", "about as much": what rounds to that, and to three times on other machines
 ONE_BY_ONE_LIMITS = {32: 3.5, 224: 1.5}
+PEAK_SHARES = {"conv_p4_small": 0.75, "conv_p4_tiny": 0.6}
+EQUAL_SPEEDUP = 3.0
+DECODE_SHARE = 0.1
 
 
-def augmentation() -> Iterator[Claim]:
-    """On one thread."""
+def augmentation() -> Iterator[Figure]:
+    """What an augmentation costs, beside RandAugment."""
     guard_posterize()
-    flows = {
-        "linear": throughput.augmentation("linear")
-    }  # of the others only tangents are claimed, which bring their own
+    # of the others only tangents are claimed, which bring their own flow
+    flows = {"linear": augmentations.augmentation("linear")}
+    arms = throughput.CLAIMED + ONE_BY_ONE
     for size in throughput.CLAIMED_SIZES:
-        calls = throughput.candidates(size, flows, "cpu")
-        wanted = {name: calls[name] for name in (throughput.BASE, *throughput.CLAIMED, *ONE_BY_ONE)}
-        times = timed({name: call for name, (call, _) in wanted.items()}, 5, 0.2)
-        base, *own = (times[name]["median"] / images for name, (_, images) in wanted.items())
-        limits = [throughput.CLAIM] * len(throughput.CLAIMED) + [ONE_BY_ONE_LIMITS[size]] * len(
-            ONE_BY_ONE
-        )
-        for name, cost, limit in zip(throughput.CLAIMED + ONE_BY_ONE, own, limits, strict=True):
-            yield (
-                f"{name} over {throughput.BASE}, us an image, {size} px",
-                cost / base,
-                "at most",
-                limit,
-            )
+        calls = augmentations.candidates(size, flows, "cpu")
+        cost = cost_of({name: calls[name] for name in (augmentations.BASE, *arms)}, 0.2)
+        base = cost.pop(augmentations.BASE)
+        for name, own in cost.items():
+            limit = throughput.CLAIM if name in throughput.CLAIMED else ONE_BY_ONE_LIMITS[size]
+            what = f"{name} over {augmentations.BASE}, us an image, {size} px"
+            yield what, own / base, "at most", limit
 
 
-def decoding() -> Iterator[Claim]:
-    """On two threads."""
-    size, name = 32, "conv_p4_tiny"
-    own = throughput.candidates(
-        size,
-        {"linear": throughput.augmentation("linear"), name: throughput.augmentation(name)},
-        "cpu",
-    )
-    steps = throughput.training_steps(size, "cpu")
-    calls = {"own": own[f"NFA {name}, decode only (uint8 batch)"], **steps}
-    times = timed({k: call for k, (call, _) in calls.items()}, 5, 0.3)
-    decode, step = (times[k]["median"] / images for k, (_, images) in calls.items())
-    yield (
-        f"NFA {name}, decode only, over a {next(iter(steps))}, an image",
-        decode / step,
-        "at most",
-        0.1,
-    )
+def cost_of(calls: augmentations.Candidates, min_seconds: float) -> dict[str, float]:
+    """Times candidates side by side; returns the seconds an image takes."""
+    times = timed({name: call for name, (call, _) in calls.items()}, 5, min_seconds)
+    return {name: times[name]["median"] / images for name, (_, images) in calls.items()}
 
 
-def _measured(*rivals: str) -> dict[str, dict]:
-    arguments = argparse.Namespace(
-        threads=2, batch=64, repeats=3, min_seconds=0.2, flows=["conv_p4_small", "conv_p4_tiny"], device="cpu", seed=0,
-        compile=False, rivals=rivals,
-    )  # fmt: skip
-    with torch.no_grad():
-        return flow_speed.measure(arguments)[0]["flows"]
+def rivals() -> Iterator[Figure]:
+    """The speed of our flow over normflows' as documented."""
+    rows = measured("documented")
+    for direction in DIRECTIONS:
+        ratio = flow_speed.claimed_ratio(rows, direction)
+        what = f"{flow_speed.CLAIMED_FLOW} over {BASELINE}, {direction}, images/s"
+        yield what, ratio, "at least", flow_speed.CLAIMED_SPEEDUP
 
 
-def flows() -> Iterator[Claim]:
-    """On two threads."""
-    rows = _measured()
-    for name, share in (("conv_p4_small", 0.75), ("conv_p4_tiny", 0.6)):
-        for direction in flow_speed.DIRECTIONS:
-            yield (
-                f"{name}, {direction}, share of the convolution peak",
-                rows[name][direction]["share_of_peak"],
-                "at least",
-                share,
-            )
+def memory() -> Iterator[Figure]:
+    """The memory of a reversible training step over its depth, a process for each point."""
+    flags, env = ["--repeats", "1", "--batch-size", "256"], flow_memory.RETURN_MEMORY
+    half, whole = (flow_memory.run_point(depth, 1, flags, env)["mb"] for depth in (6, 12))
+    what = "reversible training step, memory at depth 12 over depth 6"
+    yield what, whole / half, "at most", flow_memory.LIMIT
 
 
-def rivals() -> Iterator[Claim]:
-    """On two threads."""
-    rows = _measured("documented", "equal")
-    for direction in flow_speed.DIRECTIONS:
-        over = {
-            name: rows[name][direction]["speedup_over"]
-            for name in ("conv_p4_small", "conv_p4_tiny")
-        }
-        ratio = over[flow_speed.CLAIMED_FLOW][flow_speed.BASELINE]["median"]
-        yield (
-            f"conv_p4_small over {flow_speed.BASELINE}, {direction}, images/s",
-            ratio,
-            "at least",
-            flow_speed.CLAIMED_SPEEDUP,
-        )
-        for name in over:
-            for opponent in flow_speed.OPPONENTS:
-                ratio = over[name][f"{opponent} of {name}"]["median"]
-                yield (
-                    f"{name} over {opponent} of equal FLOPs, {direction}, images/s",
-                    ratio,
-                    "at least",
-                    3.0,
-                )
-
-
-def accuracy() -> Iterator[Claim]:
-    """Read, not measured: runs that differ in nothing but tangents for the exact flow. The limit is their 95% interval."""
-    runs = [
-        run for run in records.read(records.suite_file("cifar_resnet18")) if run["split"] == "test"
-    ]
-    for name, tangent, exact in comparison.tangent_pairs(runs):
-        gain, half, _, seeds = records.paired(tangent, exact)
-        if seeds >= records.FEWEST:
-            yield (
-                f"{name}: top-1 off that of the exact flow, points, {seeds} seeds on record",
-                abs(gain),
-                "at most",
-                half,
-            )
-
-
-def errors(data_dir: str) -> Iterator[Claim]:
-    """On two threads."""
+def errors(data_dir: str) -> Iterator[Figure]:
+    """The error of tangents on real images."""
     flow = ConditionalFlow.from_pretrained("conv_p4_small.cifar10_jpeg").eval()
     _, data = load_data("folder", data_dir, image_size=32)
     if data is None:
@@ -158,31 +99,84 @@ def errors(data_dir: str) -> Iterator[Claim]:
         yield what, row["median"], "at most", tangents.LIMIT
 
 
-def memory() -> Iterator[Claim]:
-    """On two threads, a process each point."""
-    flags = ["--repeats", "1", "--batch-size", "256"]
-    mb = {
-        depth: flow_memory.run_point(depth, 1, flags, flow_memory.RETURN_MEMORY)["mb"]
-        for depth in (6, 12)
-    }
-    yield (
-        "reversible training step, memory at depth 12 over depth 6",
-        mb[12] / mb[6],
-        "at most",
-        flow_memory.LIMIT,
-    )
+def accuracy() -> Iterator[Figure]:
+    """Accuracy with tangents instead of the exact flow, all else equal; the limit is the 95% interval.
+
+    Read, not measured.
+    """
+    runs = records.read(records.suite_file("cifar_resnet18"))
+    runs = [run for run in runs if run["split"] == "test"]
+    for name, tangent, exact in comparison.tangent_pairs(runs):
+        gain, half, _, seeds = records.paired(tangent, exact)
+        if seeds >= records.FEWEST:
+            what = f"{name}: top-1 off that of the exact flow, points, {seeds} seeds on record"
+            yield what, abs(gain), "at most", half
 
 
-# name: (threads, measure, packages it needs)
-GROUPS: dict[str, tuple[int, Callable[..., Iterator[Claim]], tuple[str, ...]]] = {
-    "augmentation": (1, augmentation, ()),
-    "decoding": (2, decoding, ()),
-    "flows": (2, flows, ()),
-    "rivals": (2, rivals, ("normflows", "FrEIA")),
-    "memory": (2, memory, ()),
-    "tangents": (2, errors, ()),
-    "accuracy": (1, accuracy, ()),
+def decoding() -> Iterator[Figure]:
+    """The price of decoding alone, beside a training step."""
+    size, name = 32, "conv_p4_tiny"
+    flows = {flow: augmentations.augmentation(flow) for flow in ("linear", name)}
+    own = augmentations.candidates(size, flows, "cpu")[f"NFA {name}, decode only (uint8 batch)"]
+    steps = augmentations.training_steps(size, "cpu")
+    decode, step = cost_of({"own": own, **steps}, 0.3).values()
+    what = f"NFA {name}, decode only, over a {next(iter(steps))}, an image"
+    yield what, decode / step, "at most", DECODE_SHARE
+
+
+def peak() -> Iterator[Figure]:
+    """How much of the machine our flows use."""
+    rows = measured()
+    for name, share in PEAK_SHARES.items():
+        for direction in DIRECTIONS:
+            what = f"{name}, {direction}, share of the convolution peak"
+            yield what, rows[name][direction]["share_of_peak"], "at least", share
+
+
+def equal() -> Iterator[Figure]:
+    """The speed of our flows over rivals that are built with the FLOPs of ours."""
+    rows = measured("equal")
+    for direction in DIRECTIONS:
+        for name in FLOWS:
+            over = rows[name][direction]["speedup_over"]
+            for opponent in OPPONENTS:
+                what = f"{name} over {opponent} of equal FLOPs, {direction}, images/s"
+                ratio = over[f"{opponent} of {name}"]["median"]
+                yield what, ratio, "at least", EQUAL_SPEEDUP
+
+
+def measured(*builds: str) -> dict[str, dict]:
+    arguments = argparse.Namespace(
+        threads=2, batch=64, repeats=3, min_seconds=0.2, flows=list(FLOWS), device="cpu", seed=0,
+        compile=False, rivals=builds,
+    )  # fmt: skip
+    with torch.no_grad():
+        return flow_speed.measure(arguments)[0]["flows"]
+
+
+@dataclass
+class Group:
+    """Figures that are measured together, in a process of their own."""
+
+    measure: Callable[..., Iterator[Figure]]
+    threads: int
+    packages: tuple[str, ...] = ()  # beside the package's own requirements
+    needs_data: bool = False  # real images
+
+
+CLAIMS = {
+    "augmentation": Group(augmentation, 1),
+    "rivals": Group(rivals, 2, ("normflows", "FrEIA")),
+    "memory": Group(memory, 2),
+    "tangents": Group(errors, 2, needs_data=True),
+    "accuracy": Group(accuracy, 1),
 }
+AIMS = {
+    "decoding": Group(decoding, 2),
+    "peak": Group(peak, 2),
+    "equal": Group(equal, 2, ("normflows", "FrEIA")),
+}
+GROUPS = CLAIMS | AIMS
 
 
 def holds(figure: float, sense: str, limit: float) -> bool:
@@ -190,15 +184,80 @@ def holds(figure: float, sense: str, limit: float) -> bool:
 
 
 def lacking(name: str, data_dir: str | None) -> str:
-    """Why a group cannot be measured and what helps; empty where it can."""
-    packages = [package for package in GROUPS[name][2] if not importlib.util.find_spec(package)]
+    """Says why a group cannot be measured and what helps; empty where it can."""
+    group = GROUPS[name]
+    packages = [package for package in group.packages if not importlib.util.find_spec(package)]
     if packages:
         return f"{' and '.join(packages)} not installed: pip install '.[bench]'"
-    return (
-        "no images to measure them on: pass --data-dir"
-        if name == "tangents" and not data_dir
-        else ""
-    )
+    if group.needs_data and not data_dir:
+        return "no images to measure them on: pass --data-dir"
+    return ""
+
+
+def run_group(name: str, data_dir: str | None) -> list[Figure]:
+    """Measures a group in a process with its threads pinned.
+
+    Raises:
+        RuntimeError: it cannot be measured; says why.
+    """
+    if reason := lacking(name, data_dir):
+        raise RuntimeError(reason)
+    command = [sys.executable, "-m", "benchmarks.claims", "--group", name]
+    command += ["--data-dir", data_dir] if data_dir else []
+    # finding what pin_threads wants, the process need not start, and import everything, a second time
+    env = os.environ | pinned(GROUPS[name].threads)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    if done.returncode:
+        raise RuntimeError(f"the measurement ended with an error:\n{done.stderr[-2000:]}")
+    line = next(s for s in done.stdout.splitlines() if s.startswith("FIGURES "))
+    return json.loads(line.removeprefix("FIGURES "))
+
+
+def print_group(name: str, data_dir: str | None) -> None:
+    """Measures a group in this process, for `run_group`."""
+    group = GROUPS[name]
+    pin_threads(group.threads)
+    torch.set_num_threads(group.threads)
+    figures = group.measure(data_dir) if group.needs_data else group.measure()
+    print("FIGURES " + json.dumps(list(figures)))
+
+
+def judge_claims(names: list[str], data_dir: str | None) -> bool:
+    """Prints a verdict for each claim; returns whether all of them were measured and hold."""
+    short, unmeasured = 0, []
+    for name in names:
+        try:
+            figures = run_group(name, data_dir)
+        except RuntimeError as e:
+            print(f"{name}: NOT MEASURED, {e}", flush=True)
+            unmeasured.append(name)
+            continue
+        for what, figure, sense, limit in figures:
+            met = holds(figure, sense, limit)
+            short += not met
+            verdict = "holds" if met else "FALLS SHORT"
+            print(f"{what}: {figure:.3g}, {sense} {limit:g}: {verdict}", flush=True)
+    if unmeasured:
+        skip = f"without {' and '.join(unmeasured)}: --skip {' '.join(unmeasured)}"
+        print(f"not everything was measured; {skip}")
+    return not short and not unmeasured
+
+
+def list_aims(names: list[str], data_dir: str | None) -> None:
+    """Prints the aims, those that are not met apart."""
+    lists: dict[str, list[str]] = {"met": [], "not met": [], "not measured": []}
+    for name in names:
+        try:
+            figures = run_group(name, data_dir)
+        except RuntimeError as e:
+            lists["not measured"].append(f"{name}: {e}")
+            continue
+        for what, figure, sense, limit in figures:
+            verdict = "met" if holds(figure, sense, limit) else "not met"
+            lists[verdict].append(f"{what}: {figure:.3g}, {sense} {limit:g}")
+    for verdict, lines in lists.items():
+        if lines:
+            print("\n".join([f"\naims {verdict}:", *(f"  {line}" for line in lines)]), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -207,49 +266,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--skip", nargs="+", choices=GROUPS, default=[])
-    parser.add_argument(
-        "--data-dir", help="of real images, for the claim about tangents: train/ and val/ inside"
-    )
-    parser.add_argument(
-        "--group", choices=GROUPS, help=argparse.SUPPRESS
-    )  # in a process with its threads pinned
+    images = "of real images, for the claim about tangents: train/ and val/ inside"
+    parser.add_argument("--data-dir", help=images)
+    # the one that this process measures
+    parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.group:
-        pin_threads(GROUPS[args.group][0])
-        torch.set_num_threads(GROUPS[args.group][0])
-        measure = GROUPS[args.group][1]
-        print(
-            "CLAIMS " + json.dumps(list(measure(args.data_dir) if measure is errors else measure()))
-        )
+        print_group(args.group, args.data_dir)
         return 0
-    short, unmeasured = 0, []
-    for name in args.only:
-        if name in args.skip:
-            continue
-        if remedy := lacking(name, args.data_dir):
-            print(f"{name}: NOT MEASURED, {remedy}", flush=True)
-            unmeasured.append(name)
-            continue
-        command = [sys.executable, "-m", "benchmarks.claims", "--group", name]
-        command += ["--data-dir", args.data_dir] if args.data_dir else []
-        # finding what pin_threads wants, the process need not start, and import everything, a second time
-        env = os.environ | pinned(GROUPS[name][0])
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
-        if done.returncode:
-            raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
-        line = next(s for s in done.stdout.splitlines() if s.startswith("CLAIMS "))
-        for what, figure, sense, limit in json.loads(line.removeprefix("CLAIMS ")):
-            met = holds(figure, sense, limit)
-            short += not met
-            print(
-                f"{what}: {figure:.3g}, {sense} {limit:g}: {'holds' if met else 'FALLS SHORT'}",
-                flush=True,
-            )
-    if unmeasured:
-        print(
-            f"not everything was measured; without {' and '.join(unmeasured)}: --skip {' '.join(unmeasured)}"
-        )
-    return int(short > 0 or unmeasured != [])
+    wanted = [name for name in args.only if name not in args.skip]
+    all_hold = judge_claims([name for name in wanted if name in CLAIMS], args.data_dir)
+    list_aims([name for name in wanted if name in AIMS], args.data_dir)
+    return 0 if all_hold else 1
 
 
 if __name__ == "__main__":

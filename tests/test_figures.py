@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file, save_model
 from timm.utils import CheckpointSaver
 
-from benchmarks import figures
+from benchmarks import figures, gallery
 from benchmarks.cifar.classifier import make_classifier, normalize
 from benchmarks.core.common import ROOT
 from benchmarks.demo import fitted_linear
-from benchmarks.figures import CELL, FIGURES, main
+from benchmarks.figures import FIGURES, main
+from benchmarks.gallery import CELL
 from timm_nfaug import pixels
 from timm_nfaug.flows.label_band import nearest_label
 from timm_nfaug.preview import load_image
@@ -75,13 +76,13 @@ def left_cells(sheet: Image.Image, rows: int, columns: int) -> np.ndarray:
 
 
 def left_width(columns: int) -> int:
-    return figures.draw_grid([[]] * 3, [""] * columns, CLASSES, CELL).width
+    return gallery.draw_grid([[]] * 3, [""] * columns, CLASSES, CELL).width
 
 
 def test_augmented_images_stand_right_of_their_originals(small_flow, control, image_folder):
     images = figures.validation_images(small_flow, str(image_folder), 1, seed=0)
     assert [label for _, label in images] == [0, 1, 2]
-    sheet = figures.augment(small_flow, control, images, strength=0.5, seed=0)
+    sheet = gallery.augment(small_flow, control, images, strength=0.5, seed=0)
     originals = np.stack([np.asarray(image) for image, _ in images])
     assert (left_cells(sheet, 3, 1)[:, 0] == originals).all()
     of_flow, of_control = cells(without_last_block(sheet), 3, 3), cells(sheet, 3, 3)
@@ -90,7 +91,7 @@ def test_augmented_images_stand_right_of_their_originals(small_flow, control, im
         for a, b in itertools.combinations(range(3), 2):
             assert (moved[:, a] != moved[:, b]).any((1, 2, 3)).all()
     assert (of_flow != of_control).any((2, 3, 4)).all()
-    still = figures.augment(small_flow, control, images, strength=0.0, seed=0)
+    still = gallery.augment(small_flow, control, images, strength=0.0, seed=0)
     for part in (still, without_last_block(still)):
         assert (cells(part, 3, 3) == originals[:, None]).all()
 
@@ -104,7 +105,7 @@ def test_interpolation_starts_and_ends_at_images_within_and_between_classes(
 ):
     images = figures.validation_images(small_flow, str(image_folder), 2, seed=0)
     assert [label for _, label in images] == [0, 0, 1, 1, 2, 2]
-    grid = cells(figures.interpolate(small_flow, images), 5, 8, scale=3)
+    grid = cells(gallery.interpolate(small_flow, images), 5, 8, scale=3)
     for row, ((start, _), (end, _)) in zip(grid, itertools.pairwise(images), strict=True):
         for frame, image in ((row[0], start), (row[-1], end)):
             # float32 through the flow and back can round to a neighbouring level
@@ -118,7 +119,7 @@ def test_the_filter_keeps_what_the_classifier_likes_best(small_flow):
     def bright(x):  # likes bright images, whatever the class
         return x.mean((1, 2, 3)).unsqueeze(1) * torch.tensor([[1.0, 0.0, 0.0]])
 
-    sheet = figures.samples(small_flow, bright, draws=12, temperature=0.7, mean_scale=1.0, seed=3)
+    sheet = gallery.samples(small_flow, bright, draws=12, temperature=0.7, mean_scale=1.0, seed=3)
     assert sheet.size == (left_width(2) + 12 + 5 * (CELL + GAP), TOP + 3 * (CELL + GAP))
     with torch.no_grad():
         x = small_flow.sample(
@@ -134,14 +135,14 @@ def test_the_filter_keeps_what_the_classifier_likes_best(small_flow):
     )  # class b and c: the same classifier likes dark images
     assert (np.diff(means, axis=1) >= 0).all()
     with pytest.raises(ValueError, match="--draws must be at least the 5"):
-        figures.samples(small_flow, bright, 4, 0.7, 1.0, 0)
+        gallery.samples(small_flow, bright, 4, 0.7, 1.0, 0)
 
 
 def test_margin_does_not_saturate():
     logits = torch.tensor([[2000.0, 0.0, 0.0], [1000.0, 0.0, 0.0], [0.5, 0.0, 1.0]])
-    assert figures.margin(logits, 0).argsort(descending=True).tolist() == [0, 1, 2]
+    assert gallery.margin(logits, 0).argsort(descending=True).tolist() == [0, 1, 2]
     p = logits[2].softmax(0)[0]
-    assert figures.margin(logits[2:], 0).item() == pytest.approx(
+    assert gallery.margin(logits[2:], 0).item() == pytest.approx(
         (p / (1 - p)).log().item(), rel=1e-5
     )
 
@@ -203,7 +204,7 @@ def test_classifier_of_the_comparison(small_flow, tmp_path):
 
 def test_variation_falls_with_the_temperature(small_flow):
     one, two = (
-        cells(figures.temperatures(small_flow, 1.0, seed), 5, 3).astype(float) for seed in (0, 1)
+        cells(gallery.temperatures(small_flow, 1.0, seed), 5, 3).astype(float) for seed in (0, 1)
     )
     variation = np.abs(one - two).mean((1, 2, 3, 4))
     assert (np.diff(variation) < 0).all() and variation[-1] < 0.3 * variation[0]
@@ -220,15 +221,15 @@ def test_variation_falls_with_the_temperature(small_flow):
 
 def test_codes_of_a_class_lie_together(small_flow, image_folder):
     data = load_folder(image_folder / "train", 32)
-    points = figures.embed(small_flow, data, seed=0)
-    assert points.shape == (60, 2) and (points == figures.embed(small_flow, data, seed=0)).all()
+    points = gallery.embed(small_flow, data, seed=0)
+    assert points.shape == (60, 2) and (points == gallery.embed(small_flow, data, seed=0)).all()
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     neighbours = data.labels.numpy()[distance.argmin(1)]
     assert (
         neighbours == data.labels.numpy()
     ).mean() > 0.7  # the toy classes differ in colour; chance is 0.33
-    sheet = figures.tsne({"one": small_flow, "two": small_flow}, data, seed=0)
+    sheet = gallery.tsne({"one": small_flow, "two": small_flow}, data, seed=0)
     found = set(map(tuple, np.asarray(sheet).reshape(-1, 3)))
     assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= found and (
         214,
@@ -279,13 +280,13 @@ def test_bands_under_inputs_and_samples(config, image_folder, tmp_path, monkeypa
     flow = figures.trained("ce", ["objective=ce"], args)
     data = load_folder(image_folder / "val", 32)
     titles = []
-    draw = figures.draw_grid
+    draw = gallery.draw_grid
     monkeypatch.setattr(
-        figures,
+        gallery,
         "draw_grid",
         lambda rows, columns, *rest: titles.append(columns) or draw(rows, columns, *rest),
     )
-    sheet = figures.bands(flow, data, 0.7, seed=0)
+    sheet = gallery.bands(flow, figures.first_images(data, 1), 0.7, seed=0)
     side = 80
     assert sheet.height == 4 * (TOP + side + GAP)
     for i, row in enumerate(titles):
@@ -306,15 +307,15 @@ def test_bands_under_inputs_and_samples(config, image_folder, tmp_path, monkeypa
 
 def test_flows_that_do_not_fit(small_flow, control, config, image_folder, tmp_path):
     with pytest.raises(ValueError, match="no code band"):
-        figures.bands(small_flow, load_folder(image_folder / "val", 32), 0.7, 0)
+        gallery.bands(small_flow, load_folder(image_folder / "val", 32), 0.7, 0)
     small_flow.config.class_names = ["a", "b", "x"]
     with pytest.raises(ValueError, match="in folders named a, b, x"):
         figures.validation_images(small_flow, str(image_folder), 1, 0)
     with pytest.raises(ValueError, match="know other classes"):
-        figures.augment(small_flow, control, [], 0.5, 0)
+        gallery.augment(small_flow, control, [], 0.5, 0)
     small_flow.prior.mu.fill_(float("inf"))
     with pytest.raises(ValueError, match="3 of 3 samples are not finite"):
-        figures.temperatures(small_flow, 1.0, 0)
+        gallery.temperatures(small_flow, 1.0, 0)
 
 
 def test_all_figures_from_the_command_line(flow_dirs, config, image_folder, tmp_path, capsys):

@@ -3,13 +3,14 @@
 import torch
 
 from benchmarks.core.schema import validate_file
-from benchmarks.speed import flow_batches, flow_speed
+from benchmarks.speed import flow_batches
+from benchmarks.speed.candidate import random_flow, synthetic_images
 from timm_nfaug.flows.bijections.coupling import AffineCoupling
 
 
 def test_no_layer_of_a_random_flow_is_an_identity():
     for name in ("conv_p4_tiny", "jet_p4"):
-        flow = flow_speed.random_flow(name, flow_speed.synthetic_images(2, 0), 0)
+        flow = random_flow(name, synthetic_images(2, 0), 0)
         couplings = [m for m in flow.modules() if isinstance(m, AffineCoupling)]
         x = torch.randn(1, 24, 8, 8)
         assert couplings and all(m.net(x).abs().min() > 0 for m in couplings)

@@ -1,26 +1,18 @@
 """The benchmark of speed counts every FLOP, says where the time of decoding goes, and builds rivals of equal FLOPs."""
 
 import json
+import shlex
 
 import pytest
 import torch
 
 from benchmarks.core.schema import validate_file
-from benchmarks.speed import flow_speed
+from benchmarks.speed import flow_speed, peak
+from benchmarks.speed.candidate import PARTS, synthetic_images
+from benchmarks.speed.rivals import OPPONENTS
 
-ARGV = [
-    "--flows",
-    "conv_p4_tiny",
-    "--batch",
-    "2",
-    "--repeats",
-    "1",
-    "--min-seconds",
-    "0.001",
-    "--threads",
-    "1",
-    "--keep-disturbed",
-]
+ARGV = shlex.split("--flows conv_p4_tiny --batch 2 --repeats 1 --min-seconds 0.001 --threads 1")
+ARGV.append("--keep-disturbed")
 
 
 def test_our_flows_are_measured_without_another_library(tmp_path, capsys):
@@ -31,8 +23,8 @@ def test_our_flows_are_measured_without_another_library(tmp_path, capsys):
     linear = 48 * 48
     assert row["flops_per_image"] == 2 * 6 * 64 * (networks + linear)
     profile = row["inverse"]["profile"]
-    assert sum(profile[part] for part in flow_speed.PARTS) == pytest.approx(1)
-    assert all(profile[part] > 0 for part in flow_speed.PARTS)
+    assert sum(profile[part] for part in PARTS) == pytest.approx(1)
+    assert all(profile[part] > 0 for part in PARTS)
     share = row["inverse"]["share_of_peak"] * networks / (networks + linear)
     assert profile["convolutions_share_of_peak"] * profile["convolutions"] == pytest.approx(share)
     out = capsys.readouterr().out
@@ -49,7 +41,7 @@ def test_rivals_are_built_with_the_flops_of_a_flow(tmp_path, capsys):
         == 0
     )
     rows = json.loads((tmp_path / "mine.json").read_text())["results"]["flows"]
-    for opponent in flow_speed.OPPONENTS:
+    for opponent in OPPONENTS:
         for name in (f"{opponent} of conv_p4_tiny", f"{opponent} of conv_p4_tiny, channels_last"):
             rival, own = rows[name], rows["conv_p4_tiny"]
             assert rival["flops_per_image"] == pytest.approx(
@@ -60,9 +52,9 @@ def test_rivals_are_built_with_the_flops_of_a_flow(tmp_path, capsys):
 
 
 def test_bfloat16_is_not_timed_where_it_is_emulated(monkeypatch):
-    images = flow_speed.synthetic_images(2, 0)
+    images = synthetic_images(2, 0)
     for emulated, count in ((True, 1), (False, 2)):
-        monkeypatch.setattr(flow_speed, "emulates_bfloat16", lambda device, e=emulated: e)
+        monkeypatch.setattr(peak, "emulates_bfloat16", lambda device, e=emulated: e)
         with torch.no_grad():
             assert len(flow_speed.make_candidates(["conv_p4_tiny"], images, 0, rivals=())) == count
-        assert len(flow_speed.peak_functions(1, "cpu")) == 2 * count
+        assert len(peak.peak_functions(1, "cpu")) == 2 * count

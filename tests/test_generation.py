@@ -14,16 +14,14 @@ import torch
 import timm_nfaug as nfa
 from benchmarks.cifar.classifier import Recipe
 from benchmarks.core import common
-from benchmarks.generation import generation
-from benchmarks.generation.generation import (
-    ARMS,
+from benchmarks.generation import run as generation
+from benchmarks.generation import samples
+from benchmarks.generation.extractor import feature_extractor, features_of, five_bits
+from benchmarks.generation.metrics import coverage, fid
+from benchmarks.generation.run import ARMS
+from benchmarks.generation.samples import (
     asked_labels,
-    coverage,
     deadline,
-    feature_extractor,
-    features_of,
-    fid,
-    five_bits,
     row_of,
     sample_levels,
     settings_of,
@@ -261,7 +259,7 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
     """The whole path, trainings of three arms included; a second call takes everything from the runs."""
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(
-        generation, "timed", functools.partial(common.timed, min_seconds=0.01)
+        samples, "timed", functools.partial(common.timed, min_seconds=0.01)
     )  # or it takes most of the time
     argv = [
         "--data-dir",

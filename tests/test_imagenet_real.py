@@ -24,6 +24,8 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 import timm_nfaug as nfa
 from benchmarks.core import common
 from benchmarks.core.schema import validate_file
+from benchmarks.imagenet import arms, evaluate
+from benchmarks.imagenet import data as folders
 from benchmarks.imagenet import real as imagenet_real
 from benchmarks.imagenet import recipe as imagenet_recipe
 from timm_nfaug import lift, pixels
@@ -184,7 +186,7 @@ def test_the_recipe_to_the_letter():
     )
     assert (args.check_top1, args.check_top5, args.tolerance) == (90.911, 98.811, 0.1)
     assert args.strength == 0.5
-    assert imagenet_real.ARMS == ("baseline", "sa", "linear", "ce", "glem")
+    assert arms.ARMS == ("baseline", "sa", "linear", "ce", "glem")
 
 
 def test_plan(capsys):
@@ -239,8 +241,8 @@ def test_official_names():
         "ILSVRC2012_val_00000293.JPEG",
         "val/n01443537/ILSVRC2012_val_00000293_n01443537.JPEG",
     ):
-        assert imagenet_real.real_name(name) == "ILSVRC2012_val_00000293.JPEG"
-    assert imagenet_real.real_name("ILSVRC2012_val_00050000.JPEG") == "ILSVRC2012_val_00050000.JPEG"
+        assert evaluate.real_name(name) == "ILSVRC2012_val_00000293.JPEG"
+    assert evaluate.real_name("ILSVRC2012_val_00050000.JPEG") == "ILSVRC2012_val_00050000.JPEG"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_other_names_are_refused(name):
     with pytest.raises(
         ValueError, match=rf"must be named ILSVRC2012_val_00000001\.JPEG.*got {name}"
     ):
-        imagenet_real.real_name(f"val/n01443537/{name}")
+        evaluate.real_name(f"val/n01443537/{name}")
 
 
 def test_one_image_under_two_names_is_refused():
@@ -270,7 +272,7 @@ def test_one_image_under_two_names_is_refused():
         "b/ILSVRC2012_val_00000008_n01443537.JPEG",
     ]
     with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000008\.JPEG is there more than once"):
-        imagenet_real.real_names(paths)
+        evaluate.real_names(paths)
 
 
 def test_accuracy_is_that_of_a_slow_twin():
@@ -295,14 +297,14 @@ def test_accuracy_is_that_of_a_slow_twin():
     with_labels = sum(bool(real[n]) for n in numbers)
     assert 0 < with_labels < 1200
     names = [f"ILSVRC2012_val_{n + 1:08d}.JPEG" for n in numbers]
-    found = imagenet_real.accuracy(logits.topk(5).indices, labels, names)
+    found = evaluate.accuracy(logits.topk(5).indices, labels, names)
     for key, count in counts.items():
         assert 0 < count and found[key] == pytest.approx(
             100 * count / (with_labels if "real" in key else 1200)
         )
     without = [f"ILSVRC2012_val_{n + 1:08d}.JPEG" for n in range(50000) if not real[n]][:3]
     with pytest.raises(ValueError, match="none of the 3 validation images has a ReaL label"):
-        imagenet_real.accuracy(torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3), without)
+        evaluate.accuracy(torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3), without)
 
 
 def test_the_untouched_model_is_checked():
@@ -310,7 +312,7 @@ def test_the_untouched_model_is_checked():
         imagenet_recipe.PUBLISHED,
         {"real_top1": 90.896, "real_top5": 98.802, "top1": 88.7, "top5": 98.7},
     )
-    imagenet_real.check_untouched(good, 50000, expected, 0.1)
+    evaluate.check_untouched(good, 50000, expected, 0.1)
     for found, images in (
         ({**good, "real_top1": 90.8}, 50000),
         ({**good, "real_top5": 98.95}, 50000),
@@ -319,15 +321,15 @@ def test_the_untouched_model_is_checked():
         with pytest.raises(
             SystemExit, match=rf"gives real_top1 {found['real_top1']:.3f} \(expected 90\.911\)"
         ):
-            imagenet_real.check_untouched(found, images, expected, 0.1)
+            evaluate.check_untouched(found, images, expected, 0.1)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
 def test_images_and_labels_are_those_of_timms_evaluation(tree, data_config):
-    val = imagenet_real.ImageNetFolder(tree / "val", data_config)
-    val.transform = imagenet_real.normalized(data_config)
+    val = folders.ImageNetFolder(tree / "val", data_config)
+    val.transform = folders.normalized(data_config)
     timms = create_transform(**data_config, is_training=False)
     for (path, label), (image, y) in zip(val.samples, val):
         with Image.open(path) as original:
@@ -372,7 +374,7 @@ def test_other_folders_are_refused(tree, data_config, tmp_path):
         ("train", FileNotFoundError, "no directory"),
     ):
         with pytest.raises(error, match=message):
-            imagenet_real.ImageNetFolder(tmp_path / folder, data_config)
+            folders.ImageNetFolder(tmp_path / folder, data_config)
 
 
 def global_states():
@@ -382,14 +384,14 @@ def global_states():
 @pytest.mark.parametrize("arm", ["baseline", "sa", "linear", "glem"])
 def test_originals_stay_clean_in_every_arm(arm, tree, data_config, flow_dir):
     def make():
-        base = imagenet_real.ImageNetFolder(tree / "train", data_config)
-        augment = imagenet_real.make_augment(arm, str(flow_dir) if arm == "glem" else None, 0.5)
+        base = folders.ImageNetFolder(tree / "train", data_config)
+        augment = arms.make_augment(arm, str(flow_dir) if arm == "glem" else None, 0.5)
         if arm == "linear":
-            augment = imagenet_real.fit_linear(base, 0.5, workers=0)
-        return imagenet_real.training_set(arm, base, data_config, augment, seed=3)
+            augment = arms.fit_linear(base, 0.5, workers=0)
+        return arms.training_set(arm, base, data_config, augment, seed=3)
 
-    plain = imagenet_real.ImageNetFolder(tree / "train", data_config)
-    clean = imagenet_real.normalized(data_config)
+    plain = folders.ImageNetFolder(tree / "train", data_config)
+    clean = folders.normalized(data_config)
     data = make()
     assert len(data) == 48
     before = global_states()
@@ -413,21 +415,21 @@ def test_originals_stay_clean_in_every_arm(arm, tree, data_config, flow_dir):
 
 
 def test_sa_erases_and_randaugments(tree, data_config, monkeypatch):
-    base = imagenet_real.ImageNetFolder(tree / "train", data_config)
-    data = imagenet_real.StandardCopies(base, data_config, seed=0)
+    base = folders.ImageNetFolder(tree / "train", data_config)
+    data = arms.StandardCopies(base, data_config, seed=0)
     shown = repr(data.augmented)
     assert "RandAugment(n=2" in shown and "RandomErasing(p=0.25, mode=pixel" in shown
     # without them the copies are the originals: there is no other change
     monkeypatch.setattr(imagenet_recipe, "RANDAUGMENT", None)
     monkeypatch.setattr(imagenet_recipe, "ERASING", {})
-    data = imagenet_real.StandardCopies(base, data_config, seed=0)
+    data = arms.StandardCopies(base, data_config, seed=0)
     assert all(torch.allclose(data[i][0], data[12 + i][0], atol=1e-6) for i in range(12))
 
 
 def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypatch):
-    base = imagenet_real.ImageNetFolder(tree / "train", data_config)
+    base = folders.ImageNetFolder(tree / "train", data_config)
     before = global_states()
-    prior = imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior
+    prior = arms.fit_linear(base, 0.5, workers=0).flow.prior
     assert global_states() == before
     by_hand = nfa.create_flow("linear", input_size=(3, 32, 32))  # the change of coordinates alone
     codes = {}
@@ -445,10 +447,7 @@ def test_linear_takes_the_eigen_images_of_each_class(tree, data_config, monkeypa
         assert torch.allclose((own + 100 * common / 9) / (3 + 100), std**2, rtol=1e-3)
     monkeypatch.setattr(imagenet_recipe, "FIT_IMAGES", 2)  # the first two alone
     assert (
-        (imagenet_real.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[
-            base.targets
-        ]
-        == 3
+        (arms.fit_linear(base, 0.5, workers=0).flow.prior.mode_std > 0).sum(1)[base.targets] == 3
     ).all()
 
 
@@ -467,7 +466,7 @@ def test_a_run_of_linear_resumes(tree, tmp_path, monkeypatch, capsys):
 
 
 def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
-    make = imagenet_real.make_augment
+    make = arms.make_augment
     assert make("baseline", None, 0.5) is None and make("sa", None, 0.5) is None
     augment = make("glem", str(flow_dir), 0.25)
     assert (augment.strength, augment.modes, augment.labels, augment.p) == (
@@ -564,7 +563,7 @@ def test_a_whole_run_and_its_result(tree, tmp_path, capsys, monkeypatch):
     assert imagenet_real.main([*argv, "--resume"]) == 0
     assert_same_run(out, state)
     for more, message in (
-        ([], "checkpoint.pt exists; go on with --resume"),
+        ([], "checkpoint.pt exists; continue with --resume"),
         (
             ["--resume", "--seed", "1", "--amp", "bfloat16"],
             "amp=None instead of 'bfloat16', seed=0 instead of 1",
@@ -580,7 +579,7 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(glem, undisturbed, t
     """With stops after each of the first four steps, over the end of an epoch, and then with gradient checkpointing."""
     for step in range(1, 5):
         assert imagenet_real.main(glem(tmp_path, "--resume", "--time-limit", "0")) == 0
-        assert f"stopped at step {step} of 9; go on with --resume" in capsys.readouterr().out
+        assert f"stopped at step {step} of 9; continue with --resume" in capsys.readouterr().out
     # timm before 1.0.15 cannot checkpoint EVA's blocks
     checkpointing = (
         ["--grad-checkpointing"] if Version(timm.__version__) >= Version("1.0.15") else []

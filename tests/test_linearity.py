@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.analysis import linearity
+from benchmarks.analysis.moving import draw
 from timm_nfaug import NFAugment, create_flow, pixels
-from timm_nfaug.moves.perturb import draw_noise
 from train_flow.data import Images
 
 
@@ -51,7 +51,7 @@ def test_shares_of_a_deep_flow_image_by_image(small_flow, data):
     for k in range(3):
         own = torch.where(data.labels == k)[0]
         x = pixels.levels_to_model(data.levels[own[torch.randperm(len(own), generator=g)[:5]]])
-        direction = (draw_noise(1, 4, g) * flow.prior.mode_std[k, :4]) @ flow.prior.modes[k, :4]
+        direction = (draw(1, 4, g) * flow.prior.mode_std[k, :4]) @ flow.prior.modes[k, :4]
         changes = [
             flow.inverse(flow(i[None])[0] + strength * direction).clamp(-1, 1)[0] - i for i in x
         ]

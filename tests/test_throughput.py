@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks.core.schema import validate_file
-from benchmarks.speed import throughput
+from benchmarks.speed import augmentations, throughput
 from train_flow.trainer import emulates_bfloat16
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     )  # fmt: skip
     result = validate_file(tmp_path / "mine.json")
     rows = {(r["size"], r["name"]): r for r in result["results"]["rows"]}
-    assert rows[32, throughput.BASE]["over_randaugment"] == 1.0
+    assert rows[32, augmentations.BASE]["over_randaugment"] == 1.0
     steps = [key for key in rows if key[1].startswith("training step")]
     dtype = "float32" if emulates_bfloat16("cpu") else "bfloat16"
     assert steps == [(32, f"training step, resnet18, {dtype}")] and not emulates_bfloat16("cuda")
@@ -47,7 +47,7 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     with Image.open(tmp_path / "mine.png") as picture:
         assert picture.width > 400
     for name in throughput.CLAIMED:
-        ratio = rows[32, name]["us_per_image"] / rows[32, throughput.BASE]["us_per_image"]
+        ratio = rows[32, name]["us_per_image"] / rows[32, augmentations.BASE]["us_per_image"]
         assert result["results"]["claim_ratios"][name] == {"32": ratio}
     assert done.returncode == 0 and result["results"]["claim_holds"] is None, (
         "224 px was not measured"
@@ -57,9 +57,9 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
 
 def test_what_is_timed_is_an_augmentation():
     """Each NFA candidate changes every image; the float one works on the levels' normalised twin."""
-    flows = {name: throughput.augmentation(name) for name in ("linear", "conv_p4_tiny")}
-    calls = throughput.candidates(48, flows, "cpu")
-    levels = throughput.smooth_levels(128, 48, torch.Generator().manual_seed(0))
+    flows = {name: augmentations.augmentation(name) for name in ("linear", "conv_p4_tiny")}
+    calls = augmentations.candidates(48, flows, "cpu")
+    levels = augmentations.smooth_levels(128, 48, torch.Generator().manual_seed(0))
     out, _ = calls["NFA linear (uint8 batch)"][0]()
     assert out.shape == levels.shape and (out != levels).flatten(1).any(1).all()
     cached = calls["NFA, cached tangents (uint8 batch)"][0]()
@@ -69,7 +69,7 @@ def test_what_is_timed_is_an_augmentation():
     normal, _ = calls["NFA linear (float batch)"][0]()
     mean, std = (
         torch.tensor(v).view(3, 1, 1)
-        for v in (throughput.IMAGENET_DEFAULT_MEAN, throughput.IMAGENET_DEFAULT_STD)
+        for v in (augmentations.IMAGENET_DEFAULT_MEAN, augmentations.IMAGENET_DEFAULT_STD)
     )
     unit = normal * std + mean
     assert (

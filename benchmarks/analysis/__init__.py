@@ -1,0 +1,1 @@
+"""Analyses: what flows, modes, tangents and moves are like, apart from any comparison of trainings."""

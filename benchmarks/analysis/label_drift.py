@@ -3,11 +3,15 @@
     python -m benchmarks.cifar.resnet18 --data DIR --data-name "CIFAR-10 (JPEG)" --arms baseline --epochs 8 --save WEIGHTS
     python -m benchmarks.analysis.label_drift --data-dir DIR --data-name "CIFAR-10 (JPEG)" --classifier WEIGHTS/FILE.safetensors
 
-Validation images, every one augmented, are shown to a classifier that was trained on all training images with crop and flip
-alone. "Kept": of those it has right as they are, how many it still has right. It errs on strange pictures as well as on changed
-classes, so what is lost bounds the drift of labels from above. "Move": mean change of a pixel, in levels. "Spread": distance of
-the features of two augmented versions of one image over that of two images of a class: the variety that a training sees.
-NFA's modes are fitted to the training images.
+Claim: none beforehand. Data: validation images, every one augmented twice, shown to a classifier
+that was trained on all training images with crop and flip alone; one seed. NFA's modes are fitted
+to the training images.
+
+- kept: of the images it has right as they are, how many it still has right. It errs on strange
+  pictures as well as on changed classes, so what is lost bounds the drift of labels from above.
+- move: mean change of a pixel, in levels.
+- spread: distance of the features of two augmented versions of one image over that of two images of
+  a class: the variety that a training sees.
 """
 
 from __future__ import annotations
@@ -41,65 +45,43 @@ from train_flow.data import Images, load_data
 from train_flow.schedule import generator
 
 BATCH, ROUNDS = 250, 2
-CROPPED = Arm(
-    levels=lambda levels, y, g: crop_and_flip(levels, Recipe.crop, g)
-)  # what every arm of a training sees as well
+# what every arm of a training sees as well
+CROPPED = Arm(levels=lambda levels, y, g: crop_and_flip(levels, Recipe.crop, g))
 
 
-def main(argv: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.analysis.label_drift", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--data-dir", required=True, help="ImageFolder tree with train/ and val/")
-    parser.add_argument("--data-name", required=True)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--classifier", required=True, help="a file of cifar_resnet18 --save")
-    parser.add_argument("--flow", help="of glem: bundled, directory or Hub id")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 1.5])
-    parser.add_argument("--modes", type=int, default=32)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    train, val = load_data("folder", args.data_dir, args.image_size)
-    if val is None:
-        parser.exit(
-            2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n"
-        )
-    count = min(args.images, len(val))
-    some = val.subset(torch.arange(count) * len(val) // count)
-    name, model = load_saved(args.classifier, len(val.class_names))
+    add = parser.add_argument
+    add("--data-dir", required=True, help="ImageFolder tree with train/ and val/")
+    add("--data-name", required=True)
+    add("--image-size", type=int, default=32)
+    add("--classifier", required=True, help="a file of benchmarks.cifar.resnet18 --save")
+    add("--flow", help="of glem: bundled, directory or Hub id")
+    add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 1.5])
+    add("--modes", type=int, default=32)
+    add("--images", type=int, default=2000)
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def arms(images: Images, args: argparse.Namespace) -> dict[str, Arm]:
+    """Creates every augmentation that is compared, NFA at each strength."""
+    found = {"crop and flip": CROPPED}
+    found |= {name: make_arm(name, images, None, Settings()) for name in ("sa", "trivial")}
     flow = ConditionalFlow.from_pretrained(args.flow).eval() if args.flow else None
-    wanted = {"crop and flip": CROPPED} | {
-        arm: make_arm(arm, train, None, Settings()) for arm in ("sa", "trivial")
-    }
-    for arm in ["linear", *(["glem"] if flow else [])]:
+    for name in ["linear", *["glem"] * (flow is not None)]:
         for s in args.strengths:
-            wanted[f"{arm} s{s:g}-k{args.modes}"] = make_arm(
-                arm, train, flow, Settings(strength=s, modes=args.modes, p=1.0)
-            )
-    rows = []
-    for label, arm in wanted.items():
-        rows.append({"augmentation": label} | measure(arm, model, some, args.seed))
-        print(rows[-1], flush=True)
-    clean = logits_of(model, some.levels, bf16=False).argmax(1) == some.labels
-    write_result("label_drift", {
-        "benchmark": "label_drift",
-        "command": command_line("benchmarks.analysis.label_drift", argv),
-        "data": f"{args.data_name}, {count} of {len(val)} validation images",
-        "seeds": [args.seed],
-        "environment": environment(),
-        "settings": {"model": name, "flow": args.flow and flow_title(args.flow), "modes": args.modes, "crop": Recipe.crop},
-        "results": {"clean_top1": 100 * clean.float().mean().item(), "rows": rows},
-    })  # fmt: skip
-    print(markdown_table(table(rows)))
-    return 0
+            settings = Settings(strength=s, modes=args.modes, p=1.0)
+            found[f"{name} s{s:g}-k{args.modes}"] = make_arm(name, images, flow, settings)
+    return found
 
 
 @torch.no_grad()
 def measure(arm: Arm, model: nn.Module, data: Images, seed: int) -> dict[str, Any]:
-    """kept and spread as shares, move in levels, means over images."""
+    """Returns kept and spread as shares, and move in levels, means over images."""
     kept = total = move = 0.0
     versions: list[list[Tensor]] = [[] for _ in range(ROUNDS)]
     for start in range(0, len(data), BATCH):
@@ -114,23 +96,20 @@ def measure(arm: Arm, model: nn.Module, data: Images, seed: int) -> dict[str, An
             versions[version].append(f)
             kept += (was & (model.get_classifier()(f).argmax(1) == y)).sum().item()
             total += was.sum().item()
-            move += (
-                64 * (x - clean).abs().flatten(1).mean(1).sum().item()
-            )  # a normalised image is twice that in [-1, 1]
+            # a normalised image is twice that in [-1, 1], where a level is 1/128
+            move += 64 * (x - clean).abs().flatten(1).mean(1).sum().item()
     a, b = (torch.cat(v) for v in versions)
     if not total:
         raise ValueError(
             "the classifier has none of the images right; give weights that were trained on these classes"
         )
     between = (a - partners(a, data.labels, seed)).norm(dim=1).mean()
-    return {
-        "kept": kept / total, "move_levels": move / (ROUNDS * len(data)),
-        "spread": ((a - b).norm(dim=1).mean() / between).item(),
-    }  # fmt: skip
+    spread = ((a - b).norm(dim=1).mean() / between).item()
+    return {"kept": kept / total, "move_levels": move / (ROUNDS * len(data)), "spread": spread}
 
 
 def partners(rows: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """For each row one of another image of the same class: the next in a shuffled round of the class."""
+    """Returns for each row that of another image of the same class: the next in a shuffled round of the class."""
     out = torch.empty_like(rows)
     for k in labels.unique().tolist():
         own = torch.nonzero(labels == k).flatten()
@@ -140,18 +119,47 @@ def partners(rows: Tensor, labels: Tensor, seed: int) -> Tensor:
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Cells, the header first."""
+    """Returns cells, the header first."""
     cells = [["augmentation", "move (levels)", "kept", "spread"]]
     for r in rows:
-        cells.append(
-            [
-                r["augmentation"],
-                f"{r['move_levels']:.1f}",
-                f"{100 * r['kept']:.1f}%",
-                f"{r['spread']:.2f}",
-            ]
-        )
+        shares = f"{100 * r['kept']:.1f}%", f"{r['spread']:.2f}"
+        cells.append([r["augmentation"], f"{r['move_levels']:.1f}", *shares])
     return cells
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    images, val = load_data("folder", args.data_dir, args.image_size)
+    if val is None:
+        parser.exit(
+            2, f"error: {args.data_dir} has no validation images; expected train/ and val/ inside\n"
+        )
+    count = min(args.images, len(val))
+    some = val.subset(torch.arange(count) * len(val) // count)
+    name, model = load_saved(args.classifier, len(val.class_names))
+    rows = []
+    for label, arm in arms(images, args).items():
+        rows.append({"augmentation": label} | measure(arm, model, some, args.seed))
+        print(rows[-1], flush=True)
+    clean = logits_of(model, some.levels, bf16=False).argmax(1) == some.labels
+    flow = args.flow and flow_title(args.flow)
+    settings = {"model": name, "flow": flow, "modes": args.modes, "crop": Recipe.crop}
+    write_result(
+        "label_drift",
+        {
+            "benchmark": "label_drift",
+            "command": command_line("benchmarks.analysis.label_drift", argv),
+            "data": f"{args.data_name}, {count} of {len(val)} validation images",
+            "seeds": [args.seed],
+            "environment": environment(),
+            "settings": settings,
+            "results": {"clean_top1": 100 * clean.float().mean().item(), "rows": rows},
+        },
+    )
+    print(markdown_table(table(rows)))
+    return 0
 
 
 if __name__ == "__main__":

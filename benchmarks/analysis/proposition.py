@@ -2,26 +2,32 @@
 
     python -m benchmarks.analysis.proposition
 
-Source: Enescu & Sahbi, ACCV 2024, supplementary, section 2. The statement is at hand, its premises are not: a flow
-trained with L_NF alone has
+Claim: none of ours; the paper's (Enescu & Sahbi, ACCV 2024, supplementary, section 2) is that for a
+flow trained with L_NF alone
 
     E[(P_Z(Z | y1) - P_Z(Z | y2))^2]  <=  E[(P_X(X | y1) - P_X(X | y2))^2] * e / det(Sigma_y*),
 
-y* the class of smallest determinant. Nothing holds the left side up, so classes may collapse onto one another; L_KLD is
-there to prevent it. Here the classes are two mixtures of Gaussians in 2 or 4 dimensions, whose densities are known, and
-the flow is the package's own, on images of one pixel. Both expectations run over X, drawn with equal class shares, and
-Z = f(X). What the densities stand for can be read in three ways, and all are computed:
+y* the class of smallest determinant. The statement is at hand, its premises are not. Nothing holds
+the left side up, so classes may collapse onto one another; L_KLD is there to prevent it.
+
+Data: two classes, mixtures of Gaussians in 2 or 4 dimensions, whose densities are known; one seed.
+The flow is the package's own, on images of one pixel. Both expectations run over X, drawn with
+equal class shares, and Z = f(X). What the densities stand for can be read in three ways, and all
+are computed:
 
 - ``mixed``: P_Z is the class Gaussian, P_X the known density of the data. The plot shows this one.
 - ``model``: P_Z is the class Gaussian, P_X the flow's density, P_Z(f(x) | y) * abs det J(x).
-- ``data``: P_X is the known density, P_Z that of the codes which it gives, P_X(x | y) / abs det J(x).
+- ``data``: P_X is the known density, P_Z that of the codes which it gives, P_X(x | y) / abs det
+  J(x).
 
-Under the last two the left side is E[(P_X(X | y1) - P_X(X | y2))^2 / (det J)^2], so the bound follows where
-``log abs det J(x) >= (log det Sigma_y* - 1) / 2`` for every x. This is the condition under which we read the statement
-(L_NF(x) <= 1/2, without its constant D / 2 log 2 pi, implies it), and its share among the x is reported. Training does
-not bring it about: with the data multiplied by s, a flow that takes the factor out again leaves the left side as it is
-while the right side shrinks by s^(-2D). A linear flow that fits one Gaussian of covariance C a class has the bound if and
-only if det C <= e. One of the cases therefore is another one in other units, in which the bound is expected to fail.
+Under the last two the left side is E[(P_X(X | y1) - P_X(X | y2))^2 / (det J)^2], so the bound
+follows where ``log abs det J(x) >= (log det Sigma_y* - 1) / 2`` for every x. This is the condition
+under which we read the statement (L_NF(x) <= 1/2, without its constant D / 2 log 2 pi, implies it),
+and its share among the x is reported. Training does not bring it about: with the data multiplied by
+s, a flow that takes the factor out again leaves the left side as it is while the right side shrinks
+by s^(-2D). A linear flow that fits one Gaussian of covariance C a class has the bound if and only
+if det C <= e. One of the cases therefore is another one in other units, in which the bound is
+expected to fail.
 """
 
 from __future__ import annotations
@@ -35,11 +41,13 @@ from typing import Any
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import timm_nfaug as nfa
+from benchmarks.core.common import ROOT, command_line, environment, markdown_table, write_result
 from timm_nfaug import pixels
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.flows.model import ConditionalFlow
@@ -49,17 +57,11 @@ from train_flow.data import load_data
 from train_flow.objective import FlowLoss, gaussian_loss
 from train_flow.schedule import generator, piecewise
 
-from ..core.common import ROOT, command_line, environment, markdown_table, write_result
-
 FIGURE = ROOT / "docs" / "figures" / "proposition.png"
 ARMS = {"without KLD (ml)": 0.0, "with KLD (glem)": 1.0}  # what L_KLD's weight is multiplied by
 READINGS = ("mixed", "model", "data")
-NETWORK = {
-    "patch": 1,
-    "depth": 6,
-    "hidden": 64,
-    "clamp": 2.0,
-}  # the default of 0.6 is for images: it would fit worse here
+# clamp: the default of 0.6 is for images and would fit worse here
+NETWORK = {"patch": 1, "depth": 6, "hidden": 64, "clamp": 2.0}
 BATCH = 512
 LR = 5e-3
 UPDATES = 120  # of the Gaussians, over the steps until they freeze
@@ -114,12 +116,10 @@ CASES = {
 
 
 def make_flow(classes: Classes, seed: int) -> ConditionalFlow:
-    """The package's convolutional flow on images of one pixel and D channels, set from draws of the data."""
+    """Creates the package's convolutional flow on images of one pixel and D channels, set from draws of the data."""
     torch.manual_seed(seed)
-    d = classes.means.shape[2]
-    flow = nfa.create_flow(
-        "conv_p4_tiny", input_size=(d, 1, 1), num_classes=2, prior={"num_modes": 0}, **NETWORK
-    )
+    shape, prior = (classes.means.shape[2], 1, 1), {"num_modes": 0}
+    flow = nfa.create_flow("conv_p4_tiny", input_size=shape, num_classes=2, prior=prior, **NETWORK)
     flow.initialize(_image(classes.sample(4096, generator(seed, INIT))[0]))
     return flow
 
@@ -129,17 +129,20 @@ def _image(x: Tensor) -> Tensor:
 
 
 def smallest_log_det(prior: ClassGaussians) -> Tensor:
-    """() log det Sigma_y*, float64."""
+    """Returns log det Sigma_y*, float64, of no dimensions."""
     return prior.variance.detach().double().log().sum(1).min()
 
 
 @torch.no_grad()
 def terms(flow: ConditionalFlow, x: Tensor, log_data: Tensor) -> dict[str, Tensor]:
-    """What the two sides are expectations of, at points x (B, D) with known log densities log_data (B, 2).
+    """Computes what the two sides are expectations of.
+
+    Args:
+        x: points (B, D). log_data: their known log densities (B, 2).
 
     Returns:
-        For each reading ``READING left`` and ``READING right``, e / det(Sigma_y*) included, and `margin`, by how many nats
-        log abs det J fulfils the condition; all (B,) float64.
+        For each reading ``READING left`` and ``READING right``, e / det(Sigma_y*) included, and
+        `margin`, by how many nats log abs det J fulfils the condition; all (B,) float64.
     """
     z, log_det = flow(_image(x))
     log_det, log_gauss = log_det.double().unsqueeze(1), flow.prior.log_prob_all(z).double()
@@ -161,9 +164,10 @@ def terms(flow: ConditionalFlow, x: Tensor, log_data: Tensor) -> dict[str, Tenso
 
 
 def compare(left: Tensor, right: Tensor) -> dict[str, Any]:
-    """Both expectations from their terms (B,), with standard errors, and whether left <= right.
+    """Estimates both expectations from their terms (B,), with standard errors, and judges whether left <= right.
 
-    `verdict` is holds or fails where the difference exceeds three of its own standard errors, else open.
+    `verdict` is holds or fails where the difference exceeds three of its own standard errors, else
+    open.
     """
     difference = left - right
     mean, error = difference.mean().item(), _error(difference)
@@ -181,7 +185,7 @@ def _error(values: Tensor) -> float:
 
 
 def measure(flow: ConditionalFlow, classes: Classes, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """`compare` for every reading, the share of points that fulfil the condition, fit and separation of the flow."""
+    """Returns `compare` for every reading, the share of points that fulfil the condition, fit and separation."""
     log_data = classes.log_prob(x)
     found = terms(flow, x, log_data)
     with torch.no_grad():
@@ -199,42 +203,30 @@ def measure(flow: ConditionalFlow, classes: Classes, x: Tensor, y: Tensor) -> di
 def train(
     classes: Classes, kld: float, steps: int, seed: int, points: int, test_points: int
 ) -> list[dict[str, Any]]:
-    """Trains by turns as `train_flow.trainer` does, on fresh draws; returns `measure` at the start and at up to `points` steps.
+    """Trains by turns as `train_flow.trainer` does, on fresh draws.
 
     Args:
         kld: what the paper's weight of L_KLD is multiplied by.
-        test_points: draws of the data, the same at every step, that the expectations are estimated from.
+        points: measurements, at most, beside the one at the start.
+        test_points: draws of the data, the same at every step, that the expectations are estimated
+        from.
+
+    Returns:
+        `measure` at the start and at up to `points` steps.
     """
     config = TrainConfig(image_size=1)  # its defaults are the paper's schedules of the Gaussians
     flow = make_flow(classes, seed)
-    prior = flow.prior.requires_grad_(False)
+    gaussians = GaussianUpdates(flow, config, kld, steps)
     loss = FlowLoss(flow)
     optimizer = torch.optim.Adam(flow.network.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    gaussian_adam = torch.optim.Adam([prior.mu, prior.s])
-    freeze = round(config.gaussian_until * steps)
-    every = max(1, freeze // UPDATES)
     held = classes.sample(test_points, generator(seed, TEST))
     wanted = {round(steps * (i / points) ** 2) for i in range(1, points + 1)}  # most happens early
     curve = [{"step": 0, **measure(flow, classes, *held)}]
     for step in range(steps):
         x, y = classes.sample(BATCH, generator(seed, DRAWS, step))
         x = _image(x)
-        if step and step < freeze and step % every == 0:
-            t = step / freeze
-            with torch.no_grad():
-                z = flow(x)[0]
-            prior.requires_grad_(True)
-            weight = kld * piecewise(config.kld_weight, t, geometric=False)
-            grads = torch.autograd.grad(
-                gaussian_loss(prior, z, y, weight, 0.0, flow.dim), [prior.mu, prior.s]
-            )
-            prior.requires_grad_(False)
-            if step == 2 * every:  # as in the trainer: the first update knew no KLD
-                gaussian_adam.state.clear()
-            prior.mu.grad, prior.s.grad = grads
-            gaussian_adam.param_groups[0]["lr"] = piecewise(config.gaussian_lr, t, geometric=True)
-            gaussian_adam.step()
+        gaussians.step(step, x, y)
         optimizer.zero_grad()
         loss(x, y)[0].backward()
         torch.nn.utils.clip_grad_norm_(flow.network.parameters(), config.clip_grad)
@@ -245,9 +237,38 @@ def train(
     return curve
 
 
+class GaussianUpdates:
+    """The other turn of a training: Adam on the class Gaussians, `UPDATES` times until they freeze."""
+
+    def __init__(self, flow: ConditionalFlow, config: TrainConfig, kld: float, steps: int):
+        self.flow, self.config, self.kld = flow, config, kld
+        prior = flow.prior.requires_grad_(False)
+        self.adam = torch.optim.Adam([prior.mu, prior.s])
+        self.freeze = round(config.gaussian_until * steps)
+        self.every = max(1, self.freeze // UPDATES)
+
+    def step(self, step: int, x: Tensor, y: Tensor) -> None:
+        """Updates the Gaussians on images x (B, D, 1, 1) of labels y (B,), where it is their turn."""
+        if not step or step >= self.freeze or step % self.every:
+            return
+        prior, t = self.flow.prior, step / self.freeze
+        with torch.no_grad():
+            z = self.flow(x)[0]
+        prior.requires_grad_(True)
+        weight = self.kld * piecewise(self.config.kld_weight, t, geometric=False)
+        loss = gaussian_loss(prior, z, y, weight, 0.0, self.flow.dim)
+        grads = torch.autograd.grad(loss, [prior.mu, prior.s])
+        prior.requires_grad_(False)
+        if step == 2 * self.every:  # as in the trainer: the first update knew no KLD
+            self.adam.state.clear()
+        prior.mu.grad, prior.s.grad = grads
+        self.adam.param_groups[0]["lr"] = piecewise(self.config.gaussian_lr, t, geometric=True)
+        self.adam.step()
+
+
 @torch.no_grad()
 def image_margin() -> dict[str, Any]:
-    """The condition on images: margins of the bundled digits flow on the digits held out of its training, in nats."""
+    """Measures the condition on images: margins of the bundled digits flow on held-out digits, in nats."""
     flow = nfa.create_flow(IMAGE_FLOW, pretrained=True)
     _, val = load_data("digits")
     log_det = flow(pixels.levels_to_model(val.levels))[1].double()
@@ -262,58 +283,49 @@ def image_margin() -> dict[str, Any]:
 
 
 def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
-    """Both sides of the `mixed` reading over the steps, one panel a case; bands are two standard errors wide each way."""
+    """Draws both sides of the `mixed` reading over the steps, a panel for each case."""
     with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=(2.8 * len(curves), 2.9), dpi=110, layout="constrained")
         axes = figure.subplots(1, len(curves), squeeze=False)[0]
         for axis, (case, arms) in zip(axes, curves.items(), strict=True):
             for (arm, curve), colour in zip(arms.items(), ("tab:blue", "tab:red"), strict=True):
-                # before the first update the Gaussians are equal and the left side is 0, which a log axis cannot show
-                shown = [c for c in curve if c["mixed"]["left"] > 0]
-                steps = [c["step"] for c in shown]
-                for side, style in (("left", "-"), ("right", "--")):
-                    mean = torch.tensor([c["mixed"][side] for c in shown])
-                    band = 2 * torch.tensor([c["mixed"][f"{side}_error"] for c in shown])
-                    axis.plot(
-                        steps, mean, style, color=colour, linewidth=1.3, label=f"{side} side, {arm}"
-                    )
-                    axis.fill_between(
-                        steps, mean - band, mean + band, color=colour, alpha=0.25, linewidth=0
-                    )
+                draw_sides(axis, curve, arm, colour)
             axis.set(yscale="log", title=case, xlabel="step")
             axis.grid(alpha=0.3)
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-        )
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
         write_atomically(path, lambda p: figure.savefig(p, format="png", facecolor="white"))
 
 
-def table(results: dict[str, Any]) -> str:
-    """The last step of every training."""
-    rows = [
-        [
-            "case",
-            "arm",
-            *(f"{r}: left, right" for r in READINGS),
-            "condition",
-            "KL of the fit (nats)",
-        ]
-    ]
+def draw_sides(axis: Axes, curve: list[dict[str, Any]], arm: str, colour: str) -> None:
+    """Draws both sides of one training, with bands of two standard errors each way."""
+    # before the first update the Gaussians are equal and the left side is 0, which a log axis cannot show
+    shown = [c for c in curve if c["mixed"]["left"] > 0]
+    steps = [c["step"] for c in shown]
+    for side, style in (("left", "-"), ("right", "--")):
+        mean = torch.tensor([c["mixed"][side] for c in shown])
+        band = 2 * torch.tensor([c["mixed"][f"{side}_error"] for c in shown])
+        line = {"color": colour, "linewidth": 1.3, "label": f"{side} side, {arm}"}
+        axis.plot(steps, mean, style, **line)
+        axis.fill_between(steps, mean - band, mean + band, color=colour, alpha=0.25, linewidth=0)
+
+
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """Returns cells: the last step of every training."""
+    sides = [f"{r}: left, right" for r in READINGS]
+    rows = [["case", "arm", *sides, "condition", "KL of the fit (nats)"]]
     for case, arms in results["cases"].items():
         for arm, run in arms.items():
             end = run["end"]
-            sides = [
-                f"{end[r]['left']:.3g}, {end[r]['right']:.3g}: {end[r]['verdict']}"
-                for r in READINGS
-            ]
-            rows.append(
-                [case, arm, *sides, f"{100 * end['condition_share']:.0f}%", f"{end['fit_kl']:.2f}"]
-            )
-    return markdown_table(rows)
+            each = [end[r] for r in READINGS]
+            shown = [f"{e['left']:.2g}, {e['right']:.2g}: {e['verdict']}" for e in each]
+            share, fit = f"{100 * end['condition_share']:.0f}%", f"{end['fit_kl']:.2f}"
+            rows.append([case, arm, *shown, share, fit])
+    return rows
 
 
 def rounded(value: Any) -> Any:
-    """Floats at 6 significant digits, at any depth."""
+    """Rounds floats to 6 significant digits, at any depth."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -321,33 +333,55 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.analysis.proposition", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument(
-        "--points", type=int, default=16, help="measurements over a training, denser at its start"
-    )
-    parser.add_argument(
-        "--test-points",
-        type=int,
-        default=20000,
-        help="draws that the expectations are estimated from",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, default=FIGURE)
+    add = parser.add_argument
+    add("--steps", type=int, default=600)
+    points = "measurements over a training, denser at its start"
+    add("--points", type=int, default=16, help=points)
+    draws = "draws that the expectations are estimated from"
+    add("--test-points", type=int, default=20000, help=draws)
+    add("--seed", type=int, default=0)
+    add("--figure", type=Path, default=FIGURE)
     args = parser.parse_args(argv)
     if args.points < 1 or args.steps < args.points or args.test_points < 2:
         parser.error("expected 1 <= --points <= --steps and --test-points of at least 2")
-    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    return args
+
+
+def train_all(args: argparse.Namespace) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Returns the curve of every arm in every case."""
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {case: {} for case in CASES}
     for case, classes in CASES.items():
-        curves[case] = {}
         for arm, kld in ARMS.items():
-            curves[case][arm] = train(
-                classes, kld, args.steps, args.seed, args.points, args.test_points
-            )
+            sizes = args.steps, args.seed, args.points, args.test_points
+            curves[case][arm] = train(classes, kld, *sizes)
             print(f"{case}, {arm}: done", flush=True)
+    return curves
+
+
+def record(args: argparse.Namespace, argv: list[str] | None, results: dict[str, Any]) -> None:
+    settings = {"steps": args.steps, "network": NETWORK, "batch_size": BATCH, "lr": LR}
+    data = f"mixtures of Gaussians of known density, {args.test_points} draws; scikit-learn digits"
+    write_result(
+        "proposition",
+        {
+            "benchmark": "proposition",
+            "command": command_line("benchmarks.analysis.proposition", argv),
+            "data": data,
+            "seeds": [args.seed],
+            "environment": environment(["matplotlib"]),
+            "settings": {**settings, "gaussian_updates": UPDATES},
+            "results": results,
+        },
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    curves = train_all(args)
     draw(curves, args.figure)
     cases = {
         case: {
@@ -357,27 +391,9 @@ def main(argv: list[str] | None = None) -> int:
         for case, arms in curves.items()
     }
     results = rounded({"cases": cases, "image_margin": image_margin()})
-    write_result(
-        "proposition",
-        {
-            "benchmark": "proposition",
-            "command": command_line("benchmarks.analysis.proposition", argv),
-            "data": f"mixtures of Gaussians of known density, {args.test_points} draws; scikit-learn digits",
-            "seeds": [args.seed],
-            "environment": environment(["matplotlib"]),
-            "settings": {
-                "steps": args.steps,
-                "network": NETWORK,
-                "batch_size": BATCH,
-                "lr": LR,
-                "gaussian_updates": UPDATES,
-            },
-            "results": results,
-        },
-    )
-    print(
-        f"\n{table(results)}\n\n{results['image_margin']}\n\nwritten to benchmarks/results/proposition.json and {args.figure}"
-    )
+    record(args, argv, results)
+    print(f"\n{markdown_table(table(results))}\n\n{results['image_margin']}\n")
+    print(f"written to benchmarks/results/proposition.json and {args.figure}")
     return 0
 
 

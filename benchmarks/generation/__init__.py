@@ -1,0 +1,1 @@
+"""Generation: what flows of every objective sample."""

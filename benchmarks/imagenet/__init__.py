@@ -1,0 +1,1 @@
+"""ImageNet: the fine-tuning of the paper, tested on ImageNet-ReaL."""

@@ -1,0 +1,1 @@
+"""Speed and memory: of the flows, of augmentations, of a training step."""

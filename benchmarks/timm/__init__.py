@@ -1,0 +1,1 @@
+"""NFA in the train.py of timm: which of its flags work, and how fast it is."""

@@ -1,0 +1,71 @@
+"""The tables of the benchmarks of speed and memory, as the pages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.core.common import markdown_table
+from benchmarks.core.pages import result, source
+from benchmarks.speed import flow_batches as batches
+from benchmarks.speed import flow_memory as memory
+from benchmarks.speed import flow_speed as speed
+from benchmarks.speed import throughput as augmentations
+
+
+def flow_speed() -> str:
+    cells = speed.table(result("flow_speed")["results"])
+    return f"{markdown_table(cells)}\n\n{source('flow_speed')}"
+
+
+def flow_speed_equal() -> str:
+    found = result("flow_speed_equal")["results"]
+    cells = speed.equal_table(found), speed.profile_table(found)
+    return "\n\n".join([*map(markdown_table, cells), source("flow_speed_equal")])
+
+
+def flow_batches() -> str:
+    cells = batches.table(result("flow_batches")["results"]["rows"])
+    return f"{markdown_table(cells)}\n\n{source('flow_batches')}"
+
+
+def flow_memory() -> str:
+    record = result("flow_memory")
+    s, found = record["settings"], record["results"]
+    growth = found["growth_at_twice_the_depth"].items()
+    grown = ", ".join(f"{v:.2f} at depth {d}" for d, v in growth)
+    what = f"{s['flow']}, {s['hidden']} hidden channels, {record['data']}, {s['net_dtype']}"
+    head = f"{record['claim'].capitalize()}: {grown}. {what}."
+    return f"{head}\n\n{markdown_table(memory.table(found))}\n\n{source('flow_memory')}"
+
+
+def throughput(name: str = "throughput") -> str:
+    record = result(name)
+    found = record["results"]
+    head = ""
+    if found["claim_holds"] is not None:  # the claim is about one thread
+        ratios = []
+        for arm, own in found["claim_ratios"].items():
+            each = ", ".join(f"{v:.2f} at {size} px" for size, v in own.items())
+            ratios.append(f"{arm}, {each}")
+        head = f"Claim: {record['claim']}. Found: {'; '.join(ratios)}.\n\n"
+    sizes = sorted({row["size"] for row in found["rows"]})
+    return f"{head}{augmentations.table(found['rows'], sizes)}\n\n{source(name)}"
+
+
+def throughput_2_threads() -> str:
+    return throughput("throughput_2_threads")
+
+
+def throughput_cuda() -> str:
+    return throughput("throughput_cuda")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "flow_speed": flow_speed,
+    "flow_speed_equal": flow_speed_equal,
+    "flow_batches": flow_batches,
+    "flow_memory": flow_memory,
+    "throughput": throughput,
+    "throughput_2_threads": throughput_2_threads,
+    "throughput_cuda": throughput_cuda,
+}
