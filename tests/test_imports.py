@@ -9,12 +9,15 @@ ROOT = Path(__file__).parent.parent
 
 # a module may import modules of lower rows, and of its own package
 LAYERS = [
-    {"_utils", "pixels", "lift", "config"},
+    {"_utils"},
+    {"pixels", "lift"},
+    {"config"},
     {"hub"},
     {"flows"},
     {"moves"},
     {"change"},
-    {"inputs", "spec"},
+    {"inputs"},
+    {"spec"},
     {"fit"},
     {"augment"},
     {"data"},

@@ -18,7 +18,7 @@ import timm_nfaug as nfa
 from benchmarks.cifar import comparison
 from benchmarks.core import records
 from benchmarks.core.common import RESULTS, ROOT
-from benchmarks.tables import SECTION
+from benchmarks.core.pages import SECTION
 from train_flow.config import list_configs, load_config
 
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"

@@ -70,6 +70,7 @@ QUOTED = [
     Difference(LONG, f"glem {SHRUNK}{BUNDLED}", f"linear {SHRUNK}", "corrupted_top1"),
     Difference(LONG, f"glem {SHRUNK}{OWN}", f"linear {SHRUNK}"),
     Difference(LONG, f"glem {SHRUNK}{OWN}", f"linear {SHRUNK}", "corrupted_top1"),
+    Difference(LONG, f"glem {SHRUNK}{OWN}", f"linear {ONE}", "corrupted_top1"),
     Difference(LONG, f"sa+linear {HALF}", "sa"),
     Difference(FEW, f"sa+linear {HALF}", "sa"),
     Difference(FEW32, f"sa+linear {HALF_100}", "sa"),
