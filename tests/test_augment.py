@@ -13,8 +13,7 @@ from torchvision.transforms import v2
 
 import timm_nfaug as nfa
 from timm_nfaug import lift, pixels
-from timm_nfaug.moves import create_move, perturb
-from timm_nfaug.moves.pca import gathered, moved_by_class
+from timm_nfaug.moves import PCA, create_move, perturb
 from timm_nfaug.spec import parse_config
 
 
@@ -231,8 +230,9 @@ def test_gathered_moves_are_those_of_class_by_class(small_flow):
     """The way of a GPU, on the CPU."""
     g = torch.Generator().manual_seed(0)
     y, noise = torch.randint(0, 3, (1100,), generator=g), torch.randn(1100, 4, generator=g)
-    modes = small_flow.prior.modes, small_flow.prior.mode_std
-    torch.testing.assert_close(gathered(*modes, y, noise), moved_by_class(*modes, y, noise))
+    move = PCA(4, strength=0.5)
+    by_class = move._by_class(small_flow, y, noise)
+    torch.testing.assert_close(move._gathered(small_flow, y, noise), by_class)
 
 
 def test_axes_move_only_the_widest_coordinates(small_flow):

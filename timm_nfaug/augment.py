@@ -1,7 +1,5 @@
 """NFAugment: the augmentation, as a torchvision v2 transform for one image or a batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import PIL.Image
@@ -15,7 +13,7 @@ from . import lift, pixels
 from ._utils.checks import check_choice, check_labels, check_probability
 from ._utils.random import keyed_generator
 from .change import Change, add_change, change_of, draw, to_model
-from .fit import SHRINKAGE, check_loader, count_classes, empty_flow, fit_flow, fitting_batches
+from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .inputs import LABELS, check_image, check_range, count_images, find_inputs
@@ -78,44 +76,45 @@ class NFAugment(v2.Transform):
                 f"flow must be a ConditionalFlow, got {type(flow).__name__}; "
                 "see NFAugment.from_pretrained"
             )
-        check_choice("labels", labels, LABELS)
         if labels == "none" and flow.num_classes > 1:
             raise ValueError(
                 f'labels="none" takes one set of modes for all images, the flow has '
                 f"{flow.num_classes} classes; find one with "
                 'NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
             )
-        change = change_of(flow, create_move(kind, modes, strength))
-        self._set_up(change, p, labels, mean, std, seed)
-        self.flow = flow
+        self._set_up(p, labels, mean, std, seed)
+        self._use(flow, create_move(kind, modes, strength))
 
-    def _set_up(self, change: Change, p: float, labels: str, mean, std, seed) -> None:
+    def _set_up(self, p: float, labels: str, mean: Any, std: Any, seed: int | None) -> None:
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
-        self.change, self.p, self.labels = change, check_probability(p), labels
+        self.p, self.labels = check_probability(p), check_choice("labels", labels, LABELS)
         self.mean, self.std, self.seed = mean, std, seed
         self.fallbacks = 0
         self._own: tuple[Any, torch.Generator | None] = (None, None)
 
+    def _use(self, flow: ConditionalFlow, move: Move) -> None:
+        self.flow = flow  # registered: `to` and `state_dict` find its weights
+        self.change: Change = change_of(flow, move)
+
     @classmethod
     def from_change(
         cls, change: Change, p: float = 0.5, labels: str = "given", mean=None, std=None, seed=None
-    ) -> NFAugment:
+    ) -> "NFAugment":
         """The augmentation with a `Change` of your own; arguments as for the class."""
-        check_choice("labels", labels, LABELS)
         augment = cls.__new__(cls)
-        augment._set_up(change, p, labels, mean, std, seed)
+        augment._set_up(p, labels, mean, std, seed)
+        augment.change = change
         return augment
 
     @classmethod
     def from_pretrained(
         cls, name: str = DEFAULT_FLOW, revision: str | None = None, **kwargs
-    ) -> NFAugment:
+    ) -> "NFAugment":
         """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`).
 
-        Args:
-            kwargs: as for the class; `modes` defaults to 32, or to what the flow stores if less.
+        Arguments as for the class; `modes` defaults to 32, or to what the flow stores if less.
         """
         if name == "linear":
             raise ValueError(
@@ -135,19 +134,16 @@ class NFAugment(v2.Transform):
         shrinkage: float = SHRINKAGE,
         allow_empty: bool = False,
         **kwargs,
-    ) -> NFAugment:
+    ) -> "NFAugment":
         """The augmentation with the eigen-images of each class of `loader`: no network, no training.
 
-        Args:
-            loader, num_classes, shrinkage, allow_empty: as for `fit`.
-            input_size: (C, H, W) of the eigen-images.
-            kwargs: as for the class.
+        Arguments as for `fit` and the class; the eigen-images have `input_size` (C, H, W).
         """
         unfitted = cls.to_fit(create_flow("linear", input_size=input_size), **kwargs)
         return unfitted.fit(loader, num_classes, allow_empty, shrinkage)
 
     @classmethod
-    def to_fit(cls, flow: ConditionalFlow, modes: int = 32, **kwargs) -> NFAugment:
+    def to_fit(cls, flow: ConditionalFlow, modes: int = 32, **kwargs) -> "NFAugment":
         """The augmentation with this flow's network and no modes yet; moves nothing until `fit`."""
         return cls(empty_flow(flow, modes), modes=modes, **kwargs)
 
@@ -158,7 +154,7 @@ class NFAugment(v2.Transform):
         num_classes: int | None = None,
         allow_empty: bool = False,
         shrinkage: float = SHRINKAGE,
-    ) -> NFAugment:
+    ) -> "NFAugment":
         """Takes class Gaussians and modes from another dataset, in one pass; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own.
@@ -169,21 +165,15 @@ class NFAugment(v2.Transform):
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty, shrinkage: as for `timm_nfaug.fit.fit_flow`.
         """
-        check_loader(loader)
-        pooled, names = self.labels == "none", []
-        if pooled:
-            num_classes = 1
-        else:
-            num_classes, names = count_classes(loader, num_classes)
-        size = self.flow.config.input_size
+        pooled, size = self.labels == "none", self.change.size
         batches = fitting_batches(loader, size, pooled, self.mean, self.std)
-        flow = fit_flow(self.flow, batches, num_classes, self.modes, allow_empty, shrinkage)
+        classes, names = count_classes(loader, num_classes, pooled)
+        flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
-        self.flow = flow
-        self.change = change_of(flow, create_move(self.kind, self.modes, self.strength))
+        self._use(flow, create_move(self.kind, self.modes, self.strength))
         return self
 
-    def replace(self, **settings) -> NFAugment:
+    def replace(self, **settings) -> "NFAugment":
         """A copy with other settings (arguments of the class) that shares the flow."""
         same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed")}
         if self.move is None:
@@ -227,8 +217,7 @@ class NFAugment(v2.Transform):
     def forward(self, *inputs: Any, generator: torch.Generator | None = None) -> Any:
         """Augments every image among `inputs` (any nesting); all else passes through.
 
-        Args:
-            generator: source of this call's random numbers, instead of the transform's own.
+        A `generator` is the source of this call's random numbers, instead of the transform's own.
         """
         wanted = self.labels == "given" and not self.idle
         found = find_inputs(inputs, wanted, self.change.num_classes > 1)
@@ -329,7 +318,7 @@ def nf_augment_transform(
     mean=None,
     std=None,
     seed: int | None = None,
-) -> NFAugment:
+) -> "NFAugment":
     """Makes an `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
 
     Args:

@@ -1,7 +1,5 @@
 """Fits the class Gaussians and modes of a flow to another dataset: one pass, no training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +23,9 @@ def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> Condi
     >>> empty_flow(nfa.create_flow("linear"), modes=8).prior.num_modes
     8
     """
-    low_rank = flow.prior.low_rank
-    return flow.with_prior(ClassGaussians(num_classes, flow.dim, None, 0.25, modes, low_rank))
+    return flow.with_prior(
+        ClassGaussians(num_classes, flow.dim, None, 0.25, modes, flow.prior.low_rank)
+    )
 
 
 @torch.no_grad()
@@ -42,10 +41,8 @@ def fit_flow(
 
     Args:
         batches: images (B, C, h, w) at the flow's size, in [-1, 1], and labels (B,).
-        num_classes: K of the labels.
         modes: number of modes per class; images too few for them leave the rest unused.
-        allow_empty: classes without images have no modes and are never the posterior's; without,
-            they raise.
+        allow_empty: classes without images get no modes and are never guessed; else they raise.
         shrinkage: the spread within all classes counts for each as if it had been seen in so many
             more images of it (see `ClassMoments`).
 
@@ -65,16 +62,15 @@ def fit_flow(
 def fitting_batches(
     loader: Any, size: tuple[int, int, int], pooled: bool, mean: Any = None, std: Any = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, C, h, w) in [-1, 1] at a flow's size and labels (B,) from the batches of a loader.
+    """Yields images (B, C, h, w) of size (C, h, w) in [-1, 1], and labels (B,), from a loader.
 
     Args:
-        loader: batches (images, labels, ...) of images as `NFAugment` takes them.
-        size: (C, h, w).
+        loader: batches (images, labels, ...) of images as `NFAugment` takes them, else a TypeError.
         pooled: all images are one class; labels are not looked at and may be missing.
-        mean, std: of normalised images.
 
-    Raises:
-        TypeError: batches that are not (images, labels).
+    >>> x, y = next(fitting_batches([(torch.rand(2, 3, 8, 8), [0, 1])], (3, 4, 4), pooled=False))
+    >>> x.shape, y.tolist()
+    (torch.Size([2, 3, 4, 4]), [0, 1])
     """
     for batch in loader:
         x, y = _images_and_labels(batch, pooled)
@@ -85,42 +81,36 @@ def fitting_batches(
         yield x, torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y)
 
 
-def count_classes(loader: Any, num_classes: int | None) -> tuple[int, list[str]]:
+def count_classes(
+    loader: Any, num_classes: int | None, pooled: bool = False
+) -> tuple[int, list[str]]:
     """K, given or counted, and the names of the classes where ``loader.dataset.classes`` has them.
 
-    >>> count_classes([], 3)
-    (3, [])
-    """
-    names = getattr(getattr(loader, "dataset", None), "classes", None)
-    if num_classes is None:
-        if names is None:
-            raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
-        num_classes = len(names)
-    return num_classes, list(names) if names is not None and len(names) == num_classes else []
+    Raises TypeError for a map-style dataset in place of a loader, as it gives single images.
 
-
-def check_loader(loader: Any) -> None:
-    """Raises TypeError for a map-style dataset, which gives single images.
-
-    >>> check_loader([(torch.zeros(2, 3, 8, 8), torch.zeros(2))])
+    >>> count_classes([], 3), count_classes([], None, pooled=True)
+    ((3, []), (1, []))
     """
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         kind = type(loader).__name__
         raise TypeError(
             f"expected a loader of batches, got a dataset, {kind}: DataLoader(dataset, 256)"
         )
+    names = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
+    if pooled or num_classes is None:
+        if names is None and not pooled:
+            raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
+        num_classes = len(names) if names is not None else 1
+    return num_classes, list(names) if names is not None and len(names) == num_classes else []
 
 
 def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:
     """Splits a batch into images (B, C, H, W) and labels, or None where they are not needed."""
-    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-    enough = len(parts) >= (1 if pooled else 2)
-    if not (enough and isinstance(parts[0], Tensor) and parts[0].ndim == 4):
-        got = type(parts[0]).__name__
-        if isinstance(parts[0], Tensor):
-            got = f"a tensor {tuple(parts[0].shape)}"
+    x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if not (isinstance(x, Tensor) and x.ndim == 4 and (rest or pooled)):
+        got = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             f"expected batches (images (B, C, H, W), labels (B,)), got {got}; "
             "take a collate_fn that makes them"
         )
-    return parts[0], parts[1] if len(parts) > 1 else None
+    return x, rest[0] if rest else None

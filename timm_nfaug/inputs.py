@@ -1,7 +1,5 @@
 """Finds the images and labels in what a transform is called with, and refuses what it cannot take."""
 
-from __future__ import annotations
-
 import functools
 import operator
 from typing import Any, NamedTuple
@@ -42,7 +40,8 @@ def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = Tru
     """Finds images and labels among the arguments of a call, at any depth of lists and dicts.
 
     Images are PIL images and `tv_tensors.Image`; where there is neither, the first tensor of 3 or 4
-    dimensions is. Labels are what a dict calls label or labels, else the first integers.
+    dimensions is. Labels are what a dict calls label or labels, else the first integers. Raises
+    where no image came, or which number is the label cannot be told.
 
     Args:
         labels: whether to look for labels.
@@ -51,10 +50,6 @@ def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = Tru
     >>> found = find_inputs((torch.zeros(2, 3, 8, 8), torch.tensor([4, 5])))
     >>> found.where, found.labels.tolist()
     ([0], [4, 5])
-
-    Raises:
-        TypeError: no image, or a class is needed and only numbers came that name none.
-        ValueError: several integers came, and which one is the label cannot be told.
     """
     if not inputs:
         raise TypeError("NFAugment takes at least one image")

@@ -1,7 +1,5 @@
 """The string ``nfa-s0.5-k32-p0.5``: the settings of `NFAugment` in timm's idiom."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

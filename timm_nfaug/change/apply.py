@@ -1,7 +1,5 @@
 """Draws which images change, and adds a change to images of any kind, size and range."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Change: what is added to a batch of images. Everything that augments goes through this seam."""
 
-from __future__ import annotations
-
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable

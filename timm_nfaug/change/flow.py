@@ -1,7 +1,5 @@
 """LinearChange and FlowChange: images moved through the code space of a flow."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,11 +1,9 @@
 """Moves of codes: a registry, one move a file, and `perturb`, which moves codes directly."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from ..flows.model import ConditionalFlow
+from ..flows.model import ConditionalFlow as Flow
 from .base import CUT, Move, create_move, draw_noise, list_moves, register
 from .pca import PCA
 
@@ -21,7 +19,7 @@ __all__ = [
 
 @torch.no_grad()
 def perturb(
-    flow: ConditionalFlow,
+    flow: Flow,
     z: Tensor,
     y: Tensor,
     strength: float = 1.0,

@@ -4,11 +4,9 @@
 of the class's diagonal Gaussian (Enescu & Sahbi, ACCV 2024).
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
-from ..flows.model import ConditionalFlow
+from ..flows.model import ConditionalFlow as Flow
 from .base import Move, register
 
 
@@ -16,7 +14,7 @@ from .base import Move, register
 class Axes(Move):
     """Moves along the coordinates of largest variance of the class.
 
-    >>> import timm_nfaug as nfa
+    >>> import timm_nfaug as nfa, torch
     >>> flow = nfa.create_flow("linear", input_size=(1, 4, 4), num_classes=2, prior={"num_modes": 1})
     >>> move = Axes(modes=3).displacement(flow, torch.tensor([1]), torch.ones(1, 3))
     >>> int((move != 0).sum())
@@ -25,9 +23,7 @@ class Axes(Move):
 
     name = "axes"
 
-    def displacement(
-        self, flow: ConditionalFlow, y: Tensor, noise: Tensor, z: Tensor | None = None
-    ) -> Tensor:
+    def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
         variance, axes = flow.prior.variance.topk(self.modes, dim=1)  # (K, modes)
         move = noise.new_zeros(len(y), flow.dim)
         return move.scatter_(1, axes[y], noise * (self.strength * variance.sqrt()[y]))

@@ -5,8 +5,6 @@ subclass of `Move` under `@register` and import it in `timm_nfaug/moves/__init__
 works in `NFAugment(kind=...)`, in the string ``nfa-mNAME`` and in the preview.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeVar
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import check_choice, check_strength
-from ..flows.model import ConditionalFlow
+from ..flows.model import ConditionalFlow as Flow
 
 CUT = 3.0  # standard deviations; a cut gives every move a bound
 
@@ -24,13 +22,15 @@ class Move(ABC):
 
     Args:
         modes: number of modes moved along.
-        strength: 0 moves nothing, 1 by one standard deviation along each mode (of `rotation`: the
-            largest angle, in radians).
+        strength: 0 moves nothing, 1 by one standard deviation along each mode.
 
     Attributes:
         name: what it is called in `create_move`.
-        needs_code: whether `displacement` needs the codes z. A move without runs on the linear
-            flow with no look at the images, and from a cache.
+        needs_code: whether `displacement` needs the codes z; without, a linear flow never looks at
+            the images, and a cache can hold the move.
+
+    >>> [Move in kind.__mro__ for kind in _MOVES.values()]
+    [True, True, True, True]
     """
 
     name: ClassVar[str]
@@ -41,38 +41,22 @@ class Move(ABC):
             raise ValueError(f"modes must be a positive integer, got {modes!r}")
         self.modes, self.strength = modes, check_strength(strength)
 
-    def noise_size(self, flow: ConditionalFlow) -> int:
+    def noise_size(self, flow: Flow) -> int:
         """Random numbers needed per image."""
         return self.modes
 
-    def check(self, flow: ConditionalFlow) -> None:
+    def check(self, flow: Flow) -> None:
         """Raises ValueError where this flow does not hold what the move needs."""
-        if self.modes > flow.dim:
-            raise ValueError(
-                f"codes of this flow have {flow.dim} coordinates, {self.modes} modes were asked for; "
-                "lower modes"
-            )
+        self._check_count(flow.dim, "codes of this flow have {} coordinates")
 
-    def check_stored(self, flow: ConditionalFlow) -> None:
-        """Raises ValueError where the flow stores fewer principal modes than wanted."""
-        stored = flow.prior.num_modes
-        if self.modes > stored:
-            raise ValueError(
-                f"this flow stores {stored} principal modes per class, {self.modes} were asked for; "
-                "lower modes"
-            )
+    def _check_count(self, there: int, what: str) -> None:
+        if self.modes > there:
+            wanted = f"{self.modes} modes were asked for; lower modes"
+            raise ValueError(f"{what.format(there)}, {wanted}")
 
     @abstractmethod
-    def displacement(
-        self, flow: ConditionalFlow, y: Tensor, noise: Tensor, z: Tensor | None = None
-    ) -> Tensor:
-        """What is added to codes: (B, D).
-
-        Args:
-            y: indices of their Gaussians (B,).
-            noise: standard normal (B, noise_size).
-            z: the codes (B, D), where `needs_code`.
-        """
+    def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
+        """What is added to codes z (B, D), of Gaussians y (B,), for noise (B, noise_size)."""
 
 
 MoveClass = TypeVar("MoveClass", bound=type[Move])
@@ -80,7 +64,11 @@ _MOVES: dict[str, type[Move]] = {}
 
 
 def register(move: MoveClass) -> MoveClass:
-    """Class decorator: makes a move known under its `name`."""
+    """Makes a move known under its `name`: a class decorator, see `timm_nfaug.moves.pca`.
+
+    >>> register(_MOVES["pca"]).name
+    'pca'
+    """
     if _MOVES.setdefault(move.name, move) is not move:
         raise ValueError(f"a move named {move.name!r} exists already; choose another name")
     return move
@@ -96,13 +84,10 @@ def list_moves() -> list[str]:
 
 
 def create_move(name: str, modes: int = 32, strength: float = 1.0) -> Move:
-    """Makes a move by name.
+    """Makes a move by name; raises ValueError for an unknown name, bad modes or strength.
 
     >>> create_move("pca", modes=8).modes
     8
-
-    Raises:
-        ValueError: an unknown name, modes below 1, or a strength that is negative or not finite.
     """
     check_choice("kind", name, list_moves())
     return _MOVES[name](modes, strength)

@@ -4,11 +4,9 @@ Its mean square length is that of the pca move with as many modes (of the axes m
 stores no modes), so that a comparison shows what the directions alone are worth.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
-from ..flows.model import ConditionalFlow
+from ..flows.model import ConditionalFlow as Flow
 from .base import Move, register
 
 
@@ -24,15 +22,13 @@ class Isotropic(Move):
 
     name = "isotropic"
 
-    def noise_size(self, flow: ConditionalFlow) -> int:
+    def noise_size(self, flow: Flow) -> int:
         return flow.dim
 
-    def displacement(
-        self, flow: ConditionalFlow, y: Tensor, noise: Tensor, z: Tensor | None = None
-    ) -> Tensor:
-        prior = flow.prior
-        if prior.num_modes:
-            energy = prior.mode_std[:, : self.modes].square().sum(1)  # (K,)
-        else:
-            energy = prior.variance.topk(self.modes, dim=1).values.sum(1)
+    def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
+        prior, n = flow.prior, self.modes
+        variance = (
+            prior.mode_std[:, :n].square() if prior.num_modes else prior.variance.topk(n).values
+        )
+        energy = variance.sum(1)  # (K,)
         return noise * (self.strength * (energy / flow.dim).sqrt()[y]).unsqueeze(1)

@@ -4,12 +4,10 @@
 deviations sigma_k of the codes along them that the flow's prior stores.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from ..flows.model import ConditionalFlow
+from ..flows.model import ConditionalFlow as Flow
 from .base import Move, register
 
 _ZERO = torch.zeros(())
@@ -28,54 +26,34 @@ class PCA(Move):
 
     name = "pca"
 
-    def check(self, flow: ConditionalFlow) -> None:
-        self.check_stored(flow)
+    def check(self, flow: Flow) -> None:
+        self._check_count(flow.prior.num_modes, "this flow stores {} principal modes per class")
         super().check(flow)
 
-    def displacement(
-        self, flow: ConditionalFlow, y: Tensor, noise: Tensor, z: Tensor | None = None
-    ) -> Tensor:
+    def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
         # no label may leave a GPU; on a CPU, gathering would move 400 kB per image
-        moved = gathered if noise.is_cuda else moved_by_class
-        prior = flow.prior
-        return moved(prior.modes, prior.mode_std, y, noise, self.strength)
+        return self._gathered(flow, y, noise) if noise.is_cuda else self._by_class(flow, y, noise)
 
+    def _gathered(self, flow: Flow, y: Tensor, noise: Tensor) -> Tensor:
+        """The displacement with the modes of each image side by side."""
+        n, modes = self.modes, flow.prior.modes
+        scaled = noise * flow.prior.mode_std[y, :n] * self.strength
+        pairs = zip(y.split(GATHERED), scaled.split(GATHERED), strict=True)
+        return torch.cat([(own.unsqueeze(1) @ modes[k, :n]).squeeze(1) for k, own in pairs])
 
-def gathered(modes: Tensor, std: Tensor, y: Tensor, noise: Tensor, strength: float = 1.0) -> Tensor:
-    """Moves (B, D) of classes y (B,) by noise (B, n), image by image.
+    def _by_class(self, flow: Flow, y: Tensor, noise: Tensor) -> Tensor:
+        """The displacement by one product for each class among y."""
+        if len(y) == 1:
+            return self._along(flow, int(y), noise)
+        move = noise.new_empty(len(y), flow.dim)
+        counts = torch.bincount(y, minlength=1).tolist()
+        for k, rows in enumerate(y.argsort().split(counts)):
+            if len(rows):
+                move[rows] = self._along(flow, k, noise[rows])
+        return move
 
-    Args:
-        modes: (K, r, D), of which the first n are used.
-        std: (K, r), the length of a move along each.
-
-    >>> gathered(torch.ones(2, 1, 3), torch.ones(2, 1), torch.tensor([1]), torch.tensor([[2.0]]))
-    tensor([[2., 2., 2.]])
-    """
-    n = noise.shape[1]
-    pairs = zip(y.split(GATHERED), (noise * std[y, :n] * strength).split(GATHERED), strict=True)
-    return torch.cat([(own.unsqueeze(1) @ modes[k, :n]).squeeze(1) for k, own in pairs])
-
-
-def moved_by_class(
-    modes: Tensor, std: Tensor, y: Tensor, noise: Tensor, strength: float = 1.0
-) -> Tensor:
-    """The same with one product for each class among y.
-
-    >>> moved_by_class(torch.ones(2, 1, 3), torch.ones(2, 1), torch.tensor([1]), torch.ones(1, 1))
-    tensor([[1., 1., 1.]])
-    """
-
-    def along(k: int, own: Tensor) -> Tensor:
-        # one operation for strength * noise * std: of a single image they are the whole price
-        return torch.addcmul(_ZERO, own, std[k, :n], value=strength) @ modes[k, :n]
-
-    n = noise.shape[1]
-    if len(y) == 1:
-        return along(int(y), noise)
-    move = noise.new_empty(len(y), modes.shape[2])
-    order = y.argsort()
-    counts = torch.bincount(y, minlength=1).tolist()
-    for k, rows in enumerate(order.split(counts)):
-        if len(rows):
-            move[rows] = along(k, noise[rows])
-    return move
+    def _along(self, flow: Flow, k: int, noise: Tensor) -> Tensor:
+        prior, n = flow.prior, self.modes
+        # one operation for strength * noise * std: for one image each call counts
+        scaled = torch.addcmul(_ZERO, noise, prior.mode_std[k, :n], value=self.strength)
+        return scaled @ prior.modes[k, :n]

@@ -5,12 +5,10 @@ principal modes of the class and t is uniform between 0 and `strength` radians. 
 from one Gaussian, so does the turned code (the path of slerp; Shoemake, SIGGRAPH 1985).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from ..flows.model import ConditionalFlow
+from ..flows.model import ConditionalFlow as Flow
 from .base import register
 from .pca import PCA
 
@@ -30,28 +28,16 @@ class Rotation(PCA):
     name = "rotation"
     needs_code = True
 
-    def noise_size(self, flow: ConditionalFlow) -> int:
+    def noise_size(self, flow: Flow) -> int:
         return self.modes + 1  # the last one gives the angle
 
-    def displacement(
-        self, flow: ConditionalFlow, y: Tensor, noise: Tensor, z: Tensor | None = None
-    ) -> Tensor:
+    def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
+        if z is None:
+            raise ValueError("a rotation needs the codes z; pass z=")
+        angle = self.strength * torch.special.ndtr(noise[:, -1:])  # normal to uniform in [0, 1]
         partner = self.partner(flow, y, noise[:, :-1])
-        share = torch.special.ndtr(noise[:, -1:])  # standard normal to uniform in [0, 1]
-        return turned(z, flow.prior.mu[y], partner, self.strength * share)
+        return (angle.cos() - 1) * (z - flow.prior.mu[y]) + angle.sin() * partner
 
-    def partner(self, flow: ConditionalFlow, y: Tensor, noise: Tensor) -> Tensor:
+    def partner(self, flow: Flow, y: Tensor, noise: Tensor) -> Tensor:
         """What codes (B, D) about their class mean turn toward."""
         return PCA(self.modes).displacement(flow, y, noise)
-
-
-def turned(z: Tensor | None, mean: Tensor, partner: Tensor, angle: Tensor) -> Tensor:
-    """Displacement (B, D) that turns z - mean by angle (B, 1), in radians, toward a partner.
-
-    >>> z, mean, partner = torch.tensor([[1.0, 0]]), torch.zeros(1, 2), torch.tensor([[0, 1.0]])
-    >>> (z + turned(z, mean, partner, torch.tensor([[torch.pi / 2]]))).round().int()
-    tensor([[0, 1]], dtype=torch.int32)
-    """
-    if z is None:
-        raise ValueError("a rotation needs the codes z; pass z=")
-    return (angle.cos() - 1) * (z - mean) + angle.sin() * partner
