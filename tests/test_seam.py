@@ -10,8 +10,10 @@ from PIL import Image
 from reference import augmented
 
 import timm_nfaug as nfa
+from benchmarks.cifar.arms import Settings, make_arm
 from timm_nfaug.change import Change, FlowChange, LinearChange
 from timm_nfaug.moves import base, list_moves
+from train_flow.data import Images
 
 KINDS = ("pca", "axes", "isotropic", "rotation")
 
@@ -157,3 +159,9 @@ def test_a_new_move_works_everywhere(sign, flows, toy_images, tmp_path, image_fo
         "--count", "2", "--modes", "4", "--kind", sign,
     ])  # fmt: skip
     assert Image.open(picture).size[0] > 100
+    # the benchmark arms
+    data = Images(levels, y, ["a", "b", "c"])
+    for arm in ("linear", "linear-pooled", "sa+linear"):
+        made = make_arm(arm, data, None, Settings(modes=4, p=1.0, move=sign))
+        moved = made.levels(levels, y, torch.Generator().manual_seed(0))
+        assert made.levels.augment.kind == sign and not torch.equal(moved, levels)

@@ -57,6 +57,7 @@ def label(run: dict[str, Any]) -> str:
     parts = ["-".join(f"{short}{s[key]:g}" for key, short in SHORT if key in s)]
     parts += [f"shrinkage {s['shrinkage']:g}"] if "shrinkage" in s else []
     parts += [f"{s['place']} the crop"] if "place" in s else []
+    parts += [f"{s['move']} move"] if "move" in s else []
     parts += [s["randaugment"]] if "randaugment" in s else []
     parts += [f"erasing {s['reprob']:g}"] if "reprob" in s else []
     return " ".join([run["arm"], *filter(None, parts)]) + (

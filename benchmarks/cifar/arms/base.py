@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
+from timm_nfaug._utils.checks import check_choice
 from timm_nfaug.augment import NFAugment
 from timm_nfaug.change import Change
 from timm_nfaug.fit import SHRINKAGE
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.moves import list_moves
 from train_flow.data import Images
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
@@ -64,6 +66,7 @@ class Settings:
     strength: float = 0.5  # of a rotation: the largest angle, radians
     modes: int = 32
     p: float = 0.5  # probability that an image is moved
+    move: str = "pca"  # of `timm_nfaug.moves.list_moves()`
     shrinkage: float = SHRINKAGE  # images, see `NFAugment.fit`
     place: str = "after"  # or "before" the crop and flip, on images as the flow knows them
     temperature: float = 0.7  # of samples
@@ -73,14 +76,10 @@ class Settings:
     def __post_init__(self):
         if self.place not in ("after", "before"):
             raise ValueError(f"place must be after or before (the crop), got {self.place!r}")
+        check_choice("move", self.move, list_moves())
 
 
-ALWAYS = (
-    "strength",
-    "modes",
-    "p",
-    "temperature",
-)  # on record at any value, others if not the usual
+ALWAYS = ("strength", "modes", "p", "temperature")  # on record at any value, others if not usual
 
 
 class Arm:

@@ -34,8 +34,10 @@ def fitted(flow: ConditionalFlow, data: Images, s: Settings, labels: str = "give
         raise ValueError(
             f"modes of a class need two images or more, one class has {int(count.min())}; take a larger fraction"
         )
-    augment = NFAugment.to_fit(flow, modes, strength=s.strength, p=s.p, labels=labels)
-    return augment.fit(batches(data, 512), len(data.class_names), shrinkage=s.shrinkage)
+    settings = {"strength": s.strength, "p": s.p, "kind": s.move, "labels": labels}
+    return NFAugment.to_fit(flow, modes, **settings).fit(
+        batches(data, 512), len(data.class_names), shrinkage=s.shrinkage
+    )
 
 
 @register("glem")
@@ -43,6 +45,7 @@ class Glem(Moved):
     """A deep flow with class modes of the run's own images."""
 
     label = "NFA with a deep flow, class modes of the run's own images"
+    settings = (*Moved.settings, "move")
 
     @classmethod
     def augment(cls, data, flow, s):
@@ -77,7 +80,7 @@ class Pooled(Moved):
     """Modes of all classes together."""
 
     label = "NFA with a deep flow, modes of all classes together"
-    settings = ("strength", "modes", "p", "place")  # one class has no others to lean on
+    settings = ("strength", "modes", "p", "place", "move")  # one class has no others to lean on
 
     @classmethod
     def augment(cls, data, flow, s):
