@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from . import lift, pixels
-from ._utils.checks import check_choice, check_labels, check_probability
+from ._utils.checks import check_choice, check_probability
 from ._utils.random import keyed_generator
 from .change import Change, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
@@ -201,7 +201,7 @@ class NFAugment(v2.Transform):
     @property
     def idle(self) -> bool:
         """Whether it changes nothing: p or strength is 0."""
-        return not (self.p and self.strength)
+        return not self.p or self.move is not None and not self.move.strength
 
     def extra_repr(self) -> str:
         flow = getattr(self.change, "flow", None)
@@ -219,9 +219,10 @@ class NFAugment(v2.Transform):
 
         A `generator` is the source of this call's random numbers, instead of the transform's own.
         """
-        wanted = self.labels == "given" and not self.idle
-        found = find_inputs(inputs, wanted, self.change.num_classes > 1)
-        if not self.idle:
+        idle = self.idle
+        wanted = self.labels == "given" and not idle
+        found = find_inputs(inputs, self.change.num_classes if wanted else 0)
+        if not idle:
             images = [found.flat[i] for i in found.where]
             params = self.make_params(images, found.labels, generator)
             for i, image in zip(found.where, images, strict=True):
@@ -239,12 +240,10 @@ class NFAugment(v2.Transform):
         if any(count_images(image) != count for image in flat_inputs[1:]):
             counts = sorted({count_images(image) for image in flat_inputs})
             raise ValueError(f"images in one call must come in batches of one length, got {counts}")
-        if labels is not None:
-            if len(labels) != count:
-                raise ValueError(
-                    f"{count} images came with {len(labels)} labels; give one label per image"
-                )
-            labels = check_labels(labels, self.change.num_classes, labels.device)
+        if labels is not None and len(labels) != count:
+            raise ValueError(
+                f"{count} images came with {len(labels)} labels; give one label per image"
+            )
         g = generator if generator is not None else self._generator()
         rows, noise = draw(count, self.p, self.change.noise_size, g)
         if rows is not None and labels is not None:

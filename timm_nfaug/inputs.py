@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torchvision import tv_tensors
 
+from ._utils.checks import check_labels
+
 LABELS = ("given", "posterior", "none")  # who supplies the class of an image
 
 
@@ -36,7 +38,7 @@ class Inputs(NamedTuple):
         return self.flat[0] if len(self.flat) == 1 else tuple(self.flat)
 
 
-def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = True) -> Inputs:
+def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
     """Finds images and labels among the arguments of a call, at any depth of lists and dicts.
 
     Images are PIL images and `tv_tensors.Image`; where there is neither, the first tensor of 3 or 4
@@ -44,10 +46,9 @@ def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = Tru
     where no image came, or which number is the label cannot be told.
 
     Args:
-        labels: whether to look for labels.
-        needed: whether there are several classes to choose from.
+        num_classes: K that labels must be below; 0: labels are not looked for.
 
-    >>> found = find_inputs((torch.zeros(2, 3, 8, 8), torch.tensor([4, 5])))
+    >>> found = find_inputs((torch.zeros(2, 3, 8, 8), torch.tensor([4, 5])), num_classes=10)
     >>> found.where, found.labels.tolist()
     ([0], [4, 5])
     """
@@ -56,7 +57,7 @@ def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = Tru
     pair = len(inputs) == 2 and type(inputs[1]) is int
     if isinstance(inputs[0], PIL.Image.Image) and (len(inputs) == 1 or pair):
         # what a dataset gives: no nesting to look through, which would cost more than the change
-        label = _one_label(inputs[1]) if pair and labels else None
+        label = _one_label(inputs[1], num_classes) if pair and num_classes else None
         return Inputs(list(inputs), None, [0], label)
     paths, spec = pytree.tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
     flat = [leaf for _, leaf in paths]
@@ -66,7 +67,10 @@ def find_inputs(inputs: tuple[Any, ...], labels: bool = True, needed: bool = Tru
         raise TypeError(
             "NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: " + kinds
         )
-    return Inputs(flat, spec, where, _find_labels(paths, where, needed) if labels else None)
+    labels = _find_labels(paths, where, num_classes > 1) if num_classes else None
+    if labels is not None:
+        labels = check_labels(labels, num_classes, labels.device)
+    return Inputs(flat, spec, where, labels)
 
 
 def count_images(image: Any) -> int:
@@ -137,9 +141,9 @@ def check_range(x: Tensor) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _one_label(label: int) -> Tensor:
+def _one_label(label: int, num_classes: int) -> Tensor:
     """One label as a tensor (1,), not to be changed; kept, as the labels of a dataset recur."""
-    return torch.tensor([label])
+    return check_labels(torch.tensor([label]), num_classes, torch.device("cpu"))
 
 
 def _image_positions(flat: list[Any]) -> list[int]:

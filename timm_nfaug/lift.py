@@ -63,7 +63,8 @@ def add(
             part = enlarged(change[i : i + step], x.shape[2:])
             # integers are faster than floats, which would have to be converted back
             part = part.to(torch.int16).add_(x[where]) if levels else part + x[where]
-            out[where] = _clamped(part, low, high).to(x.dtype)
+            part = _clamped(part, low, high)
+            out[where] = part if rows is None else part.to(x.dtype)  # a slice converts as it copies
     return out
 
 

@@ -1,10 +1,10 @@
 """Changes: what is added to images, and how it is drawn and added."""
 
 from .apply import add_change, draw, to_model
-from .base import Change, Images, full_precision
+from .base import Change, Images
 from .flow import FlowChange, LinearChange, change_of
 
 __all__ = [
     "Change", "FlowChange", "Images", "LinearChange",
-    "add_change", "change_of", "draw", "full_precision", "to_model",
+    "add_change", "change_of", "draw", "to_model",
 ]  # fmt: skip

@@ -27,7 +27,9 @@ def draw(count: int, p: float, noise_size: int, g: torch.Generator) -> tuple[Ten
     rows = None
     if p < 1:
         hits = torch.rand(count, generator=g, device=g.device) < p
-        number = int(hits.sum())
+        number = int(hits.sum() if count != 1 else hits)
+        if not number:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, noise_size)
         if number < count:
             rows, count = torch.nonzero(hits).flatten().cpu(), number
     return rows, draw_noise(count, noise_size, g)
