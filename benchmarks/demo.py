@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as TF
 from benchmarks.core.common import command_line, environment, write_result
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.augment import NFAugment
-from timm_nfaug.integration.hook import loader_factory
+from timm_nfaug.integration import loader_factory
 from timm_nfaug.integration.pillow import guard_posterize
 from timm_nfaug.preview import preview_augmentation
 from train_flow.data import Images, load_data

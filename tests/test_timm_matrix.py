@@ -233,7 +233,7 @@ def test_a_stream_of_images(run, flow_dir, monkeypatch, image_folder):
     check(run, how, [*FLAGS, "--nfa-flow", flow_dir])
     check(run, how, FLAGS)
     with pytest.raises(
-        SystemExit, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"
+        SystemExit, match="--nfa-place dataset needs a map-style dataset, got IterableImageDataset"
     ):
         run(*how, *FLAGS, "--nfa-flow", flow_dir, "--nfa-place", "dataset")
 

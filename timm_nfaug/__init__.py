@@ -5,7 +5,7 @@ from .data.cache import NFACache
 from .data.datasets import CachedNFADataset, NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
-from .integration.hook import add_args, wrap_loader
+from .integration import add_args, wrap_loader
 from .moves import perturb
 
 __version__ = "0.1.0"
