@@ -57,7 +57,7 @@ def dataset(toy_images):
 
 
 def changed(seen: Seen, dataset) -> float:
-    """The share of the images a model saw that are none of the data set's."""
+    """The share of the images a model saw that are none of the dataset's."""
     x = torch.cat(seen.batches).flatten(1)
     assert len(x) == 120, "two epochs of 60 images"
     own, x = ((v * 255).round().byte().flatten(1).tolist() for v in (dataset.tensors[0], x))

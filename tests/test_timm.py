@@ -121,7 +121,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
 
 
 def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
-    """The same images, spread over each class, from every kind of data set that tells its labels."""
+    """The same images, spread over each class, from every kind of dataset that tells its labels."""
     assert timm_fit._spread([0, 1, 0, 0, 1, 0, 0], 2) == [0, 1, 3, 4] and timm_fit._spread(
         [3, 3], 5
     ) == [0, 1]
@@ -159,7 +159,7 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
 
 
 def test_fit_without_classes_reads_a_part_of_all_images(tmp_path, monkeypatch, caplog):
-    """Of a data set that does not know its classes, too."""
+    """Of a dataset that does not know its classes, too."""
     monkeypatch.setattr(timm_fit, "FIT_IMAGES_POOLED", 8)
     dataset = ImageFolder(str(tree(tmp_path / "data", ["a", "b"], count=12)))
     dataset.class_to_idx = dataset.targets = None
@@ -188,7 +188,7 @@ class Tree:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
-    """timm's iterable data sets (wds/, tfds/): their first images are read, in any number of workers."""
+    """timm's iterable datasets (wds/, tfds/): their first images are read, in any number of workers."""
     root = tree(tmp_path / "data", ["a", "b"], count=12)
     stream = IterableImageDataset("", Tree(root))
     whole, part, map_style = to_fit(modes=3), to_fit(modes=1), to_fit(modes=3)
@@ -297,7 +297,7 @@ def test_processes_share_the_modes_of_a_stream(tmp_path):
 
 
 def test_labels_come_from_a_reader_that_gives_them_one_by_one():
-    """As timm's reader of the Hub's data sets does: without an image being read."""
+    """As timm's reader of the Hub's datasets does: without an image being read."""
 
     class Reader(list):
         def iter_targets(self):
@@ -541,6 +541,18 @@ def test_the_first_augmentation_split_stays_clean():
     assert loader.mixup_enabled is False
 
 
+def test_a_loader_leaves_the_augmentation_it_is_given_alone():
+    """One with a `Change` of the caller's own, too."""
+    flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 2})
+    whole = nfa.NFAugment(flow, modes=2, p=1.0)
+    for augment in (whole, nfa.NFAugment.from_change(whole.change, p=1.0)):
+        x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
+        own = NFALoader([(x, y)], augment, (0.5,) * 3, (0.2,) * 3)
+        assert augment.mean is None and own.augment.mean == (0.5,) * 3
+        assert own.augment.change.flow is flow, "the flow is shared"
+        assert [images.shape for images, _ in own] == [x.shape]
+
+
 def parsed(*flags):
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
@@ -604,7 +616,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
 
 
 class Own(torch.utils.data.Dataset):
-    """A script's own data set, with a `transform` of its own make; `read(self, i)` gives an image."""
+    """A script's own dataset, with a `transform` of its own make; `read(self, i)` gives an image."""
 
     def __init__(self, images, labels, read, transform=None):
         self.images, self.labels, self.read, self.transform = images, labels, read, transform
@@ -617,7 +629,7 @@ class Own(torch.utils.data.Dataset):
 
 
 class Handing(Own):
-    """Hands `transform` on to a data set within."""
+    """Hands `transform` on to a dataset within."""
 
     transform = property(
         lambda self: self.images.transform,
@@ -633,7 +645,7 @@ class ReadOnly(Handing):
 
 
 class Passing(Own):
-    """Knows what the data set within knows."""
+    """Knows what the dataset within knows."""
 
     def __getattr__(self, name):
         if name == "images":
@@ -801,7 +813,7 @@ class Wrapper:
 
 
 class Batches(list):
-    """A data set that gives whole batches."""
+    """A dataset that gives whole batches."""
 
 
 def noisy(image):
@@ -926,7 +938,7 @@ def test_the_launcher_names_a_way_for_data_sets_without_a_transform(toy_images):
 
 
 def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
-    """Every process fits to the data set within, not to its own share of crops, and knows its classes."""
+    """Every process fits to the dataset within, not to its own share of crops, and knows its classes."""
     scheduled = pytest.importorskip("timm.data.scheduled_sampler")
     folder = create_dataset("", root=str(image_folder), split="train")
     by_hand = to_fit(modes=2)

@@ -186,7 +186,7 @@ class NFAugment(v2.Transform):
     def replace(self, **settings) -> NFAugment:
         """A copy with other settings (arguments of the class) that shares the flow."""
         same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed")}
-        if self.move is None:
+        if not hasattr(self, "flow"):
             return self.from_change(self.change, **same | settings)
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
         return NFAugment(**{"flow": self.flow} | same | moved | settings)

@@ -10,7 +10,6 @@ import argparse
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
@@ -63,9 +62,9 @@ def find_images(
 ) -> list[tuple[Path, int | None]]:
     """Finds image files below a folder, spread over its subfolders, with the labels these spell.
 
-    >>> find_images(Path("no such folder"), 8, 0, [])
+    >>> find_images(Path("no folder"), 8, 0, [])
     Traceback (most recent call last):
-    FileNotFoundError: no directory no such folder
+    FileNotFoundError: no directory no folder
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
@@ -132,7 +131,7 @@ def preview_augmentation(
     """
     augment = NFAugment(flow, modes=modes or min(32, flow.prior.num_modes), p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
-    rows, names = [], []
+    rows, names = [], [class_name(flow, k) for k in _labels(flow, images)]
     for i, (image, label) in enumerate(images):
         inputs, row = (image,) if label is None else (image, label), [image]
         for j, augment in enumerate(at):  # the same directions at every strength
@@ -140,20 +139,21 @@ def preview_augmentation(
             moved = augment(*inputs, generator=g)
             row.append(moved if label is None else moved[0])
         rows.append(row)
-        name = class_name(flow, _guess(flow, image) if label is None else label)
-        names.append(f"({name})" if label is None else name)
+        names[i] = f"({names[i]})" if label is None else names[i]
     return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
 
 
-def _small(flow: ConditionalFlow, image: Image.Image) -> Tensor:
-    """(1, C, h, w) in [-1, 1], of the flow's size."""
-    levels = TF.pil_to_tensor(image).unsqueeze(0)
-    return lift.down(pixels.levels_to_model(levels), flow.config.input_size[1:])
+def _small(flow: ConditionalFlow, images: Labelled) -> Tensor:
+    """Images (B, C, h, w) in [-1, 1], of the flow's size."""
+    levels = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
+    return torch.cat([lift.down(x, flow.config.input_size[1:]) for x in levels])
 
 
 @torch.no_grad()
-def _guess(flow: ConditionalFlow, image: Image.Image) -> int:
-    return int(flow.class_logits(_small(flow, image)).argmax(1))
+def _labels(flow: ConditionalFlow, images: Labelled) -> list[int]:
+    """Labels of images; the flow's guess where they are not known."""
+    guess = flow.class_logits(_small(flow, images)).argmax(1).tolist()
+    return [own if label is None else label for (_, label), own in zip(images, guess)]
 
 
 @torch.no_grad()
@@ -188,15 +188,13 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
     """
     if len(images) < 2:
         raise ValueError(f"--interpolate needs at least 2 images, got {len(images)}")
-    x = torch.cat([_small(flow, image) for image, _ in images])
-    labels = [_guess(flow, image) if k is None else k for image, k in images]
+    x, labels = _small(flow, images), _labels(flow, images)
     y = torch.tensor(labels)
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
-    names = [
-        f"{class_name(flow, a)} - {class_name(flow, b)}" for a, b in itertools.pairwise(labels)
-    ]
+    names = [class_name(flow, k) for k in labels]
+    pairs = [f"{a} - {b}" for a, b in itertools.pairwise(names)]
     titles = [f"{i / (steps - 1):.2f}" for i in range(steps)]
-    return draw_grid([[to_pil(f) for f in row] for row in frames], titles, names)
+    return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs)
 
 
 def _eigen_images(root: Path, modes: int) -> ConditionalFlow:
@@ -210,34 +208,22 @@ def _eigen_images(root: Path, modes: int) -> ConditionalFlow:
     return fit_to_dataset(NFAugment.to_fit(create_flow("linear"), modes=modes), dataset).flow
 
 
-_FLAGS: dict[str, dict[str, Any]] = {
-    "--flow": {
-        "default": DEFAULT_FLOW,
-        "help": "a bundled name, a directory, a Hub id, or linear: the eigen-images of the class "
-        "folders in --images (default: %(default)s)",
-    },
-    "--images": {"type": Path, "help": "folder of images; a class folder's name gives the label"},
-    "--out": {
-        "type": Path, "default": Path("preview.png"),
-        "help": f"the picture: {', '.join(FORMATS)} (default: %(default)s)",
-    },
-    "--count": {"type": int, "default": 8, "help": "images (default: %(default)s)"},
-    "--strengths": {"type": float, "nargs": "+", "default": [0.25, 0.5, 1.0]},
-    "--modes": {"type": int, "help": "modes moved along (default: 32, or all the flow stores)"},
-    "--kind": {"choices": list_moves(), "default": "pca"},
-    "--samples": {"action": "store_true", "help": "draw samples of each class over temperatures"},
-    "--temperatures": {"type": float, "nargs": "+", "default": [1.0, 0.7, 0.5, 0.3]},
-    "--mean-scale": {
-        "type": float, "default": 1.0, "help": "factor of the class means in --samples",
-    },
-    "--interpolate": {"action": "store_true", "help": "draw the way from each image to the next"},
-    "--seed": {"type": int, "default": 0},
-}  # fmt: skip
-
-
 def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    for flag, settings in _FLAGS.items():
-        parser.add_argument(flag, **settings)
+    add, usual = parser.add_argument, "(default: %(default)s)"
+    flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
+    add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")
+    add("--images", type=Path, help="folder of images; a class folder's name gives the label")
+    kinds = f"the picture: {', '.join(FORMATS)}"
+    add("--out", type=Path, default=Path("preview.png"), help=f"{kinds} {usual}")
+    add("--count", type=int, default=8, help=f"images {usual}")
+    add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
+    add("--kind", choices=list_moves(), default="pca")
+    add("--samples", action="store_true", help="draw samples of each class over temperatures")
+    add("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
+    add("--mean-scale", type=float, default=1.0, help="factor of the class means in --samples")
+    add("--interpolate", action="store_true", help="draw the way from each image to the next")
+    add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.samples and args.interpolate:
         parser.error("--samples and --interpolate are two pictures: choose one")
@@ -261,14 +247,14 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
     if args.interpolate:
         return preview_interpolation(flow, images)
-    how = {"modes": args.modes, "kind": args.kind, "seed": args.seed}
-    return preview_augmentation(flow, images, args.strengths, **how)
+    own = args.modes, args.kind, args.seed
+    return preview_augmentation(flow, images, args.strengths, 2, *own)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Draws the picture that command-line arguments ask for."""
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description=summary)
+    about = "Draws pictures of what a flow does."
+    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description=about)
     args = _parsed(parser, argv)
     try:
         sheet = _draw(args)

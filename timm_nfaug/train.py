@@ -48,18 +48,13 @@ def load_script(path: Path) -> ModuleType:
 class Hooks:
     """NFA in the functions of a loaded train.py, which do what they did until `set_flags`.
 
-    Args:
-        module: its `create_loader`, and `train_one_epoch` and `create_naflex_loader` where it has
-            them, are replaced.
+    Raises SystemExit where the module is not of the shape of timm's train.py.
 
     >>> script = ModuleType("script")
     >>> script.parser, script.create_loader, script.main = argparse.ArgumentParser(), list, None
     >>> hooks = Hooks(script)
     >>> script.create_loader("ab")
     ['a', 'b']
-
-    Raises:
-        SystemExit: the module is not of the shape of timm's train.py.
     """
 
     def __init__(self, module: ModuleType):
@@ -72,14 +67,10 @@ class Hooks:
             )
         guard_posterize()
         self.parser: argparse.ArgumentParser = own["parser"]
-        self.original, self.factory = own["create_loader"], own["create_loader"]
-        self.train_one_epoch: Any = own.get("train_one_epoch")
-        self.create_naflex_loader: Any = own.get("create_naflex_loader")
-        own["create_loader"] = self._create_loader
-        if self.train_one_epoch:
-            own["train_one_epoch"] = self._train_one_epoch
-        if self.create_naflex_loader:
-            own["create_naflex_loader"] = self._create_naflex_loader
+        self.factory: Any = own["create_loader"]
+        names = ("create_loader", "train_one_epoch", "create_naflex_loader")
+        self.own: dict[str, Any] = {name: own[name] for name in names if name in own}
+        own.update({name: getattr(self, f"_{name}") for name in self.own})
 
     def set_flags(self, values: argparse.Namespace) -> None:
         """Takes the augmentation that parsed flags ask for."""
@@ -87,13 +78,11 @@ class Hooks:
             augment = augment_from_args(values)
         except (ValueError, OSError) as e:
             self.parser.error(str(e))
-        self.factory = self.original
+        self.factory = create = self.own["create_loader"]
         if augment is not None:
             seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
-            fit, cache = needs_fit(values), getattr(values, "nfa_cache", None)
-            self.factory = loader_factory(
-                self.original, augment, seed, fit, classes, values.nfa_place, cache
-            )
+            fit, place, cache = needs_fit(values), values.nfa_place, values.nfa_cache
+            self.factory = loader_factory(create, augment, seed, fit, classes, place, cache)
 
     def _create_loader(self, dataset: Any, *args, **kwargs) -> Any:
         try:
@@ -106,13 +95,13 @@ class Hooks:
         for value in (*args, *kwargs.values()):
             if isinstance(value, NFALoader):
                 value.epoch = epoch
-        return self.train_one_epoch(epoch, *args, **kwargs)
+        return self.own["train_one_epoch"](epoch, *args, **kwargs)
 
     def _create_naflex_loader(self, *args, **kwargs) -> Any:
-        if self.factory is not self.original:
+        if self.factory is not self.own["create_loader"]:
             why = "whose batches are patches; drop one of them"
             raise SystemExit(f"--aug nfa does not work with --naflex-loader, {why}")
-        return self.create_naflex_loader(*args, **kwargs)
+        return self.own["create_naflex_loader"](*args, **kwargs)
 
 
 def install(module: ModuleType) -> None:

@@ -1,7 +1,4 @@
-"""loader_factory: timm's create_loader with NFA, for timm's train.py.
-
-NFA runs on the batch, where that lies, or image by image in the loader's workers.
-"""
+"""loader_factory: timm's create_loader with NFA, on batches or in the loader's workers."""
 
 from __future__ import annotations
 
@@ -30,19 +27,15 @@ def loader_factory(
 ) -> Callable:  # fmt: skip
     """A `create_loader` with augmented training loaders; others and `no_aug` are left as they are.
 
-    At strength 0 or p 0 it is `create_loader` itself: the training is the stock one bit for bit.
+    At strength 0 or p 0 it is timm's `create_loader` itself.
 
     Args:
-        create_loader: timm's.
-        augment: is left as it is; the loaders have copies.
         seed: key of the random numbers, with the process's rank, epoch and batch.
         fit: fit to the first training dataset, as every process does alike.
         num_classes: for `fit` where the dataset does not know its classes.
         place: "batch", or "dataset": image by image in the loader's workers.
-        cache: directory of a cache of tangents, made or completed here; NFA then runs from it, in
-            the workers, whatever `place` is.
-        fit_dataset: for `fit`: (PIL image or tensor, label) pairs without random augmentation, or
-            a loader of batches. Needed where the dataset has no `transform` to replace.
+        cache: directory of a cache of tangents, made here; NFA then runs from it, in the workers.
+        fit_dataset: for `fit`, as for `wrap_loader`, where the dataset has no `transform` to replace.
 
     >>> import timm_nfaug as nfa
     >>> from timm.data import create_loader
@@ -109,11 +102,11 @@ class _Factory:
 
     def _fit(self, given: dict[str, Any], mean: Any, std: Any) -> None:
         device = "cpu" if self.place == "dataset" else given.get("device", "cpu")
-        plain, augment = self.fit_dataset is not None, self.augment.replace(mean=mean, std=std)
+        plain, own = self.fit_dataset is not None, self.augment.replace(mean=mean, std=std)
         data = self.fit_dataset if plain else given["dataset"]
-        workers, classes = given.get("num_workers", 1), self.num_classes
-        self.augment = fit_to_dataset(augment, data, classes, workers, device, plain)
-        self.fit = False
+        workers = given.get("num_workers", 1)
+        fitted = fit_to_dataset(own, data, self.num_classes, workers, device, plain)
+        self.augment, self.fit = self.augment.replace(flow=fitted.flow), False
 
 
 def _cached(own: _Factory, dataset: Any, device: torch.device | str) -> CachedNFADataset:
@@ -138,11 +131,8 @@ def _take_erasing(given: dict[str, Any]) -> RandomErasing | None:
     """Takes random erasing out of the arguments of create_loader, as that would make it."""
     if not given.get("re_prob"):
         return None
-    prefetching = given.get("use_prefetcher", True)
-    return RandomErasing(
-        probability=given.pop("re_prob"),
-        mode=given.get("re_mode", "const"),
-        max_count=given.get("re_count", 1),
-        num_splits=(given.get("num_aug_splits") or 2) if given.get("re_split") else 0,
-        device=given.get("device", torch.device("cuda")) if prefetching else "cpu",
-    )
+    mode, count = given.get("re_mode", "const"), given.get("re_count", 1)
+    splits = (given.get("num_aug_splits") or 2) if given.get("re_split") else 0
+    device = given.get("device", "cuda") if given.get("use_prefetcher", True) else "cpu"
+    p = given.pop("re_prob")
+    return RandomErasing(p, mode=mode, max_count=count, num_splits=splits, device=device)

@@ -1,7 +1,6 @@
-"""Fits the modes of an augmentation to a dataset's images, and checks that both go together.
+"""Fits the modes of an augmentation to a dataset's images, read without the training's random crops.
 
-Images are read without the training's random crops: through a shallow copy of the dataset with
-another transform, or from a dataset that the caller gives for it.
+That is through a shallow copy with another transform, or from a dataset given for it.
 """
 
 from __future__ import annotations
@@ -65,13 +64,13 @@ def check_classes(dataset: Any, augment: NFAugment) -> None:
     >>> import timm_nfaug as nfa
     >>> check_classes([], nfa.NFAugment.to_fit(nfa.create_flow("linear")))
     """
-    flow, own = getattr(augment, "flow", None), _class_names(unwrapped(dataset))
-    names = flow.config.class_names if flow is not None else []
+    own, flow = _class_names(unwrapped(dataset)), getattr(augment, "flow", None)
+    names = [] if flow is None else flow.config.class_names
     if augment.labels == "given" and own and names and own != names:
-        few = lambda n: ", ".join(n[:4]) + (f", ... ({len(n)})" if len(n) > 4 else "")
+        few, has = (", ".join(n[:4] + [f"... ({len(n)})"] * (len(n) > 4)) for n in (names, own))
         raise NFAError(
-            f"the flow knows the classes {few(names)}, the dataset has {few(own)}; add --nfa-fit to "
-            "take those of the dataset, train a flow for it, or let the flow choose with -lposterior"
+            f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those of "
+            "the dataset, train a flow for it, or let the flow choose with -lposterior"
         )
 
 
@@ -203,10 +202,8 @@ def _collated(size: tuple[int, int, int], samples: list[Any]) -> Any:
 def _read_through(base: Any, size: tuple[int, int, int]) -> Any:
     """A shallow copy whose images come as levels of this size."""
     if isinstance(inspect.getattr_static(base, "transform", property()), property):
-        raise NFAError(
-            f"{type(base).__name__} has no `transform` of its own that a copy could replace, so its "
-            f"images come with the augmentation of the training; {REMEDY}"
-        )
+        own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
+        raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
     data = copy.copy(base)
     set_transform(data, functools.partial(_levels, size))
     return data

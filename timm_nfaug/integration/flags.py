@@ -28,37 +28,6 @@ def _checked(text: str) -> str:
     return text
 
 
-_FLAGS: dict[str, dict[str, Any]] = {
-    "--aug": {
-        "type": _checked, "metavar": "NFA",
-        "help": "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p "
-        f"probability, m kind ({', '.join(list_moves())}), l labels (given, posterior, none); nfa "
-        "alone is nfa-s0.5-k32-p0.5 (default: none)",
-    },
-    "--nfa-flow": {
-        "default": LINEAR, "metavar": "NAME",
-        "help": f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a "
-        f"bundled name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})",
-    },
-    "--nfa-fit": {
-        "action": "store_true",
-        "help": "take class Gaussians and modes from the training set before the first epoch: for a "
-        f"flow that was trained on other classes (always so with --nfa-flow {LINEAR})",
-    },
-    "--nfa-place": {
-        "choices": PLACES, "default": "batch",
-        "help": "where it runs: on the batch, on the device where that lies, or on each image, in "
-        "the loader's workers on the CPU (default: batch)",
-    },
-    "--nfa-cache": {
-        "metavar": "DIR",
-        "help": "of a deep flow: compute once, into this directory, how it changes each training "
-        "image, so that epochs need no flow; NFA then comes before crop and flip, in the loader's "
-        "workers, to a good approximation (default: none)",
-    },
-}  # fmt: skip
-
-
 def add_args(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of NFA to a training parser, in a group of their own.
 
@@ -67,9 +36,30 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     >>> parser.parse_args(["--aug", "nfa-s0.5"]).nfa_flow
     'linear'
     """
-    group = parser.add_argument_group("NFA (timm_nfaug) augmentation parameters")
-    for flag, settings in _FLAGS.items():
-        group.add_argument(flag, **settings)
+    add = parser.add_argument_group("NFA (timm_nfaug) augmentation parameters").add_argument
+    kinds = ", ".join(list_moves())
+    what = (
+        "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, m "
+        f"kind ({kinds}), l labels (given, posterior, none); nfa alone is nfa-s0.5-k32-p0.5"
+    )
+    flow = (
+        f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a bundled "
+        f"name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name"
+    )
+    fit = (
+        "take class Gaussians and modes from the training set before the first epoch: for a flow that "
+        f"was trained on other classes (always so with --nfa-flow {LINEAR})"
+    )
+    place = "where it runs: on the batch, on its device, or on each image, in the loader's workers"
+    cache = (
+        "of a deep flow: compute once, into this directory, how it changes each training image, so "
+        "that epochs need no flow; NFA then comes before crop and flip, in the loader's workers"
+    )
+    add("--aug", type=_checked, metavar="NFA", help=f"{what} (default: none)")
+    add("--nfa-flow", default=LINEAR, metavar="NAME", help=f"{flow} (default: {LINEAR})")
+    add("--nfa-fit", action="store_true", help=fit)
+    add("--nfa-place", choices=PLACES, default="batch", help=f"{place} (default: batch)")
+    add("--nfa-cache", metavar="DIR", help=f"{cache} (default: none)")
 
 
 def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:

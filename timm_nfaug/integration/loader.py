@@ -1,7 +1,7 @@
 """NFALoader: a training loader's batches with NFA on hard labels, then mixup, then RandomErasing.
 
-timm mixes in the collate function and erases inside the prefetcher, both before a wrapper sees the
-batch; here they leave the loader and run after NFA, on the batch, with timm's own code.
+timm mixes in the collate function and erases inside the prefetcher, before a wrapper sees the batch;
+here both leave the loader and run after NFA, on the batch, with timm's own code.
 """
 
 from __future__ import annotations
@@ -39,15 +39,13 @@ class NFALoader:
     """A loader whose batches are augmented, then mixed, then erased; otherwise the loader itself.
 
     Args:
-        loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]), on any
-            device, and hard labels (B,).
+        loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]) and hard
+            labels (B,), on any device.
         augment: None where the dataset does it (`WorkerDataset`, `CachedNFADataset`).
-        seed: key of the random numbers, with the process's rank, epoch and batch.
+        seed: key of the random numbers, with rank, batch and the attribute `epoch`, which is counted
+            from 0 unless it is set before a pass.
         mixup, erasing: applied after NFA, in this order.
         splits: number of augmentation splits in a batch; the first stays clean.
-
-    Attributes:
-        epoch: of the next pass; counted here unless set before it, as the launcher does.
 
     >>> import timm_nfaug as nfa
     >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")

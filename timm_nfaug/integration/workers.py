@@ -1,4 +1,4 @@
-"""NFA on the single images of a dataset, in the loader's workers, in the batch's order of things."""
+"""WorkerDataset: NFA on the single images of a dataset, in the loader's workers."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ def check_workers(dataset: Any, augment: NFAugment, flag: str = FLAG) -> None:
 class WorkerDataset(Dataset):
     """A dataset of (PIL image, label) whose images are augmented after crop, flip and RandAugment.
 
-    timm's `create_loader` sets `transform`. What of it comes before the conversion to a tensor goes
-    to a copy of the dataset, the rest runs after NFA. The random numbers of a sample follow from
-    seed, rank, epoch, index and the image itself, so that two crops of one image in an epoch
-    (``--aug-repeats``) are moved differently.
+    Steps of `transform` before the conversion to a tensor go to a copy of the dataset, the rest runs
+    after NFA. The random numbers of a sample follow from seed, rank, epoch, index and the image
+    itself, so that two crops of one image in an epoch (``--aug-repeats``) are moved differently.
 
     Args:
-        dataset: map-style; is left as it is.
+        dataset: map-style; is left as it is. timm's `create_loader` sets the `transform` of this one.
         augment: of 1 or 3 channels; works on the CPU. Its own `seed` plays no part.
 
     >>> import timm_nfaug as nfa

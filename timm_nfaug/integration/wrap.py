@@ -28,20 +28,17 @@ def wrap_loader(
 ) -> Any:  # fmt: skip
     """A training loader with the augmentation that flags ask for; itself if they ask for none.
 
-    Mixup and erasing of timm's prefetcher run after NFA. Random numbers are keyed by `args.seed` (0
-    without one), the process's rank, epoch and batch; set `epoch` on the result when a training
-    resumes. Nothing of the caller's is changed.
+    Mixup and erasing of timm's prefetcher run after NFA. `args.seed` (0 without one), rank, epoch and
+    batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
-        loader: timm's, or anything that gives batches (images, labels) of hard labels (B,), uint8
-            or float images on any device, in every pass anew.
-        args: parsed flags of `add_args`.
-        mean, std: per channel, of normalised float images; a prefetching loader of timm knows its
-            own. Without, floats are in [0, 1].
-        num_classes: where modes are fitted and neither the dataset nor `args.num_classes` knows.
-        fit_dataset: what modes are fitted to: (PIL image or tensor, label) pairs without random
-            augmentation, or a loader of batches. Needed where the dataset has a `transform` and is
-            neither timm's nor torchvision's.
+        loader: timm's, or anything that gives batches (images, labels) in every pass anew: hard
+            labels (B,), uint8 or float images on any device.
+        mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
+        num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
+        fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, or
+            a loader of batches. Needed where the dataset has a `transform` and is neither timm's
+            nor torchvision's.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
@@ -98,11 +95,9 @@ def _bare(loader: Any) -> Any:
 def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     """The augmentation, with the channels and size of the loader's images where it is linear."""
     if _is_stream(loader) and isinstance(loader, Iterator):
-        raise NFAError(
-            f"a {type(loader).__name__} gives its images once, and modes are fitted to images that "
-            "the training needs again; wrap a list or a loader"
-        )
-    first = next(iter(loader if _is_stream(loader) else _in_order(_inner(loader), 0, 2)), None)
+        once = f"a {type(loader).__name__} gives its images once, and the training needs them again"
+        raise NFAError(f"{once}; wrap a list or a loader")
+    first = next(iter(loader if _is_stream(loader) else _in_order(loader, 0, 2)), None)
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
@@ -114,24 +109,19 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
 def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: Any) -> NFAugment:
     """Fits to what can be read without the training's augmentation, the same in every process."""
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
-    workers, base = getattr(_inner(loader), "num_workers", 0), fit.unwrapped(dataset)
+    base, inner = fit.unwrapped(dataset), getattr(loader, "loader", loader)
+    workers = getattr(inner, "num_workers", 0)
     if fit_dataset is not None:
         return fit.fit_to_dataset(augment, fit_dataset, num_classes, workers, device, plain=True)
     by_timm = isinstance(loader, PrefetchLoader) or fit.is_scheduled(dataset)
     if by_timm or isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset)):
         return fit.fit_to_dataset(augment, dataset, num_classes, workers, device)
     if getattr(base, "transform", None) is not None:
-        raise NFAError(
-            f"{type(base).__name__} has a `transform` of its own, and modes are found in images "
-            f"without random augmentation; {fit.REMEDY}"
-        )
+        own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
+        raise NFAError(f"{own}; {fit.REMEDY}")
     stream = _is_stream(loader)
     whole = loader if stream else _in_order(loader, workers)
     return fit.fit_to_batches(fit.on_device(augment, device), whole, num_classes, stream)
-
-
-def _inner(loader: Any) -> Any:
-    return loader.loader if isinstance(loader, PrefetchLoader) else loader
 
 
 def _is_stream(loader: Any) -> bool:
@@ -141,6 +131,7 @@ def _is_stream(loader: Any) -> bool:
 
 def _in_order(loader: Any, workers: int, batch_size: int | None = None) -> Any:
     """All of the dataset, in order, whatever a loader's sampler gives this process; of torch's."""
+    loader = loader.loader if isinstance(loader, PrefetchLoader) else loader
     if not isinstance(loader, DataLoader):
         return loader
     data: Any = loader.dataset
