@@ -1140,6 +1140,7 @@ def worker_data(root, cls=ImageFolder):
     data.transform = create_transform(
         32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0
     )
+    assert dataset.transform is None, "it goes to a copy"
     return data
 
 
