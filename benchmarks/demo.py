@@ -32,7 +32,7 @@ from benchmarks.core.common import command_line, environment, markdown_table, wr
 from benchmarks.core.pages import result, source
 from timm_nfaug import NFAugment
 from timm_nfaug._utils.files import write_atomically
-from timm_nfaug.integration.hook import loader_factory
+from timm_nfaug.integration import loader_factory
 from timm_nfaug.integration.pillow import guard_posterize
 from timm_nfaug.preview import preview_augmentation
 from train_flow.data import Images, load_data

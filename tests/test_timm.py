@@ -24,15 +24,17 @@ from timm.data import (
     create_loader,
     create_transform,
 )
+from timm.data.random_erasing import RandomErasing
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Grayscale, ToTensor
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
+from timm_nfaug.integration import NFAError, NFALoader, loader_factory
 from timm_nfaug.integration import fit as timm_fit
-from timm_nfaug.integration.fit import NFAError, check_classes, fit_to_dataset, spread
-from timm_nfaug.integration.hook import NFALoader, augment_from_args, loader_factory
+from timm_nfaug.integration.fit import check_classes, fit_to_batches, fit_to_dataset
+from timm_nfaug.integration.flags import augment_from_args
 from timm_nfaug.integration.workers import WorkerDataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
@@ -70,9 +72,6 @@ def tree(root, classes, count=6):
     return root
 
 
-FIT = {"input_size": (3, 32, 32), "num_workers": 0, "device": torch.device("cpu")}
-
-
 def to_fit(**kwargs):
     return nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=1.0, **kwargs)
 
@@ -85,7 +84,7 @@ def test_fit_counts_the_labels_not_the_names(tmp_path, caplog):
     augment = to_fit(modes=8)
     state = torch.get_rng_state()
     with caplog.at_level("INFO"):
-        fit_to_dataset(augment, dataset, FIT)
+        augment = fit_to_dataset(augment, dataset)
     assert torch.equal(torch.get_rng_state(), state) and dataset.transform is None
     assert augment.flow.num_classes == 4
     assert (augment.flow.prior.mode_std > 0).sum(1).tolist() == [8, 0, 8, 0]
@@ -107,7 +106,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         create_dataset("", root=str(tmp_path / "data.tar")),
     ):
         augment = to_fit(modes=3)
-        fit_to_dataset(augment, dataset, FIT)
+        augment = fit_to_dataset(augment, dataset)
         found.append(augment.flow.prior.mode_std)
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
@@ -122,19 +121,21 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
 
 
 def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
-    """The same images, spread over each class, from every kind of data set that tells its labels."""
-    assert spread([0, 1, 0, 0, 1, 0, 0], 2) == [0, 1, 3, 4] and spread([3, 3], 5) == [0, 1]
+    """The same images, spread over each class, from every kind of dataset that tells its labels."""
+    assert timm_fit._spread([0, 1, 0, 0, 1, 0, 0], 2) == [0, 1, 3, 4] and timm_fit._spread(
+        [3, 3], 5
+    ) == [0, 1]
     root = tree(tmp_path / "data", ["a", "b"], count=12)
     with tarfile.open(tmp_path / "data.tar", "w") as tar:
         tar.add(root, arcname=".")
     folder = create_dataset("", root=str(root))
     samples = folder.reader.samples
-    for i in spread([k for _, k in samples], 8):  # 8 a mode
+    for i in timm_fit._spread([k for _, k in samples], 8):  # 8 a mode
         few = tmp_path / "few" / Path(samples[i][0]).relative_to(root)
         few.parent.mkdir(parents=True, exist_ok=True)
         few.symlink_to(samples[i][0])
     by_hand = to_fit(modes=1)
-    fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")), FIT)
+    by_hand = fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")))
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 4)
     reversed_labels = ImageFolder(
         str(root), target_transform=lambda k: 1 - k
@@ -147,7 +148,7 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
     ):
         augment = to_fit(modes=1)
         with caplog.at_level("INFO"):
-            fit_to_dataset(augment, dataset, FIT)
+            augment = fit_to_dataset(augment, dataset)
         read = "24 of 24" if dataset is reversed_labels else "16 of 24"
         assert f"modes of 2 classes from {read} images" in caplog.messages[-1], type(
             dataset
@@ -158,13 +159,13 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
 
 
 def test_fit_without_classes_reads_a_part_of_all_images(tmp_path, monkeypatch, caplog):
-    """Of a data set that does not know its classes, too."""
+    """Of a dataset that does not know its classes, too."""
     monkeypatch.setattr(timm_fit, "FIT_IMAGES_POOLED", 8)
     dataset = ImageFolder(str(tree(tmp_path / "data", ["a", "b"], count=12)))
     dataset.class_to_idx = dataset.targets = None
     augment = to_fit(modes=1, labels="none")
     with caplog.at_level("INFO"):
-        fit_to_dataset(augment, dataset, FIT)
+        augment = fit_to_dataset(augment, dataset)
     assert "modes of 1 classes from 8 of 24 images" in caplog.text and augment.flow.num_classes == 1
     x = torch.rand(4, 3, 40, 40)
     assert not torch.equal(augment(x, torch.tensor([0, 7, 900, 3]))[0], x)
@@ -187,16 +188,16 @@ class Tree:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
-    """timm's iterable data sets (wds/, tfds/): their first images are read, in any number of workers."""
+    """timm's iterable datasets (wds/, tfds/): their first images are read, in any number of workers."""
     root = tree(tmp_path / "data", ["a", "b"], count=12)
     stream = IterableImageDataset("", Tree(root))
     whole, part, map_style = to_fit(modes=3), to_fit(modes=1), to_fit(modes=3)
     state = torch.get_rng_state()
     with caplog.at_level("INFO"):
-        fit_to_dataset(whole, stream, FIT | {"num_workers": workers})
+        whole = fit_to_dataset(whole, stream, workers=workers)
     assert "modes of 2 classes from the first 24 images of a stream" in caplog.messages[-1]
     assert torch.equal(torch.get_rng_state(), state) and stream.transform is None
-    fit_to_dataset(map_style, ImageFolder(str(root)), FIT)
+    map_style = fit_to_dataset(map_style, ImageFolder(str(root)))
     torch.testing.assert_close(whole.flow.prior.mu, map_style.flow.prior.mu)
     torch.testing.assert_close(whole.flow.prior.mode_std, map_style.flow.prior.mode_std)
     assert whole.flow.config.class_names == ["a", "b"]
@@ -205,7 +206,7 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
     )  # 8 a mode, so 16 in all, in batches of up to 256
     monkeypatch.setattr(timm_fit, "BATCH", 4)
     with caplog.at_level("INFO"):
-        fit_to_dataset(part, stream, FIT | {"num_workers": workers})
+        part = fit_to_dataset(part, stream, workers=workers)
     assert "from the first 16 images of a stream" in caplog.messages[-1]
 
     def batches(augment):
@@ -219,7 +220,7 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
     stock, moved = batches(None), batches(whole)
     assert len(stock) == 24 and ((stock - moved).abs() > 1e-3).flatten(1).any(1).all()
     with pytest.raises(
-        NFAError, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"
+        NFAError, match="--nfa-place dataset needs a map-style dataset, got IterableImageDataset"
     ):
         loader_factory(create_loader, whole, place="dataset")(
             stream, input_size=(3, 40, 40), batch_size=6, is_training=True
@@ -229,18 +230,22 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
 def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
     """Of a stream without end, too."""
 
+    given = []
+
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self):
             g = torch.Generator().manual_seed(0)
             while True:
+                given.append(1)
                 yield torch.rand(3, 32, 32, generator=g), int(torch.randint(2, (), generator=g))
 
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 20)
     loader = nfa.wrap_loader(
         DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2
     )
-    by_hand = to_fit(modes=2)
-    assert timm_fit.fit_to_stream(by_hand, DataLoader(Endless(), batch_size=10), 2) == 40
+    given.clear()
+    by_hand = fit_to_batches(to_fit(modes=2), DataLoader(Endless(), batch_size=10), 2, first=True)
+    assert len(given) == 40
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
     x = next(iter(loader))[0]
     assert (x != next(iter(DataLoader(Endless(), batch_size=10)))[0]).flatten(1).any(1).all()
@@ -277,7 +282,7 @@ def fit_a_share(rank, root, out):
     reader = Tree(root)
     reader.samples = reader.samples[rank::2]
     augment = to_fit(modes=2)
-    fit_to_dataset(augment, IterableImageDataset("", reader), FIT)
+    augment = fit_to_dataset(augment, IterableImageDataset("", reader))
     torch.save(augment.flow.state_dict(), out / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -292,7 +297,7 @@ def test_processes_share_the_modes_of_a_stream(tmp_path):
 
 
 def test_labels_come_from_a_reader_that_gives_them_one_by_one():
-    """As timm's reader of the Hub's data sets does: without an image being read."""
+    """As timm's reader of the Hub's datasets does: without an image being read."""
 
     class Reader(list):
         def iter_targets(self):
@@ -318,10 +323,12 @@ def test_what_cannot_be_fitted_is_named(tmp_path):
         NFAError,
         match="TensorDataset does not know its classes; say how many there are with --num-classes",
     ):
-        fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)), FIT)
+        fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)))
     dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))
     with pytest.raises(NFAError, match="takes images of 3 channels, the training asks for 1"):
-        fit_to_dataset(to_fit(), dataset, FIT | {"input_size": (1, 32, 32)})
+        loader_factory(create_loader, to_fit(), fit=True)(
+            dataset, input_size=(1, 32, 32), batch_size=2, is_training=True
+        )
 
 
 def images(seen):
@@ -534,6 +541,18 @@ def test_the_first_augmentation_split_stays_clean():
     assert loader.mixup_enabled is False
 
 
+def test_a_loader_leaves_the_augmentation_it_is_given_alone():
+    """One with a `Change` of the caller's own, too."""
+    flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 2})
+    whole = nfa.NFAugment(flow, modes=2, p=1.0)
+    for augment in (whole, nfa.NFAugment.from_change(whole.change, p=1.0)):
+        x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
+        own = NFALoader([(x, y)], augment, (0.5,) * 3, (0.2,) * 3)
+        assert augment.mean is None and own.augment.mean == (0.5,) * 3
+        assert own.augment.change.flow is flow, "the flow is shared"
+        assert [images.shape for images, _ in own] == [x.shape]
+
+
 def parsed(*flags):
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
@@ -597,7 +616,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
 
 
 class Own(torch.utils.data.Dataset):
-    """A script's own data set, with a `transform` of its own make; `read(self, i)` gives an image."""
+    """A script's own dataset, with a `transform` of its own make; `read(self, i)` gives an image."""
 
     def __init__(self, images, labels, read, transform=None):
         self.images, self.labels, self.read, self.transform = images, labels, read, transform
@@ -610,7 +629,7 @@ class Own(torch.utils.data.Dataset):
 
 
 class Handing(Own):
-    """Hands `transform` on to a data set within."""
+    """Hands `transform` on to a dataset within."""
 
     transform = property(
         lambda self: self.images.transform,
@@ -626,7 +645,7 @@ class ReadOnly(Handing):
 
 
 class Passing(Own):
-    """Knows what the data set within knows."""
+    """Knows what the dataset within knows."""
 
     def __getattr__(self, name):
         if name == "images":
@@ -697,12 +716,18 @@ OWN = {
 def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(
     toy_images, image_folder, kind
 ):
-    """Modes are those of what the loader gives; the data set is left alone."""
+    """Modes are those of what the loader gives, or of what is given for the fit where the dataset
+    may augment by itself; the dataset is left alone."""
     data = OWN[kind](*toy_images, image_folder / "train")
     transform = data.transform
     stats = {"mean": MEAN, "std": STD} if kind in ("normalised", "passing") else {}
     batches = DataLoader(data, 20, collate_fn=from_dicts if kind == "dicts" else None)
-    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3, **stats)
+    args, given = parsed("--aug", "nfa-k2-p1"), {"num_classes": 3, **stats}
+    if transform is not None:
+        with pytest.raises(NFAError, match="pass fit_dataset=, a dataset.*take a pretrained flow"):
+            nfa.wrap_loader(batches, args, **given)
+        given["fit_dataset"] = batches
+    loader = nfa.wrap_loader(batches, args, **given)
     by_hand = nfa.NFAugment.from_data(batches, 3, modes=2, **stats)
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
     assert data.transform is transform
@@ -717,7 +742,7 @@ def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folde
     data = ImageFolder(str(image_folder / "train"), crop)
     loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
     by_hand = to_fit(modes=2)
-    fit_to_dataset(by_hand, data, FIT)
+    by_hand = fit_to_dataset(by_hand, data)
     assert (
         torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
         and data.transform is crop
@@ -760,7 +785,8 @@ def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(
         assert (next(iter(wrapped))[0] != next(iter(loader))[0]).flatten(1).any(1).all()
     with pytest.raises(
         NFAError,
-        match="--in-chans or --input-size asks for images of 3 channels, the loader gives 1; ask for 1",
+        match="takes images of 3 channels, the loader gives 1; convert the images, take --nfa-flow "
+        "linear with --in-chans 1",
     ):
         nfa.wrap_loader(loader, argparse.Namespace(**vars(args) | {"in_chans": 3}), num_classes=3)
     deep = parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir))
@@ -768,7 +794,7 @@ def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(
         deep.nfa_fit = fit
         with pytest.raises(
             NFAError,
-            match="takes images of 3 channels, the loader gives 1; take --nfa-flow linear, convert",
+            match="takes images of 3 channels, the loader gives 1; convert the images, take --nfa-flow",
         ):
             next(iter(nfa.wrap_loader(loader, deep, num_classes=3)))
 
@@ -787,7 +813,7 @@ class Wrapper:
 
 
 class Batches(list):
-    """A data set that gives whole batches."""
+    """A dataset that gives whole batches."""
 
 
 def noisy(image):
@@ -841,8 +867,8 @@ def test_wrapping_draws_none_of_the_trainings_random_numbers(toy_images, image_f
     assert torch.equal(*found)
 
 
-def timm_loader(data, **more):
-    return create_loader(
+def timm_loader(data, create=create_loader, **more):
+    return create(
         data, **{"input_size": (3, 32, 32), "batch_size": 20, "is_training": True, "num_workers": 0, "mean": MEAN, "std": STD,
         "persistent_workers": False, "device": torch.device("cpu")} | more
     )  # fmt: skip
@@ -850,11 +876,10 @@ def timm_loader(data, **more):
 
 @pytest.mark.parametrize("kind", ["own", "handing", "levels", "worker", "copies"])
 def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
-    """timm has set the transform, so it can be changed for the fit; elsewhere all images are read as the loader gives them."""
+    """timm has set the transform, so a copy's can be replaced where it is a plain attribute."""
     levels, y = toy_images
     own = Own([to_pil_image(x) for x in levels], y, unit)
-    off = to_fit(modes=1).fit([(levels, y)], 3)
-    off.strength = 0.0
+    off = to_fit(modes=1).fit([(levels, y)], 3).replace(strength=0.0)
     data = {
         "own": lambda: own,
         "handing": lambda: Handing(own),
@@ -864,12 +889,14 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
             Own(own.images, y, lambda data, i: data.images[i]), off, copies=1
         ),
     }[kind]()
-    still = {"hflip": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": 0.0}
-    batches = timm_loader(
-        data, **still if kind == "worker" else {}
-    )  # whose transform is no longer one
+    batches = timm_loader(data)
     transform, within = data.transform, own.transform
-    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), num_classes=3)
+    args, given = parsed("--aug", "nfa-k2-p1"), {}
+    if kind in ("handing", "worker"):
+        with pytest.raises(NFAError, match="no `transform` of its own.*; pass fit_dataset="):
+            nfa.wrap_loader(batches, args, num_classes=3)
+        given["fit_dataset"] = Own(own.images, y, lambda data, i: data.images[i])
+    loader = nfa.wrap_loader(batches, args, num_classes=3, **given)
     by_hand = nfa.NFAugment.from_data([(levels, y)] * (1 + (kind == "copies")), 3, modes=2)
     torch.testing.assert_close(
         loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4
@@ -879,12 +906,43 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
     )
 
 
+def test_what_is_given_for_the_fit(toy_images, image_folder):
+    """A dataset of PIL images or tensors, or a loader; in the launcher's factory, too."""
+    levels, y = toy_images
+    data = Own(levels / 255, y, unit, flipped)
+    args = parsed("--aug", "nfa-k2-p1")
+    by_hand = nfa.NFAugment.from_data([(levels, y)], 3, modes=2).flow.prior.mode_std
+    for given in (
+        ImageFolder(str(image_folder / "train")),
+        Own(levels, y, lambda data, i: data.images[i]),
+        TensorDataset(levels / 255, y),
+        DataLoader(TensorDataset(levels, y), 20),
+    ):
+        loader = nfa.wrap_loader(DataLoader(data, 20), args, num_classes=3, fit_dataset=given)
+        found = loader.augment.flow.prior.mode_std
+        torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
+        augment = to_fit(modes=2)
+        factory = loader_factory(create_loader, augment, fit=True, num_classes=3, fit_dataset=given)
+        if not isinstance(given, TensorDataset):  # floats here are normalised, as the loader's are
+            loader = timm_loader(Handing(Own(levels, y, unit)), create=factory)
+            found = loader.augment.flow.prior.mode_std
+            torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
+        assert augment.flow.num_classes == 1, "the caller's own is left alone"
+
+
+def test_the_launcher_names_a_way_for_data_sets_without_a_transform(toy_images):
+    levels, y = toy_images
+    factory = loader_factory(create_loader, to_fit(), fit=True, num_classes=3)
+    with pytest.raises(NFAError, match="Handing has no `transform`.*take.*--nfa-flow NAME"):
+        timm_loader(Handing(Own(levels, y, unit)), create=factory)
+
+
 def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
-    """Every process fits to the data set within, not to its own share of crops, and knows its classes."""
+    """Every process fits to the dataset within, not to its own share of crops, and knows its classes."""
     scheduled = pytest.importorskip("timm.data.scheduled_sampler")
     folder = create_dataset("", root=str(image_folder), split="train")
     by_hand = to_fit(modes=2)
-    fit_to_dataset(by_hand, folder, FIT)
+    by_hand = fit_to_dataset(by_hand, folder)
     for prefetcher in (True, False):
         batches = timm_loader(folder, input_size_choices=[32, 48], use_prefetcher=prefetcher)
         loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
@@ -973,32 +1031,34 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(
     )
 
 
-@pytest.mark.parametrize("kind", ["timm", "torchvision", "scheduled", "workers"])
-def test_erasing_without_the_prefetcher_runs_after_nfa(image_folder, kind):
-    """And where NFA is off, or another loader reads the data set, it is where it was."""
+@pytest.mark.parametrize("kind", ["timm", "torchvision", "scheduled", "splits"])
+def test_erasing_in_the_data_sets_transform_is_refused(image_folder, kind):
+    """And runs after NFA where it is given to the wrapper; the dataset stays as it was."""
     root = image_folder / "train"
     data = (
         ImageFolder(str(root))
         if kind == "torchvision"
         else create_dataset("", root=str(image_folder), split="train")
     )
+    data = AugMixDataset(data, 3) if kind == "splits" else data
     more = {"input_size_choices": [32, 48]} if kind == "scheduled" else {}
     if more and "input_size_choices" not in inspect.signature(create_loader).parameters:
         pytest.skip("this timm has no scheduled sizes")
-    batches = timm_loader(
-        data, re_prob=1.0, use_prefetcher=False, num_workers=int(kind == "workers"), hflip=0.0, scale=(1.0, 1.0),
-        ratio=(1.0, 1.0), color_jitter=0.0, **more,
-    )  # fmt: skip
-    own = dict(vars(batches.dataset))
+    more |= {"num_aug_splits": 3} if kind == "splits" else {}
+    batches = timm_loader(data, re_prob=1.0, use_prefetcher=False, **more)
+    own, args = dict(vars(batches.dataset)), parsed("--aug", "nfa-k2-p1")
+    with pytest.raises(NFAError, match="take timm's prefetcher, or leave re_prob out.*erasing="):
+        nfa.wrap_loader(batches, args, MEAN, STD)
+    assert vars(batches.dataset) == own and nfa.wrap_loader(batches, parsed()) is batches
+    if kind == "splits":
+        return  # which cannot be batched without the prefetcher
 
-    def erased(loader):
-        return torch.cat([(x == 0).all(1).flatten(1).sum(1) >= 10 for x, _ in loader])
-
-    loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
+    erase = RandomErasing(probability=1.0, device="cpu")
+    batches = timm_loader(data, use_prefetcher=False, **more)
     for _ in range(2):
-        assert erased(loader).all() and erased(batches).all()
-        next(iter(loader))
-        assert vars(batches.dataset) == own
+        loader = nfa.wrap_loader(batches, args, MEAN, STD, erasing=erase)
+        for x, _ in loader:
+            assert ((x == 0).all(1).flatten(1).sum(1) >= 10).all()
 
 
 @pytest.mark.parametrize(
@@ -1061,25 +1121,26 @@ def test_fit_reads_without_the_transform_that_torchvision_holds_twice(tmp_path):
     root = tree(tmp_path / "data", ["a", "b"])
     plain, pair = to_fit(modes=3), to_fit(modes=3)
     dataset = ImageFolder(str(root))
-    fit_to_dataset(plain, dataset, FIT)
+    plain = fit_to_dataset(plain, dataset)
 
     class Pair(ImageFolder):  # as VOC, COCO and others of torchvision read
         def __getitem__(self, i):
             path, k = self.samples[i]
             return self.transforms(self.loader(path), k)
 
-    fit_to_dataset(pair, Pair(str(root), transform=lambda image: 1 / 0), FIT)
+    pair = fit_to_dataset(pair, Pair(str(root), transform=lambda image: 1 / 0))
     assert torch.equal(plain.flow.prior.modes, pair.flow.prior.modes)
 
 
 def worker_data(root, cls=ImageFolder):
     augment = to_fit(modes=3)
     dataset = cls(str(root))
-    fit_to_dataset(augment, dataset, FIT)
+    augment = fit_to_dataset(augment, dataset)
     data = WorkerDataset(dataset, augment, seed=1)
     data.transform = create_transform(
         32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0
     )
+    assert dataset.transform is None, "it goes to a copy"
     return data
 
 

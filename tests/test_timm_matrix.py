@@ -216,7 +216,7 @@ def test_aa_is_nfa_in_the_workers(run, flow_dir):
 
 
 def test_a_stream_of_images(run, flow_dir, monkeypatch, image_folder):
-    """Data sets without an index: with a flow that needs no fitting, and fitted to their first images."""
+    """Datasets without an index: with a flow that needs no fitting, and fitted to their first images."""
     base = create_dataset("", root=str(image_folder), split="train")
 
     class Reader:
@@ -233,7 +233,7 @@ def test_a_stream_of_images(run, flow_dir, monkeypatch, image_folder):
     check(run, how, [*FLAGS, "--nfa-flow", flow_dir])
     check(run, how, FLAGS)
     with pytest.raises(
-        SystemExit, match="--nfa-place dataset needs a map-style data set, got IterableImageDataset"
+        SystemExit, match="--nfa-place dataset needs a map-style dataset, got IterableImageDataset"
     ):
         run(*how, *FLAGS, "--nfa-flow", flow_dir, "--nfa-place", "dataset")
 
@@ -293,7 +293,7 @@ def test_refused(run, capsys, caplog, tmp_path, what):
         pytest.skip("this timm has none")
     with pytest.raises(SystemExit) as e, caplog.at_level("INFO"):
         run(*FLAGS, *flags)
-    assert "modes of" not in caplog.text, "refused before the data set is read"
+    assert "modes of" not in caplog.text, "refused before the dataset is read"
     assert re.search(message, f"{e.value} {capsys.readouterr().err}")
 
 

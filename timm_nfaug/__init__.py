@@ -4,7 +4,7 @@ from .augment import NFAugment, nf_augment_transform
 from .data import CachedNFADataset, NFACache, NFAugmentedDataset
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
-from .integration.hook import add_args, wrap_loader
+from .integration import add_args, wrap_loader
 from .moves import perturb
 
 __version__ = "0.1.0"

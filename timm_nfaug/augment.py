@@ -176,7 +176,7 @@ class NFAugment(v2.Transform):
     def replace(self, **settings) -> "NFAugment":
         """A copy with other settings (arguments of the class) that shares the flow."""
         same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed")}
-        if self.move is None:
+        if not hasattr(self, "flow"):
             return self.from_change(self.change, **same | settings)
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
         return NFAugment(**{"flow": self.flow} | same | moved | settings)
@@ -201,7 +201,7 @@ class NFAugment(v2.Transform):
     @property
     def idle(self) -> bool:
         """Whether it changes nothing: p or strength is 0."""
-        return not self.p or self.move is not None and not self.move.strength
+        return not self.p or (self.move is not None and not self.move.strength)
 
     def extra_repr(self) -> str:
         flow = getattr(self.change, "flow", None)

@@ -1,10 +1,11 @@
-"""NFA in an unmodified train.py that is started as it always is, by timm's own flag for modules to import:
+"""NFA in an unmodified train.py that is started as always, by timm's own flag for modules to import:
 
     TIMM_NFAUG="--aug nfa-s0.5-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
 
-train.py imports the module once it has parsed its flags and before it builds its loaders; importing it elsewhere is an
-error. The flags of NFA come from the environment, as train.py's parser does not know them, so `args.yaml` holds only that
-the plugin was there: a training started from it without TIMM_NFAUG ends with an error and not without NFA.
+train.py imports the module once it has parsed its flags and before it builds its loaders; importing
+it elsewhere is an error. Its parser does not know the flags of NFA, so they come from the
+environment, and `args.yaml` holds only that the plugin was there: a training started from it
+without TIMM_NFAUG ends with an error and not without NFA.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import os
 import shlex
 import sys
 
-from .integration.hook import add_args
-from .train import check_script, install_hooks
+from .integration import add_args
+from .train import Hooks
 
 VARIABLE = "TIMM_NFAUG"
 
 
-def flags() -> argparse.Namespace:
+def _flags() -> argparse.Namespace:
     """The flags in the environment, parsed."""
     text = os.environ.get(VARIABLE, "")
     usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'
@@ -33,20 +34,16 @@ def flags() -> argparse.Namespace:
     return values
 
 
-def install() -> None:
+def _install() -> None:
     """Hooks NFA into the train.py that is running."""
     script = sys.modules["__main__"]
-    if getattr(script, "__spec__", None) is not None and script.__spec__.name == "timm_nfaug.train":
-        raise SystemExit(
-            "error: the launcher needs no plugin; drop timm_nfaug.plugin from --device-modules"
-        )
-    check_script(script, getattr(script, "__file__", None) or "the running program")
-    own = flags()
-    values = (
-        script._parse_args()[0] if hasattr(script, "_parse_args") else script.parser.parse_args()
-    )
-    install_hooks(script)(argparse.Namespace(**vars(values) | vars(own)))
+    if getattr(getattr(script, "__spec__", None), "name", None) == "timm_nfaug.train":
+        drop = "drop timm_nfaug.plugin from --device-modules"
+        raise SystemExit(f"error: the launcher needs no plugin; {drop}")
+    hooks, own = Hooks(script), _flags()
+    parse = getattr(script, "_parse_args", lambda: (script.parser.parse_args(),))
+    hooks.set_flags(argparse.Namespace(**vars(parse()[0]) | vars(own)))
     logging.getLogger(__name__).info("NFA: %s from %s", own.aug, VARIABLE)
 
 
-install()
+_install()

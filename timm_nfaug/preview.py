@@ -1,7 +1,7 @@
-"""Pictures of what a flow does: ``python -m timm_nfaug.preview --flow NAME --images DIR --out preview.png``.
+"""Pictures of what a flow does: ``python -m timm_nfaug.preview --images DIR --out preview.png``.
 
-Rows of original and augmented images over strengths; with ``--samples`` images drawn from each class over
-temperatures; with ``--interpolate`` the way from one image to the next through the code space.
+Rows of original and augmented images over strengths; with ``--samples`` images drawn from each class
+over temperatures; with ``--interpolate`` the way from one image to the next through the code space.
 """
 
 from __future__ import annotations
@@ -25,43 +25,47 @@ from .flows.registry import create_flow
 from .integration.fit import fit_to_dataset
 from .moves import list_moves
 
+Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+GAP, TOP = 4, 26  # pixels between cells, and above them
 
 
 def draw_grid(
     rows: list[list[Image.Image]], columns: list[str], names: list[str], cell: int = 96
 ) -> Image.Image:
-    """A captioned grid: one name a row on the left, one title a column on top."""
+    """Draws a captioned grid: one name per row on the left, one title per column on top.
+
+    >>> draw_grid([[Image.new("L", (8, 8))] * 3], ["a", "b", "c"], [""], cell=20).size
+    (84, 50)
+    """
     font = ImageFont.load_default(size=14)
     left = 12 + max((math.ceil(font.getlength(n)) for n in names), default=0)
-    top, gap = 26, 4
-    width, height = left + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
-    sheet = Image.new("RGB", (width, height), "white")
+    side = cell + GAP
+    sheet = Image.new("RGB", (left + len(columns) * side, TOP + len(rows) * side), "white")
     pen = ImageDraw.Draw(sheet)
     for j, title in enumerate(columns):
-        pen.text(
-            (left + j * (cell + gap) + cell / 2, top / 2),
-            title,
-            fill="black",
-            font=font,
-            anchor="mm",
-        )
+        pen.text((left + j * side + cell / 2, TOP / 2), title, "black", font, anchor="mm")
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-        y = top + i * (cell + gap)
-        pen.text((left - 6, y + cell / 2), name, fill="black", font=font, anchor="rm")
+        y = TOP + i * side
+        pen.text((left - 6, y + cell / 2), name, "black", font, anchor="rm")
         for j, image in enumerate(row):
             scale = cell / max(image.size)
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            sheet.paste(image.convert("RGB").resize(size, resample), (left + j * (cell + gap), y))
+            sheet.paste(image.convert("RGB").resize(size, resample), (left + j * side, y))
     return sheet
 
 
 def find_images(
     root: Path, count: int, seed: int, class_names: list[str]
 ) -> list[tuple[Path, int | None]]:
-    """`count` image files below `root`, spread over its folders, with the label their folder's name spells, if any."""
+    """Finds image files below a folder, spread over its subfolders, with the labels these spell.
+
+    >>> find_images(Path("no folder"), 8, 0, [])
+    Traceback (most recent call last):
+    FileNotFoundError: no directory no folder
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
@@ -74,14 +78,19 @@ def find_images(
     folders = [by_folder[k] for k in sorted(by_folder)]
     if len(folders) > count:
         folders = [folders[i * len(folders) // count] for i in range(count)]
-    picked: list[Path] = []
-    for round_ in range(max(len(f) for f in folders)):
-        picked += [f[round_] for f in folders if round_ < len(f)]
+    turns = itertools.zip_longest(*folders)  # one of each folder, a second one of each, ...
+    picked = [p for turn in turns for p in turn if p is not None][:count]
     labels = {name: k for k, name in enumerate(class_names)}
-    return [(p, labels.get(p.parent.name)) for p in picked[:count]]
+    return [(p, labels.get(p.parent.name)) for p in picked]
 
 
 def load_image(path: Path, channels: int) -> Image.Image:
+    """Reads an image in grey (1 channel) or colour.
+
+    >>> load_image(Path("no such file"), channels=3)
+    Traceback (most recent call last):
+    ValueError: cannot read no such file: [Errno 2] No such file or directory: '...no such file'
+    """
     try:
         with Image.open(path) as image:
             return image.convert("L" if channels == 1 else "RGB")
@@ -90,161 +99,131 @@ def load_image(path: Path, channels: int) -> Image.Image:
 
 
 def to_pil(x: Tensor) -> Image.Image:
-    """One image (C, H, W) in [-1, 1]."""
+    """One image (C, H, W) in [-1, 1] as a PIL image.
+
+    >>> to_pil(torch.zeros(3, 8, 6)).size
+    (6, 8)
+    """
     return TF.to_pil_image(pixels.model_to_levels(x).cpu())
 
 
 def class_name(flow: ConditionalFlow, label: int) -> str:
+    """The name that the flow knows for a label, or its number.
+
+    >>> class_name(create_flow("linear"), 3)
+    '3'
+    """
     names = flow.config.class_names
     return names[label] if names else str(label)
 
 
 def preview_augmentation(
-    flow: ConditionalFlow,
-    images: list[tuple[Image.Image, int | None]],
-    strengths: list[float],
-    per_strength: int = 2,
-    modes: int | None = None,
-    kind: str = "pca",
-    seed: int = 0,
-) -> Image.Image:
-    """Rows of an original and `per_strength` augmented versions at each strength.
+    flow: ConditionalFlow, images: Labelled, strengths: list[float], per_strength: int = 2,
+    modes: int | None = None, kind: str = "pca", seed: int = 0,
+) -> Image.Image:  # fmt: skip
+    """Draws rows of an original and `per_strength` augmented versions at each strength.
 
     A name in brackets is the flow's own guess, where the image came without a label.
+
+    >>> flow = ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
+    >>> preview_augmentation(flow, [(Image.new("RGB", (32, 32)), 0)], [0.5, 1.0]).height
+    126
     """
-    modes = modes or min(32, flow.prior.num_modes)
-    rows, names = [], []
+    augment = NFAugment(flow, modes=modes or min(32, flow.prior.num_modes), p=1.0, kind=kind)
+    at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
+    rows, names = [], [class_name(flow, k) for k in _labels(flow, images)]
     for i, (image, label) in enumerate(images):
-        row = [image]
-        for strength in strengths:
-            for j in range(per_strength):
-                augment = NFAugment(flow, strength=strength, modes=modes, p=1.0, kind=kind)
-                g = torch.Generator().manual_seed(
-                    seed + 1000 * i + j
-                )  # the same direction at every strength
-                row.append(
-                    augment(image, generator=g)
-                    if label is None
-                    else augment(image, label, generator=g)[0]
-                )
+        inputs, row = (image,) if label is None else (image, label), [image]
+        for j, augment in enumerate(at):  # the same directions at every strength
+            g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
+            moved = augment(*inputs, generator=g)
+            row.append(moved if label is None else moved[0])
         rows.append(row)
-        names.append(
-            class_name(flow, label)
-            if label is not None
-            else f"({class_name(flow, guess(flow, image))})"
-        )
-    titles = ["original", *(f"{s:g}" for s in strengths for _ in range(per_strength))]
-    return draw_grid(rows, titles, names)
+        names[i] = f"({names[i]})" if label is None else names[i]
+    return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
+
+
+def _small(flow: ConditionalFlow, images: Labelled) -> Tensor:
+    """Images (B, C, h, w) in [-1, 1], of the flow's size."""
+    levels = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
+    return torch.cat([lift.down(x, flow.config.input_size[1:]) for x in levels])
 
 
 @torch.no_grad()
-def guess(flow: ConditionalFlow, image: Image.Image) -> int:
-    x = lift.down(
-        pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0), flow.config.input_size[1:]
-    )
-    return int(flow.class_logits(x).argmax(1))
+def _labels(flow: ConditionalFlow, images: Labelled) -> list[int]:
+    """Labels of images; the flow's guess where they are not known."""
+    guess = flow.class_logits(_small(flow, images)).argmax(1).tolist()
+    return [own if label is None else label for (_, label), own in zip(images, guess)]
 
 
 @torch.no_grad()
 def preview_samples(
-    flow: ConditionalFlow,
-    temperatures: list[float],
-    columns: int = 3,
-    classes: int = 10,
-    mean_scale: float = 1.0,
-    seed: int = 0,
-) -> Image.Image:
-    """Rows of `columns` samples of one class at each temperature; the noise is the same at every temperature."""
-    labels = list(range(min(classes, flow.num_classes)))
+    flow: ConditionalFlow, temperatures: list[float], columns: int = 3, classes: int = 10,
+    mean_scale: float = 1.0, seed: int = 0,
+) -> Image.Image:  # fmt: skip
+    """Draws rows of `columns` samples of a class at each temperature, from the same noise at each.
+
+    >>> preview_samples(ConditionalFlow.from_pretrained("linear.cifar10_jpeg"), [1.0]).height
+    1026
+    """
+    labels = range(min(classes, flow.num_classes))
     y = torch.tensor(labels).repeat_interleave(columns)
-    blocks = [
-        flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed)).unflatten(
-            0, (len(labels), columns)
-        )
-        for t in temperatures
-    ]
-    rows = [[to_pil(x) for block in blocks for x in block[i]] for i in range(len(labels))]
+    rows: list[list[Image.Image]] = [[] for _ in labels]
+    for t in temperatures:
+        x = flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed))
+        for k, image in zip(y.tolist(), x, strict=True):
+            rows[k].append(to_pil(image))
     titles = [f"T {t:g}" for t in temperatures for _ in range(columns)]
     return draw_grid(rows, titles, [class_name(flow, k) for k in labels])
 
 
 @torch.no_grad()
-def preview_interpolation(
-    flow: ConditionalFlow, images: list[tuple[Image.Image, int | None]], steps: int = 8
-) -> Image.Image:
-    """Rows from each image to the next, at the flow's size."""
-    size = flow.config.input_size[1:]
-    x = torch.cat(
-        [
-            lift.down(pixels.levels_to_model(TF.pil_to_tensor(i)).unsqueeze(0), size)
-            for i, _ in images
-        ]
-    )
-    labels = [guess(flow, i) if k is None else k for i, k in images]
+def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 8) -> Image.Image:
+    """Draws rows from each image to the next, at the flow's size.
+
+    >>> flow = ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
+    >>> images = [(Image.new("RGB", (32, 32), color), 0) for color in ("red", "blue")]
+    >>> preview_interpolation(flow, images).height
+    126
+    """
+    if len(images) < 2:
+        raise ValueError(f"--interpolate needs at least 2 images, got {len(images)}")
+    x, labels = _small(flow, images), _labels(flow, images)
     y = torch.tensor(labels)
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
-    names = [
-        f"{class_name(flow, a)} - {class_name(flow, b)}" for a, b in itertools.pairwise(labels)
-    ]
-    return draw_grid(
-        [[to_pil(f) for f in row] for row in frames],
-        [f"{i / (steps - 1):.2f}" for i in range(steps)],
-        names,
-    )
+    names = [class_name(flow, k) for k in labels]
+    pairs = [f"{a} - {b}" for a, b in itertools.pairwise(names)]
+    titles = [f"{i / (steps - 1):.2f}" for i in range(steps)]
+    return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs)
 
 
-def eigen_images(root: Path, modes: int) -> ConditionalFlow:
-    """The linear flow of an ImageFolder tree, or of its ``train`` folder, as a training with ``--aug nfa`` takes it."""
+def _eigen_images(root: Path, modes: int) -> ConditionalFlow:
+    """The linear flow of an ImageFolder tree, or of its train folder, as a training would fit it."""
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
-    augment = NFAugment.to_fit(create_flow("linear"), modes=modes)
     try:
         dataset = create_dataset("", root=str(root), split="train")
     except RuntimeError as e:  # of timm: no images
         raise ValueError(str(e)) from None
-    fit_to_dataset(augment, dataset, {"num_workers": 0})
-    return augment.flow
+    return fit_to_dataset(NFAugment.to_fit(create_flow("linear"), modes=modes), dataset).flow
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m timm_nfaug.preview", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--flow", default=DEFAULT_FLOW,
-        help="a bundled name, a directory, a Hub id, or linear: the eigen-images of the class folders in --images "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--images", type=Path, help="folder of images; the name of a class folder gives the label"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("preview.png"),
-        help=f"the picture: {', '.join(FORMATS)} (default: %(default)s)",
-    )
-    parser.add_argument("--count", type=int, default=8, help="images (default: %(default)s)")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
-    parser.add_argument(
-        "--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)"
-    )
-    parser.add_argument("--kind", choices=list_moves(), default="pca")
-    parser.add_argument(
-        "--samples",
-        action="store_true",
-        help="draw samples of each class over temperatures instead",
-    )
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
-    parser.add_argument(
-        "--mean-scale", type=float, default=1.0, help="factor of the class means in --samples"
-    )
-    parser.add_argument(
-        "--interpolate",
-        action="store_true",
-        help="draw the way from each image to the next instead",
-    )
-    parser.add_argument("--seed", type=int, default=0)
+def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    add, usual = parser.add_argument, "(default: %(default)s)"
+    flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
+    add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")
+    add("--images", type=Path, help="folder of images; a class folder's name gives the label")
+    kinds = f"the picture: {', '.join(FORMATS)}"
+    add("--out", type=Path, default=Path("preview.png"), help=f"{kinds} {usual}")
+    add("--count", type=int, default=8, help=f"images {usual}")
+    add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
+    add("--kind", choices=list_moves(), default="pca")
+    add("--samples", action="store_true", help="draw samples of each class over temperatures")
+    add("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
+    add("--mean-scale", type=float, default=1.0, help="factor of the class means in --samples")
+    add("--interpolate", action="store_true", help="draw the way from each image to the next")
+    add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.samples and args.interpolate:
         parser.error("--samples and --interpolate are two pictures: choose one")
@@ -252,32 +231,33 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {args.out}")
     if args.count < 1:
         parser.error(f"--count takes at least 1 image, got {args.count}")
-    linear = args.flow == "linear"
-    if args.images is None and (linear or not args.samples):
+    if args.images is None and (args.flow == "linear" or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
+    return args
+
+
+def _draw(args: argparse.Namespace) -> Image.Image:
+    if args.flow == "linear":
+        flow = _eigen_images(args.images, args.modes or 32)
+    else:
+        flow = ConditionalFlow.from_pretrained(args.flow)
+    if args.samples:
+        return preview_samples(flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed)
+    found = find_images(args.images, args.count, args.seed, flow.config.class_names)
+    images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
+    if args.interpolate:
+        return preview_interpolation(flow, images)
+    own = args.modes, args.kind, args.seed
+    return preview_augmentation(flow, images, args.strengths, 2, *own)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draws the picture that command-line arguments ask for."""
+    about = "Draws pictures of what a flow does."
+    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description=about)
+    args = _parsed(parser, argv)
     try:
-        flow = (
-            eigen_images(args.images, args.modes or 32)
-            if linear
-            else ConditionalFlow.from_pretrained(args.flow)
-        )
-        if args.samples:
-            sheet = preview_samples(
-                flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed
-            )
-        else:
-            found = find_images(args.images, args.count, args.seed, flow.config.class_names)
-            images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
-            if args.interpolate:
-                if len(images) < 2:
-                    raise ValueError(
-                        f"--interpolate needs at least 2 images, {args.images} gave {len(images)}"
-                    )
-                sheet = preview_interpolation(flow, images)
-            else:
-                sheet = preview_augmentation(
-                    flow, images, args.strengths, modes=args.modes, kind=args.kind, seed=args.seed
-                )
+        sheet = _draw(args)
     except (ValueError, FileNotFoundError) as e:
         parser.exit(2, f"error: {e}\n")
     write_atomically(args.out, lambda p: sheet.save(p, format=FORMATS[args.out.suffix.lower()]))

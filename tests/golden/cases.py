@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from timm.data import FastCollateMixup, create_loader
+from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -298,6 +299,13 @@ def timm_loader(data, prefetcher: bool, erase: bool, mix: bool):
     return in_order(loader)
 
 
+def plain_loader(loader, erase: bool) -> dict:
+    """What wrap_loader is told of a loader without the prefetcher: nothing of it is guessed."""
+    erasing = RandomErasing(0.7, mode="const", max_count=1, device="cpu") if erase else None
+    fit_dataset = DataLoader(loader.dataset, 256)
+    return {"mean": MEAN, "std": STD, "fit_dataset": fit_dataset, "erasing": erasing}
+
+
 @case("timm/prefetcher", DEEP, True, False, False)
 @case("timm/prefetcher_erase", DEEP, True, True, False)
 @case("timm/prefetcher_mixup", DEEP, True, False, True)
@@ -306,9 +314,9 @@ def timm_loader(data, prefetcher: bool, erase: bool, mix: bool):
 @case("timm/plain_erase", DEEP, False, True, False)
 def wrapped_timm(flags, prefetcher, erase, mix):
     seeded()
-    loader = timm_loader(Pictures(levels(6, (3, 16, 16))), prefetcher, erase, mix)
-    stats = {} if prefetcher else {"mean": MEAN, "std": STD}
-    found = epochs(nfa.wrap_loader(loader, parsed(*flags, seed=5), num_classes=3, **stats))
+    loader = timm_loader(Pictures(levels(6, (3, 16, 16))), prefetcher, erase and prefetcher, mix)
+    more = {} if prefetcher else plain_loader(loader, erase)
+    found = epochs(nfa.wrap_loader(loader, parsed(*flags, seed=5), num_classes=3, **more))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     found["images"] = ((found["images"] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return found

@@ -1,182 +1,178 @@
-"""Fits the modes of an augmentation to a timm data set, and checks that both mean the same classes."""
+"""Fits the modes of an augmentation to a dataset's images, read without the training's random crops.
+
+That is through a shallow copy with another transform, or from a dataset given for it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import functools
+import inspect
+import itertools
 import logging
+import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from PIL import Image
-from timm.data import AugMixDataset, ImageDataset, IterableImageDataset, create_transform
-from torch.utils.data import DataLoader, IterableDataset, Subset
-from torchvision.datasets import VisionDataset
+from timm.data import AugMixDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torchvision.transforms.functional import pil_to_tensor
 
 from ..augment import NFAugment
 from ..data.transforms import set_transform
 
 _logger = logging.getLogger(__name__)
 
-# read to find the modes, or eight a mode where that is more: all of ImageNet would take hours at every launch
-FIT_IMAGES = 256  # of a class
-FIT_IMAGES_POOLED = 10_000  # where the modes are of no class
+# read to find the modes; all of ImageNet would take hours at every launch
+FIT_IMAGES = 256  # per class, or 8 per mode where that is more
+FIT_IMAGES_POOLED = 10_000  # in all, where the modes are of no class
 BATCH = 256
+REMEDY = (
+    "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
+    "pretrained flow, which needs no fit: --nfa-flow NAME"
+)
 
 
 class NFAError(ValueError):
-    """What is asked of NFA does not go with the data or the flags; the message says what does."""
+    """Says that the data or the flags do not go with NFA, and what would.
+
+    >>> issubclass(NFAError, ValueError)
+    True
+    """
+
+
+def check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
+    """Raises NFAError where images have other channels than the flow takes.
+
+    >>> import timm_nfaug as nfa
+    >>> check_channels(nfa.NFAugment.to_fit(nfa.create_flow("linear")), 3)
+    """
+    if given != (taken := augment.change.size[0]):
+        raise NFAError(
+            f"the flow takes images of {taken} channels, {source} {given}; convert the images, take "
+            f"--nfa-flow linear with --in-chans {given}, or train a flow on such images"
+        )
+
+
+def check_classes(dataset: Any, augment: NFAugment) -> None:
+    """Raises NFAError where labels name other classes to the flow than to the dataset.
+
+    >>> import timm_nfaug as nfa
+    >>> check_classes([], nfa.NFAugment.to_fit(nfa.create_flow("linear")))
+    """
+    own, flow = _class_names(unwrapped(dataset)), getattr(augment, "flow", None)
+    names = [] if flow is None else flow.config.class_names
+    if augment.labels == "given" and own and names and own != names:
+        few, has = (", ".join(n[:4] + [f"... ({len(n)})"] * (len(n) > 4)) for n in (names, own))
+        raise NFAError(
+            f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those of "
+            "the dataset, train a flow for it, or let the flow choose with -lposterior"
+        )
+
+
+def on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
+    """The augmentation with its flow on a device: itself, or a copy with a copy of the flow.
+
+    >>> import timm_nfaug as nfa
+    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"))
+    >>> on_device(augment, "cpu") is augment, on_device(augment, "meta").flow.device.type
+    (True, 'meta')
+    """
+    flow, device = getattr(augment, "flow", None), torch.device(device)
+    if flow is None or device in (flow.device, torch.device(flow.device.type)):
+        return augment
+    return augment.replace(flow=copy.deepcopy(flow).to(device))
+
+
+def process_rank() -> int:
+    """Rank by torch.distributed once that runs, before it by torchrun's RANK; 0 without either.
+
+    >>> process_rank()
+    0
+    """
+    running = dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if running else int(os.environ.get("RANK", 0))
 
 
 def fit_to_dataset(
-    augment: NFAugment,
-    dataset,
-    given: dict[str, Any],
-    num_classes: int | None = None,
-    quiet: bool = False,
-) -> None:
-    """Fits `augment` to a timm data set, read through timm's evaluation transform at the flow's size.
+    augment: NFAugment, dataset: Any, num_classes: int | None = None, workers: int = 0,
+    device: torch.device | str = "cpu", plain: bool = False,
+) -> NFAugment:  # fmt: skip
+    """A copy of the augmentation, fitted to a dataset that hands PIL images to its `transform`.
 
-    It reads up to `FIT_IMAGES` images of each class (8 a mode where that is more), spread over the data set, or
-    `FIT_IMAGES_POOLED` of all; where labels cannot be had without the images, all of them. Of a stream (an iterable data
-    set) it reads as many in all, the first ones; there the modes that the first process finds are those of all. Draws
-    nothing from the global generators.
+    Reads up to `FIT_IMAGES` images of each class, spread over the dataset; all where labels cannot
+    be had without the images; of a stream as many in all, the first ones.
 
     Args:
-        given: the arguments of timm's `create_loader` for training on it.
-        num_classes: where the data set does not know its classes.
-        quiet: log nothing.
+        num_classes: K, where the dataset does not know its classes.
+        workers, device: processes that read, and where the modes are computed.
+        plain: it is a `fit_dataset`: read as it is; a loader of batches is read to its end.
+
+    >>> import timm_nfaug as nfa
+    >>> from torchvision.datasets import FakeData
+    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2)
+    >>> fit_to_dataset(augment, FakeData(20, (3, 32, 32), 2), num_classes=2).flow.num_classes
+    2
     """
-    base, size = unwrapped(dataset), augment.flow.config.input_size
-    pooled = augment.labels == "none"
-    mapping = None if pooled else _class_to_idx(base)
-    classes = 1 if pooled else num_classes
-    if mapping:
-        classes = max(mapping.values()) + 1  # names may share a label, and labels have gaps
-    if not classes:
-        raise NFAError(
-            f"{type(base).__name__} does not know its classes; say how many there are with --num-classes"
-        )
-    wanted = given.get("input_size", size)
-    if isinstance(wanted, (tuple, list)) and len(wanted) == 3 and wanted[0] != size[0]:
-        raise NFAError(
-            f"the flow takes images of {size[0]} channels, the training asks for {wanted[0]}; take another flow"
-        )
-    plain = create_transform(
-        size,
-        interpolation="bicubic",
-        mean=(0.0,) * size[0],
-        std=(1.0,) * size[0],
-        crop_pct=1.0,
-        crop_mode="squash",
-    )
-    with _read_through(base, plain) as data:
-        _fit(augment, base, data, given, classes, quiet)
-    if mapping and len(mapping) == classes:
-        augment.flow.config.class_names = _names(mapping)
-
-
-def _fit(augment: NFAugment, base, data, given: dict[str, Any], classes: int, quiet: bool) -> None:
-    """Fits to `data`, which is `base` read as images in [0, 1] of the flow's size."""
-    start = time.monotonic()
-    pooled = augment.labels == "none"
-    workers = given.get("num_workers", 1)
+    start, base, augment = time.monotonic(), unwrapped(dataset), on_device(augment, device)
     stream = isinstance(base, IterableDataset)
+    if plain and (stream or not isinstance(base, Dataset)):
+        return fit_to_batches(augment, base, num_classes)
+    classes, size = _count_classes(augment, base, num_classes), augment.change.size
+    data, wanted = base if plain else _read_through(base, size), _images_wanted(augment)
     if stream:
-        workers = max(workers, 1)  # it is a worker's copy of the stream that moves on
-        if hasattr(
-            base, "set_loader_cfg"
-        ):  # timm's readers share out a stream among as many workers as they are told
-            base.set_loader_cfg(num_workers=workers)
-    elif (labels := [0] * len(base) if pooled else _labels(base)) is not None:
-        data = Subset(data, spread(labels, _wanted(augment)))
-    loader = DataLoader(data, BATCH, num_workers=workers, generator=torch.Generator())
-    augment.mean = augment.std = None  # the images come in [0, 1]
-    augment.to(given.get("device", "cpu"))
-    if stream:
-        images = fit_to_stream(augment, loader, classes)
-    else:
-        augment.fit(loader, classes, allow_empty=True)
-    if quiet:
-        return
-    found = (augment.flow.prior.mode_std > 0).sum(1)
-    seconds = time.monotonic() - start
-    read = (
-        f"the first {images} images of a stream" if stream else f"{len(data)} of {len(base)} images"
-    )
-    _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, read, seconds)
-    if few := int((found < augment.modes).sum()):
-        _logger.warning(
-            "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d",
-            few, classes, augment.modes, int(found.min()),
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _read_through(dataset, transform) -> Iterator:
-    """A shallow copy that reads through another transform; the data set itself is as it was, at the latest afterwards."""
-    data, own = copy.copy(dataset), getattr(dataset, "transform", None)
+        workers, wanted = max(workers, 1), wanted * classes  # a worker's copy of it moves on
+        if hasattr(data, "set_loader_cfg"):  # timm's readers share out a stream among workers
+            data.reader = copy.copy(data.reader)
+            data.set_loader_cfg(num_workers=workers)
+    elif (labels := [0] * len(base) if augment.labels == "none" else _labels(base)) is not None:
+        data = Subset(data, _spread(labels, wanted))
+    collate, g = functools.partial(_collated, size), torch.Generator()
+    loader: Any = DataLoader(data, BATCH, num_workers=workers, collate_fn=collate, generator=g)
+    loader = _First(loader, wanted) if stream else loader
     try:
-        set_transform(data, transform)
-        yield data
-    finally:
-        if (
-            getattr(dataset, "transform", None) is not own
-        ):  # it handed that on to one within, which the copy shares
-            set_transform(dataset, own)
+        augment = fit_to_batches(augment, loader, classes)
+    except (TypeError, ValueError) as e:
+        raise NFAError(f"{type(base).__name__} cannot be read to find modes: {e}; {REMEDY}") from e
+    if augment.labels != "none" and len(names := _class_names(base)) == classes:
+        augment.flow.config.class_names = names
+    read = f"the first {loader.images} images of a stream" if stream else ""
+    _report(augment, read or f"{len(data)} of {len(base)} images", time.monotonic() - start)
+    return augment
 
 
-def hands_images_to_its_transform(dataset, channels: int, set_by_timm: bool = False) -> bool:
-    """Whether its images are what its `transform` makes of PIL images of so many channels, so that another can take its place.
+def fit_to_batches(
+    augment: NFAugment, loader: Any, num_classes: int | None = None, first: bool = False
+) -> NFAugment:
+    """A copy of the augmentation, fitted to a loader's batches; all processes take those of rank 0.
 
-    Of a data set that timm's `create_loader` has given its transform, and of timm's and torchvision's own, a first image
-    tells; others do with their `transform` what they like.
+    Args:
+        first: read only the first ones, as many as `fit_to_dataset` reads of a stream.
+
+    >>> import timm_nfaug as nfa
+    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
+    >>> fit_to_batches(augment, [torch.rand(8, 3, 32, 32)]).flow.num_classes
+    1
     """
-    if type(dataset) is IterableImageDataset:
-        return True
-    known = isinstance(dataset, (ImageDataset, VisionDataset)) and not hasattr(
-        type(dataset), "transform"
-    )
-    if (
-        isinstance(dataset, IterableDataset)
-        or not (known or set_by_timm)
-        or not hasattr(dataset, "transform")
-    ):
-        return False
-    given, made = [], torch.zeros(channels, 1, 1)
-    try:
-        with _read_through(dataset, lambda image: given.append(image) or made) as data:
-            sample = data[0]
-    except Exception:  # whatever a transform or a data set of another make raises
-        return False
-    pil = (
-        len(given) == 1
-        and isinstance(given[0], Image.Image)
-        and len(given[0].getbands()) == channels
-    )
-    return pil and isinstance(sample, (tuple, list)) and sample[0] is made
-
-
-def _wanted(augment: NFAugment) -> int:
-    """Images of a class, or of all where there are none."""
-    return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
-
-
-def fit_to_stream(augment: NFAugment, loader, num_classes: int | None) -> int:
-    """Fits to the first images that a loader gives, the same modes in every process; returns how many images it read."""
-    first = _First(loader, _wanted(augment) * (num_classes or 1))
-    augment.fit(first, num_classes, allow_empty=True)
-    take_modes_of_first_process(augment)
-    return first.images
+    if first:
+        loader = _First(loader, _images_wanted(augment) * (num_classes or 1))
+    fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
+    if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
+        device = "cuda" if "nccl" in dist.get_backend() else "cpu"
+        for tensor in (*fitted.flow.prior.state_dict().values(), fitted.flow.log_prior):
+            dist.broadcast(shared := tensor.to(device), 0)
+            tensor.copy_(shared)
+    return fitted
 
 
 class _First:
-    """The batches of a loader until `count` images have come; `images` says how many that were."""
+    """The batches of a loader until `count` images have come; `images` says how many have."""
 
-    def __init__(self, loader: DataLoader, count: int):
+    def __init__(self, loader: Any, count: int):
         self.loader, self.count, self.images = loader, count, 0
         self.dataset = getattr(loader, "dataset", None)  # which may know its classes
 
@@ -188,90 +184,111 @@ class _First:
                 return
 
 
-def take_modes_of_first_process(augment: NFAugment) -> None:
-    """Each process of a distributed training reads a share of its own of a stream."""
-    if not (dist.is_available() and dist.is_initialized()):
+def _levels(size: tuple[int, int, int], image: Any) -> Tensor:
+    """A PIL image as levels (C, h, w), uint8, of this size: squashed, not cropped."""
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"its transform is given {type(image).__name__}, not PIL images")
+    if image.mode[0] not in "IF":  # which convert() would clip; the fit refuses them
+        image = image.convert({1: "L", 3: "RGB"}.get(size[0], image.mode))
+    return pil_to_tensor(image.resize((size[2], size[1]), Image.Resampling.BICUBIC))
+
+
+def _collated(size: tuple[int, int, int], samples: list[Any]) -> Any:
+    """A batch (images, labels) of samples whose images are tensors, or PIL images of any size."""
+    pil = isinstance(samples[0][0], Image.Image)
+    return default_collate([(_levels(size, x) if pil else x, k) for x, k, *_ in samples])
+
+
+def _read_through(base: Any, size: tuple[int, int, int]) -> Any:
+    """A shallow copy whose images come as levels of this size."""
+    if isinstance(inspect.getattr_static(base, "transform", property()), property):
+        own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
+        raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
+    data = copy.copy(base)
+    set_transform(data, functools.partial(_levels, size))
+    return data
+
+
+def _images_wanted(augment: NFAugment) -> int:
+    """Images of a class, or of all where there are none."""
+    return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
+
+
+def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> int:
+    if augment.labels == "none":
+        return 1
+    if mapping := _class_to_idx(base):  # names may share a label, and labels have gaps
+        return max(mapping.values()) + 1
+    if count := num_classes or len(getattr(base, "classes", None) or ()):
+        return count
+    name = type(base).__name__
+    raise NFAError(f"{name} does not know its classes; say how many there are with --num-classes")
+
+
+def _report(augment: NFAugment, read: str, seconds: float) -> None:
+    if process_rank() > 0:
         return
-    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
-    for tensor in (*augment.flow.prior.state_dict().values(), augment.flow.log_prior):
-        shared = tensor.to(device)
-        dist.broadcast(shared, 0)
-        tensor.copy_(shared)
+    found = (augment.flow.prior.mode_std > 0).sum(1)
+    _logger.info("NFA: modes of %d classes from %s in %.1f s", len(found), read, seconds)
+    if few := int((found < augment.modes).sum()):
+        text = "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
+        _logger.warning(text, few, len(found), augment.modes, int(found.min()))
 
 
-def _labels(dataset) -> list[int] | None:
-    """The label of every sample as timm's readers and torchvision's data sets hold them, without reading an image."""
+def _labels(dataset: Any) -> list[int] | None:
+    """The label of every sample, as timm's readers and torchvision's datasets hold them, or None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     reader = getattr(dataset, "reader", dataset)
     try:
-        labels = getattr(reader, "targets", None)
-        if labels is not None:
-            labels = torch.as_tensor(labels).tolist()
-        elif hasattr(reader, "iter_targets"):  # of timm's reader of the Hub's data sets
-            labels = list(reader.iter_targets())
-        else:
-            labels = [k for _, k in reader.samples]
-        labels = [int(k) for k in labels]
-    except (
-        AttributeError,
-        TypeError,
-        ValueError,
-    ):  # there are none, or they are not one integer a sample
+        found = getattr(reader, "targets", None)
+        if found is None and hasattr(reader, "iter_targets"):  # timm's reader of the Hub's datasets
+            found = list(reader.iter_targets())
+        elif found is None:
+            found = [k for _, k in reader.samples]
+        labels = [int(k) for k in torch.as_tensor(found).tolist()]
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # none, or no integers
         return None
     return labels if len(labels) == len(dataset) else None
 
 
-def spread(labels: list[int], count: int) -> list[int]:
+def _spread(labels: list[int], count: int) -> list[int]:
     """Indices of up to `count` samples of each label, evenly spaced among its own, in order."""
     members: dict[int, list[int]] = {}
     for i, k in enumerate(labels):
         members.setdefault(k, []).append(i)
-    few = (
-        [own[j * len(own) // count] for j in range(count)] if len(own) > count else own
+    few = [
+        own if len(own) <= count else [own[j * len(own) // count] for j in range(count)]
         for own in members.values()
-    )
-    return sorted(i for own in few for i in own)
+    ]
+    return sorted(itertools.chain(*few))
 
 
-def unwrapped(dataset):
-    """The data set within those that timm puts around one."""
+def unwrapped(dataset: Any) -> Any:
+    """The dataset inside those that timm puts around one.
+
+    >>> unwrapped([1, 2])
+    [1, 2]
+    """
     wrapper = isinstance(dataset, AugMixDataset) or is_scheduled(dataset)
     return dataset.dataset if wrapper else dataset
 
 
-def is_scheduled(dataset) -> bool:
-    """Whether it is timm's data set of several transforms (``--train-img-sizes``), which older versions lack."""
+def is_scheduled(dataset: Any) -> bool:
+    """Whether it is timm's dataset of several transforms, which older versions lack.
+
+    >>> is_scheduled([])
+    False
+    """
     return type(dataset).__name__ == "ScheduledTransformDataset"
 
 
-def _class_to_idx(dataset) -> dict[str, int] | None:
-    """Of timm's readers (that of tar files has its own name for it) and of torchvision's data sets."""
-    reader = getattr(dataset, "reader", dataset)
-    for owner in (reader, dataset):
-        for name in ("class_to_idx", "class_name_to_idx"):
-            if mapping := getattr(owner, name, None):
-                return mapping
-    return None
+def _class_to_idx(dataset: Any) -> dict[str, int]:
+    """Of timm's readers (that of tar files has its own name for it) and torchvision's datasets."""
+    owners = (getattr(dataset, "reader", dataset), dataset)
+    found = (getattr(o, n, None) for o in owners for n in ("class_to_idx", "class_name_to_idx"))
+    return next(filter(None, found), {})
 
 
-def check_classes(dataset, augment: NFAugment) -> None:
-    """Refuses labels that mean other classes to the flow than to the data set, where both name theirs."""
-    mapping = _class_to_idx(unwrapped(dataset))
-    names = augment.flow.config.class_names
-    if augment.labels != "given" or not mapping or not names:
-        return
-    own = _names(mapping)
-    if own != names:
-        raise NFAError(
-            f"the flow knows the classes {_few(names)}, the data set has {_few(own)}; add --nfa-fit to take the classes "
-            "of the data set, train a flow for it, or let the flow choose the class itself with -lposterior"
-        )
-
-
-def _names(mapping: dict[str, int]) -> list[str]:
-    return [str(k) for k, _ in sorted(mapping.items(), key=lambda kv: kv[1])]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+def _class_names(dataset: Any) -> list[str]:
+    return [str(k) for k, _ in sorted(_class_to_idx(dataset).items(), key=lambda kv: kv[1])]
