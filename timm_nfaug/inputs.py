@@ -17,19 +17,16 @@ LABELS = ("given", "posterior", "none")  # who supplies the class of an image
 
 
 class Inputs(NamedTuple):
-    """What was found in a call.
+    """What was found in the arguments of a call.
 
-    Attributes:
-        flat: all leaves of the call's arguments.
-        spec: how they were nested; None for plain arguments.
-        where: positions of the images in `flat`.
-        labels: (B,) integers, or None.
+    >>> Inputs([1, 2], None, [0], None).nested()
+    (1, 2)
     """
 
-    flat: list[Any]
-    spec: Any
-    where: list[int]
-    labels: Tensor | None
+    flat: list[Any]  # all leaves
+    spec: Any  # how they were nested; None for plain arguments
+    where: list[int]  # positions of the images among the leaves
+    labels: Tensor | None  # (B,) integers
 
     def nested(self) -> Any:
         """The leaves in the nesting that came."""
