@@ -246,11 +246,10 @@ class NFAugment(v2.Transform):
             )
         g = generator if generator is not None else self._generator()
         rows, noise = draw(count, self.p, self.change.noise_size, g)
-        if rows is not None and labels is not None:
+        if labels is not None and rows is not None and len(rows):
             labels = labels[rows.to(labels.device, non_blocking=True)]
         return {"rows": rows, "noise": noise, "labels": labels}
 
-    @torch.no_grad()
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Augments one image or batch with the random numbers of `make_params`."""
         check_image(inpt, self.change.size[0])
@@ -260,7 +259,7 @@ class NFAugment(v2.Transform):
         if isinstance(inpt, PIL.Image.Image):
             images = lambda: pixels.levels_to_model(pixels.levels_of(inpt).unsqueeze(0))
             return add_change(inpt, self._change(images, labels, noise))
-        batch = inpt.as_subclass(Tensor)
+        batch = inpt.as_subclass(Tensor).detach()
         x = batch if batch.ndim == 4 else batch.unsqueeze(0)  # (B, C, H, W)
         if self.mean is None:
             check_range(x)

@@ -53,7 +53,8 @@ class Change(ABC):
                 change = self.change(images, y, noise)
         else:
             change = self.change(images, y, noise)
-        change = change if change.dtype == torch.float32 else change.float()
+        if change.requires_grad or change.dtype != torch.float32:
+            change = change.detach().float()
         low, high = change.aminmax() if len(change) else (0.0, 0.0)
         if -LIMIT <= float(low) and float(high) <= LIMIT:  # false for NaN
             return change, 0

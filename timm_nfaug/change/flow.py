@@ -31,6 +31,7 @@ class FlowChange(Change):
         self.num_classes = flow.num_classes
         self.noise_size = move.noise_size(flow)
 
+    @torch.no_grad()
     def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
         flow, x = self.flow, self._small(images)
         z, y = flow.encode(x, y if y is None else y.to(flow.device))
@@ -60,7 +61,8 @@ class LinearChange(FlowChange):
         if y is None and flow.num_classes == 1:
             y = torch.zeros(len(noise), dtype=torch.int64)
         if y is None or self.move.needs_code:
-            z, y = flow.encode(self._small(images), y if y is None else y.to(flow.device))
+            with torch.no_grad():
+                z, y = flow.encode(self._small(images), y if y is None else y.to(flow.device))
         like = flow.log_prior
         if not (like.is_cpu and like.dtype == torch.float32 and noise.is_cpu and y.is_cpu):
             noise, y = noise.to(like), y.to(like.device)
