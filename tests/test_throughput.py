@@ -77,3 +77,14 @@ def test_what_is_timed_is_an_augmentation():
         and unit.max() < 1 + 1e-5
         and (unit - levels / 255).abs().flatten(1).amax(1).min() > 0.01
     )
+
+
+def test_a_commit_is_timed_beside_itself(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed.beside", "--base", "HEAD", "--rounds", "1",
+         "--only", "PIL, 224 px", "--record", str(tmp_path / "beside")],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    (row,) = validate_file(tmp_path / "beside.json")["results"]
+    assert 0.2 < row["ratio"] < 5 and row["base_us"] > 0 and "PIL, 224 px" in done.stdout

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.core.common import markdown_table
 from benchmarks.core.pages import result, source
+from benchmarks.speed import beside as pairs
 from benchmarks.speed import flow_batches as batches
 from benchmarks.speed import flow_memory as memory
 from benchmarks.speed import flow_speed as speed
@@ -60,7 +61,14 @@ def throughput_cuda() -> str:
     return throughput("throughput_cuda")
 
 
+def beside() -> str:
+    record = result("beside")
+    head = f"Claim: {record['claim']}"
+    return f"{head}\n\n{markdown_table(pairs.table(record['results']))}\n\n{source('beside')}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "beside": beside,
     "flow_speed": flow_speed,
     "flow_speed_equal": flow_speed_equal,
     "flow_batches": flow_batches,
