@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, and directories that one process at a time works in."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile
