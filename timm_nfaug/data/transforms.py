@@ -1,7 +1,5 @@
 """Replaces the transform of a dataset on a copy: the user's dataset stays as it is."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
