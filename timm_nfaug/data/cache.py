@@ -114,8 +114,9 @@ class NFACache:
         if x.dtype != torch.uint8 or x.ndim != 4 or len(rows) != len(x):
             found = f"{x.dtype} {tuple(x.shape)} and {len(rows)} rows"
             raise ValueError(f"expected uint8 images (B, C, H, W) and B rows, got {found}")
+        strength, p = check_strength(strength), check_probability(p)
         modes = self.checked_modes(modes)
-        if not (check_strength(strength) and check_probability(p) and len(x)):
+        if not (strength and p and len(x)):
             return x.clone()
         self._check(rows.tolist(), x[0].cpu(), None if y is None else y[0])
         where, noise = draw(len(x), p, modes, generator)
@@ -125,10 +126,9 @@ class NFACache:
 
     def _check(self, rows: list[int], image: Any, label: Any) -> None:
         """Raises where rows are out of range, or the first is not of this image and label."""
-        i, low, high = rows[0], min(rows), max(rows)
-        if not 0 <= low <= high < len(self):
-            what = f"rows {low} to {high} are out of range"
-            raise IndexError(f"{what} for a cache of {len(self)} images")
+        i, low, high, size = rows[0], min(rows), max(rows), len(self)
+        if not 0 <= low <= high < size:
+            raise IndexError(f"rows {low} to {high} are out of range for a cache of {size} images")
         views = [image]
         if isinstance(image, Tensor):
             views.append(image.permute(1, 2, 0))  # of a cache that was made from PIL images
@@ -156,8 +156,7 @@ def digest(flow: ConditionalFlow) -> str:
     dtypes = [str(m.net_dtype) for m in flow.modules() if isinstance(m, AffineCoupling)]
     h = hashlib.sha256(f"{c.architecture} {c.input_size} {network} {prior} {dtypes}".encode())
     for name, tensor in sorted(flow.state_dict().items()):
-        h.update(f"{name} {tuple(tensor.shape)}".encode())
-        h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        h.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
     return h.hexdigest()
 
 
@@ -169,13 +168,12 @@ class _Source:
         if type(change) is not FlowChange or change.flow.config.code_rows:  # as a LinearChange
             what = "a cache is for deep flows with class Gaussians"
             raise ValueError(f"{what}; the linear flow costs next to nothing without")
-        self.flow, self.move = change.flow, change.move
-        if self.move.needs_code or self.move.noise_size(self.flow) != self.move.modes:
-            what = "a cache is for moves along modes, kind pca or axes"
-            raise ValueError(f"{what}; {self.move.name} takes more than a number for each mode")
+        self.flow, self.move = flow, move = change.flow, change.move
+        if move.needs_code or move.noise_size(flow) != move.modes:
+            what = f"kind pca or axes; {move.name} takes more than a number for each mode"
+            raise ValueError(f"a cache is for moves along modes, {what}")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
-            what = "step must be a finite number above 0"
-            raise ValueError(f"{what}, about the strength used later, e.g. 0.5; got {step!r}")
+            raise ValueError(f"step must be a finite number above 0, e.g. 0.5; got {step!r}")
         self.base, self.labels = without_transform(base), augment.labels
         self.step, self.batch_size = step, batch_size
 
@@ -214,9 +212,9 @@ class _Source:
 
     def _small(self, image: Any) -> Tensor:
         """An image at the flow's size: (1, C, h, w), in [-1, 1]."""
-        levels, (c, h, w) = pixels.levels_of(image), self.flow.config.input_size
+        levels, (c, h, w) = pixels.levels_of(image).unsqueeze(0), self.flow.config.input_size
         check_image(image, c)
-        return lift.down(pixels.levels_to_model(levels.unsqueeze(0)), (h, w))
+        return lift.down(pixels.levels_to_model(levels), (h, w))
 
 
 def _crc(sample: Any, labels: str) -> int:

@@ -5,7 +5,6 @@ The random numbers of a sample follow from (seed, epoch, index) alone; `set_epoc
 
 import hashlib
 import zlib
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ class _Wrapped(Dataset):
 
     def __init__(self, base: Any, seed: int):
         if not hasattr(base, "__len__"):
-            what = f"{type(self).__name__} needs a map-style dataset with a length"
-            raise TypeError(f"{what}, got {type(base).__name__}")
+            raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
         self.transform = getattr(base, "transform", None)
         self.base, self.seed = without_transform(base), seed
         # shared memory, so that persistent workers see a new epoch
@@ -50,9 +48,9 @@ class _Wrapped(Dataset):
         image = self._changed(image, rest[0] if rest else None, index)
         return (image if self.transform is None else self.transform(image), *rest)
 
-    @abstractmethod
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         """The image of sample `index` before the transform."""
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random numbers of the next pass; without it every epoch repeats the first."""
@@ -99,19 +97,17 @@ class CachedNFADataset(_Wrapped):
     ):
         super().__init__(base, seed)
         if len(base) != len(cache):
-            what = f"the cache holds {len(cache)} images, the dataset has {len(base)}"
-            raise ValueError(f"{what}; build a cache of this one")
+            found = f"the cache holds {len(cache)} images, the dataset has {len(base)}"
+            raise ValueError(f"{found}; build a cache of this one")
         self.cache, self.modes = cache, cache.checked_modes(modes)
         self.strength, self.p = check_strength(strength), check_probability(p)
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
-        if not self.strength:
-            return image
         g = keyed_generator(self.seed, int(self._epoch), index)
         if self.p == 1:
             torch.rand((), generator=g)  # as at a smaller p, so that the noise is the same
         _, noise = draw(1, self.p, self.modes, g)
-        if not len(noise):
+        if not (len(noise) and self.strength):
             return image
         change = self.cache.change(index, image, label, noise[0], self.strength).unsqueeze(0)
         if isinstance(image, torch.Tensor):
@@ -125,9 +121,8 @@ class NFAugmentedDataset(_Wrapped):
     It works under timm's `create_loader`, which sets `transform`; call `set_epoch`.
 
     Args:
-        base: map-style dataset of (image, label) pairs; its `transform` moves to the wrapper.
+        base: dataset of (image, label) pairs; its `transform` moves to the wrapper.
         augment: its own `seed` plays no part. Take p=1: below, some copies are the originals again.
-        copies: 3 in the paper's ImageNet run.
         cache: directory where augmented PIL images are kept as PNG, made at first use and alike in
             every epoch; keyed by flow, settings, seed, and the original's pixels and label.
 
@@ -159,10 +154,9 @@ class NFAugmentedDataset(_Wrapped):
         if self.cache is None:
             return self._draw(image, label, index, int(self._epoch))
         if not isinstance(image, PIL.Image.Image):
-            what = f"the cache keeps PIL images, the dataset gave {type(image).__name__}"
-            raise TypeError(f"{what}; leave cache out")
-        original = f"{label} {image.mode} {image.size}".encode()
-        key = zlib.crc32(original, zlib.crc32(image.tobytes()))
+            raise TypeError(f"copies are kept of PIL, not {type(image).__name__}; leave cache out")
+        key = zlib.crc32(image.tobytes())
+        key = zlib.crc32(f"{label} {image.mode} {image.size}".encode(), key)
         path = self.cache / f"{index // 1000:06d}" / f"{index:09d}-{key:08x}.png"
         if path.exists():
             with PIL.Image.open(path) as kept:

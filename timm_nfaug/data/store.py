@@ -41,6 +41,7 @@ class Store:
 
     def __init__(self, path: Path):
         self.path, self.file = path, path / "index.json"
+        self.parts = {part: path / f"{part}.npy" for part in DTYPES}
 
     def read(self) -> Index:
         """Reads the index, and refuses one of another format or kind."""
@@ -76,15 +77,17 @@ class Store:
     def write(self, key: Index, fill: Fill, unchanged: Check) -> None:
         """Makes the files, resumes, or repairs rows; other processes wait.
 
-        Args:
-            key: the index without notes of what is done; raises ValueError where another one is.
-            fill: computes rows.
-            unchanged: whether rows still are those of the dataset. They are also compared with
-                their checksum if anybody wrote to the files since the last build.
+        Rows are filled again where they are no longer `unchanged`, or not those of their checksum,
+        which is computed if anybody wrote to the files since the last build. Raises ValueError where
+        the index there is of another key, which is all of it but the notes of what is done.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
-            self._find_index(key)
+            fresh = {**key, "complete": False, "shards": {}}
+            self.index = self.read() if self.file.exists() else fresh
+            if other := ", ".join(k for k, v in key.items() if self.index.get(k) != v):
+                what = f"{self.path} holds a cache that differs in {other}"
+                raise ValueError(f"{what}; name another directory or delete it")
             self._check_space()
             arrays = self._map("r+")
             trusted = self.index.get("stamps") == self._stamps()
@@ -94,12 +97,6 @@ class Store:
                 if not (intact and unchanged(arrays, rows)):
                     self._fill(arrays, name, rows, fill)
             self._save(complete=True, stamps=self._stamps())
-
-    def _find_index(self, key: Index) -> None:
-        self.index = self.read() if self.file.exists() else {**key, "complete": False, "shards": {}}
-        if other := ", ".join(k for k, v in key.items() if self.index.get(k) != v):
-            what = f"{self.path} holds a cache that differs in {other}"
-            raise ValueError(f"{what}; name another directory or delete it")
 
     def _fill(self, arrays: Arrays, name: str, rows: range, fill: Fill) -> None:
         if self.index["shards"].pop(name, None):  # nobody is to take half of it for whole
@@ -118,12 +115,10 @@ class Store:
 
     def _check_space(self) -> None:
         """Raises where the rest does not fit: a full disk kills the process that maps the files."""
-        shards = self.index["shards"] if all(f.is_file() for f in self._files().values()) else ()
-        count, done = (
-            self.index["count"],
-            sum(len(r) for name, r in self._shards() if name in shards),
-        )
-        row = sum(math.prod(self._shape(part)[1:]) * t.itemsize for part, t in DTYPES.items()) / 1e9
+        count, shapes = self.index["count"], self.index["shapes"]
+        notes = self.index["shards"] if all(file.is_file() for file in self.parts.values()) else ()
+        done = sum(len(rows) for name, rows in self._shards() if name in notes)
+        row = sum(math.prod(shapes[part]) * dtype.itemsize for part, dtype in DTYPES.items()) / 1e9
         free = shutil.disk_usage(self.path).free / 1e9
         what = f"{row * count:.1f} GB for {count} images, of which {done} are there"
         if row * (count - done) > free:
@@ -135,26 +130,19 @@ class Store:
     def _map(self, mode: Literal["r", "r+"]) -> Arrays:
         """Maps the arrays, to be read ("r") or written ("r+"), which makes those that lack."""
         arrays: Arrays = {}
-        for part, file in self._files().items():
-            shape, dtype = self._shape(part), DTYPES[part]
+        for part, file in self.parts.items():
+            shape, dtype = (self.index["count"], *self.index["shapes"][part]), DTYPES[part]
             with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
                 arrays[part] = np.load(file, mmap_mode=mode)
             if part not in arrays or (arrays[part].shape, arrays[part].dtype) != (shape, dtype):
                 if mode == "r":
-                    what = f"{file} is missing or damaged"
-                    raise ValueError(f"{what}; call NFACache.build to repair it")
+                    raise ValueError(f"{file} is missing or damaged; NFACache.build repairs it")
                 arrays[part] = np.lib.format.open_memmap(file, "w+", dtype, shape)
         return arrays
 
-    def _files(self) -> dict[str, Path]:
-        return {part: self.path / f"{part}.npy" for part in DTYPES}
-
-    def _shape(self, part: str) -> tuple[int, ...]:
-        return (self.index["count"], *self.index["shapes"][part])
-
     def _stamps(self) -> dict[str, int]:
         """When each file was last written to."""
-        return {part: file.stat().st_mtime_ns for part, file in self._files().items()}
+        return {part: file.stat().st_mtime_ns for part, file in self.parts.items()}
 
     def _shards(self) -> list[tuple[str, range]]:
         """The name of each shard in the index, and its rows."""

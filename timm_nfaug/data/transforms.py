@@ -40,6 +40,6 @@ def _copied(dataset: Any) -> Any:
     """A shallow copy, with the datasets within where `transform` is a property that hands it on."""
     dataset = copy.copy(dataset)
     if isinstance(getattr(type(dataset), "transform", None), property):
-        own = vars(dataset)
-        own.update({k: _copied(v) for k, v in own.items() if isinstance(v, Dataset)})
+        inner = {k: _copied(v) for k, v in vars(dataset).items() if isinstance(v, Dataset)}
+        vars(dataset).update(inner)
     return dataset
