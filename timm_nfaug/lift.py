@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 200_000  # values worked on at a time on a CPU, so that they stay in its cache
-# Added to a change in levels before it is enlarged: positive values are rounded by cutting off their
-# fraction, and the 256 too many vanish in the conversion to uint8. This spares a pass over the image.
+# Added to a change in levels before it is enlarged: positive values are rounded by cutting off the
+# fraction, and the 256 too many vanish in the conversion to uint8, without a pass over the image.
 SHIFT = 256.5
 
 Limits = Sequence[float]  # a number for each channel
@@ -72,7 +72,7 @@ def _clamped(x: Tensor, low: Limits, high: Limits) -> Tensor:
 def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     """Adds a change (C, h, w), enlarged, to a PIL image of mode L or RGB; returns a new image.
 
-    The change is float32, in levels, within +-256. It is added in the image's own layout with numpy,
+    The change is float32, in levels, within +-256. It is added in the image's own layout by numpy,
     whose calls cost less than torch's on one image.
 
     >>> image, change = PIL.Image.new("L", (2, 2), 100), np.full((1, 1, 1), 9, np.float32)

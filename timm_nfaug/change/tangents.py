@@ -1,8 +1,8 @@
 """TangentChange: what moves change, from pictures of each image that a cache holds; no flow needed.
 
-An image of code z changes by ``f^-1(z + move) - f^-1(z)``, about a weighted sum of pictures: one for
-each mode, linear in the noise, and four for the bend of the flow. How far off that is, is measured
-in benchmarks/analysis/tangents.py.
+An image of code z changes by ``f^-1(z + move) - f^-1(z)``, about a weighted sum of pictures: one
+for each mode, linear in the noise, and four for the bend of the flow. How far off that is, is
+measured in benchmarks/analysis/tangents.py.
 """
 
 import math
@@ -57,9 +57,9 @@ def tangents(
 ) -> Tensor:
     """Pictures (B, modes + 4, C, H, W) of how images of codes z (B, D) and labels y (B,) change.
 
-    A move by noise e (modes,) at strength s changes an image by about the sum of these pictures with
-    the `weights` of e and s. They are fitted to moves of strength `step` by all modes together, one
-    way and the opposite: the odd part is linear in e, the even part is the bend, made of the squares
+    A move by noise e (modes,) at strength s changes an image by about the sum of these pictures
+    with the `weights` of e and s. They are fitted to moves of strength `step` by all modes, one way
+    and the opposite: the odd part is linear in e, the even part is the bend, made of the squares
     and the product of the first two modes and the mean square of the others.
 
     >>> from timm_nfaug import create_flow
@@ -96,7 +96,7 @@ def _directions(modes: int) -> tuple[Tensor, Tensor]:
 
 
 def weights(noise: np.ndarray, strength: float, modes: int) -> np.ndarray:
-    """Weights (B, n + 4) of pictures of `modes` modes for noise (B, n), n <= modes; the bend's last.
+    """Weights (B, n + 4) of pictures of `modes` modes for noise (B, n), those of the bend last.
 
     >>> weights(np.array([[1.0, 2.0, 3.0]]), 1.0, 3)[0].tolist()
     [1.0, 2.0, 3.0, 1.0, 2.0, 4.0, 9.0]

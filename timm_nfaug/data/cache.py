@@ -188,8 +188,8 @@ class _Source:
 
     def unchanged(self, arrays: store.Arrays, rows: range) -> bool:
         """Looks at a few of the images; each is looked at again when it is used."""
-        few = rows[:: max(1, len(rows) // 8)]
-        return all(arrays["crc"][i] == _crc(self.base[i], self.labels) for i in few)
+        some = rows[:: max(1, len(rows) // 8)]
+        return all(arrays["crc"][i] == _crc(self.base[i], self.labels) for i in some)
 
     @torch.no_grad()
     def fill(self, arrays: store.Arrays, rows: range) -> None:

@@ -77,9 +77,9 @@ class Store:
     def write(self, key: Index, fill: Fill, unchanged: Check) -> None:
         """Makes the files, resumes, or repairs rows; other processes wait.
 
-        Rows are filled again where they are no longer `unchanged`, or not those of their checksum,
-        which is computed if anybody wrote to the files since the last build. Raises ValueError where
-        the index there is of another key, which is all of it but the notes of what is done.
+        Rows are filled again where they are no longer `unchanged`, or differ from their checksum,
+        which is compared if anybody wrote to the files since the last build. Raises ValueError for
+        a cache of another key, which is the index but for the notes of what is done.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
