@@ -39,9 +39,7 @@ class TangentChange(Change):
 
     def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
         used = np.array([*range(self.noise_size), *range(self.stored, self.stored + BENDS)])
-        own = (
-            np.array(self.rows, np.int64)[:, None] * (self.stored + BENDS) + used
-        )  # (B, modes + 4)
+        own = np.array(self.rows, np.int64)[:, None] * (self.stored + BENDS) + used  # (B, n + 4)
         w = torch.from_numpy(weights(noise.numpy(), self.strength, self.stored))
         return summed(self.pictures, torch.from_numpy(own), w).view(-1, *self.size)
 
