@@ -452,7 +452,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
     with pytest.raises(
         OSError,
-        match="tangents of 60 images takes 0.0 GB, of .* has 0.0 GB left; take fewer modes or",
+        match="takes 0.0 GB for 60 images, of which 0 .* has 0.0 GB left; take fewer modes or",
     ):
         NFACache.build(augment, base, tmp_path / "full")
     assert not any((tmp_path / "full").glob("*.npy"))

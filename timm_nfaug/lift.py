@@ -1,10 +1,7 @@
 """Lift: applies the change of a small image to an image of any size.
 
-A change is made at the flow's own size, enlarged smoothly and added, so that every fine detail of the
-original stays.
+The change is enlarged smoothly and added, so that every fine detail of the original stays.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
@@ -16,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 200_000  # values worked on at a time on a CPU, so that they stay in its cache
-# Added to a change in levels before it is enlarged: positive values are rounded by cutting off their
-# fraction, and the 256 too many vanish in the conversion to uint8. This spares a pass over the image.
+# Added to a change in levels before it is enlarged: positive values are rounded by cutting off the
+# fraction, and the 256 too many vanish in the conversion to uint8, without a pass over the image.
 SHIFT = 256.5
+
+Limits = Sequence[float]  # a number for each channel
 
 
 def down(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,31 +31,25 @@ def down(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def add(
-    x: Tensor,
-    change: Tensor,
-    low: Sequence[float],
-    high: Sequence[float],
-    rows: Tensor | None = None,
-) -> Tensor:
-    """Adds a change, enlarged, to images (B, C, H, W); returns a new tensor like x.
+def add(x: Tensor, change: Tensor, low: Limits, high: Limits, rows: Tensor | None = None) -> Tensor:
+    """Adds a change (b, C, h, w), enlarged, to images (B, C, H, W); returns a new tensor like x.
 
     Args:
         x: uint8 levels, or floats of any range.
-        change: (b, C, h, w) float32, in the units of x; for uint8 within +-256.
-        low, high: C numbers, the range each channel is clamped to.
+        change: float32, in the units of x; for uint8 within +-256.
+        low, high: the range that each channel is clamped to.
         rows: indices (b,) of the images that change; None: all, in order.
 
     >>> x = torch.full((1, 1, 2, 2), 250, dtype=torch.uint8)
-    >>> add(x, torch.full((1, 1, 1, 1), 9.0), [0], [255]).flatten().tolist()
-    [255, 255, 255, 255]
+    >>> add(x, torch.full((1, 1, 1, 1), 9.0), [0], [255]).unique()
+    tensor([255], dtype=torch.uint8)
     """
     out = torch.empty_like(x) if rows is None else x.clone()
     levels = x.dtype == torch.uint8
     if levels:
         change = change + SHIFT
         low, high = ([int(v + SHIFT) for v in limits] for limits in (low, high))
-    step = max(1, CHUNK // x.shape[1:].numel() if x.device.type == "cpu" else len(change))
+    step = max(1, CHUNK // x.shape[1:].numel() if x.is_cpu else len(change))
     with torch.autocast(x.device.type, enabled=False):
         for i in range(0, len(change), step):
             where = slice(i, i + step) if rows is None else rows[i : i + step]
@@ -68,43 +61,41 @@ def add(
     return out
 
 
-def _clamped(x: Tensor, low: Sequence[float], high: Sequence[float]) -> Tensor:
+def _clamped(x: Tensor, low: Limits, high: Limits) -> Tensor:
     """Clamps each channel of (B, C, H, W) in place."""
     if len(set(low)) == len(set(high)) == 1:
         return x.clamp_(low[0], high[0])
-    for c, (least, most) in enumerate(zip(low, high, strict=True)):
-        x[:, c].clamp_(least, most)
+    for c, limits in enumerate(zip(low, high, strict=True)):
+        x[:, c].clamp_(*limits)
     return x
 
 
 def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
-    """Adds a change, enlarged, to a PIL image of mode L or RGB; returns a new image.
+    """Adds a change (C, h, w), enlarged, to a PIL image of mode L or RGB; returns a new image.
 
-    It works in the image's own layout with numpy, whose calls cost less than torch's on one image.
+    The change is float32, in levels, within +-256. It is added in the image's own layout by numpy,
+    whose calls cost less than torch's on one image.
 
-    Args:
-        change: (C, h, w) float32, in levels, within +-256.
-
-    >>> image = PIL.Image.new("L", (2, 2), 100)
-    >>> add_to_image(image, np.full((1, 1, 1), 9, np.float32)).getpixel((0, 0))
+    >>> image, change = PIL.Image.new("L", (2, 2), 100), np.full((1, 1, 1), 9, np.float32)
+    >>> add_to_image(image, change).getpixel((0, 0))
     109
     """
     levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, -1)  # (H, W * C)
-    c, h, w = change.shape
     change = change + np.float32(SHIFT)
+    c, h, w = change.shape
     if (h, w) == (image.height, image.width):
         out = _added(levels, change.reshape(c, -1).T.reshape(h, -1))
         return PIL.Image.frombytes(image.mode, image.size, out)
-    which, weights = _neighbours(h, image.height)
     # torch's product, as numpy's would start threads of its own in every worker
-    wide = torch.from_numpy(change).reshape(c * h, w) @ _bilinear(w, image.width, _CPU)
-    lines = wide.view(c, h, -1).permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
+    lines = torch.from_numpy(change).reshape(c * h, w)
+    wide = (lines @ _bilinear(w, image.width, lines.device)).view(c, h, -1)
+    lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
+    which, weights = _neighbours(h, image.height)
     out = np.empty_like(levels)
     step = max(1, CHUNK // levels.shape[1])
     for i in range(0, len(levels), step):
         part = slice(i, i + step)
-        more = _weighted_lines(lines, which[part], weights[part])
-        out[part] = _added(levels[part], more.numpy())
+        out[part] = _added(levels[part], _mixed(lines, which[part], weights[part]).numpy())
     return PIL.Image.frombytes(image.mode, image.size, out)
 
 
@@ -126,48 +117,30 @@ def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:
         return change
     b, c, h, w = change.shape
     lines = change.reshape(b * c * h, w) @ _bilinear(w, size[1], change.device)
-    if change.device.type != "cpu":
+    if not change.is_cpu:
         return _bilinear(h, size[0], change.device).T @ lines.view(b, c, h, -1)
     # each line of the result is the sum of two; a product would cost most of an augmentation
-    return _weighted_lines(lines, *_neighbours(h, size[0], b * c)).view(b, c, *size)
+    return _mixed(lines, *_neighbours(h, size[0], b * c)).view(b, c, *size)
 
 
-def _weighted_lines(lines: Tensor, which: Tensor, weights: Tensor) -> Tensor:
-    """Lines (M, W), each a weighted sum of two of the lines (N, W)."""
-    two = _offsets(len(which))
-    own = weights.view(-1)
-    return F.embedding_bag(which.view(-1), lines, two, mode="sum", per_sample_weights=own)
-
-
-@functools.lru_cache(maxsize=64)
-def _offsets(count: int) -> Tensor:
-    """Where each of `count` pairs begins; torch would make it at every call."""
-    return torch.arange(0, 2 * count, 2)
+def _mixed(lines: Tensor, which: Tensor, weights: Tensor) -> Tensor:
+    """Lines (M, W), each a weighted sum of two of the lines (N, W); the rest is (M, 2)."""
+    return F.embedding_bag(which, lines, mode="sum", per_sample_weights=weights)
 
 
 @functools.lru_cache(maxsize=64)
-def _neighbours(n: int, m: int, count: int = 1) -> tuple[Tensor, Tensor]:
-    """The two of n lines that each of m lines lies between, and their weights: (count * m, 2) each.
-
-    Args:
-        count: number of planes of n lines.
-    """
-    centre = (torch.arange(m, dtype=torch.float64) + 0.5) * n / m - 0.5
-    position = centre.clamp(0, n - 1)
+def _neighbours(n: int, m: int, planes: int = 1) -> tuple[Tensor, Tensor]:
+    """The two of n lines that each of m lines lies between, and their weights: (planes * m, 2)."""
+    position = ((torch.arange(m, dtype=torch.float64) + 0.5) * n / m - 0.5).clamp(0, n - 1)
     first = position.long().clamp_max(max(n - 2, 0))
     pair = torch.stack([first, (first + 1).clamp_max(n - 1)], dim=1)
     share = (position - first).float()
-    planes = torch.arange(0, count * n, n).view(-1, 1, 1)
-    return (planes + pair).view(-1, 2), torch.stack([1 - share, share], dim=1).repeat(count, 1)
+    starts = torch.arange(0, planes * n, n).view(-1, 1, 1)
+    return (starts + pair).view(-1, 2), torch.stack([1 - share, share], dim=1).repeat(planes, 1)
 
 
 @functools.lru_cache(maxsize=64)
 def _bilinear(n: int, m: int, device: torch.device) -> Tensor:
     """(n, m): the weights of n values in each of the m between them."""
     unit = torch.eye(n, dtype=torch.float32).unsqueeze(0)
-    return (
-        F.interpolate(unit, size=m, mode="linear", align_corners=False)[0].contiguous().to(device)
-    )
-
-
-_CPU = torch.device("cpu")
+    return F.interpolate(unit, size=m, mode="linear")[0].contiguous().to(device)

@@ -358,19 +358,18 @@ def dataset_with_transform():
     return items(data)
 
 
-def build(folder: str, store: str, **settings) -> nfa.NFACache:
+def build(folder: str, **settings) -> nfa.NFACache:
     data = Pictures(levels(6, seed=3))
-    return nfa.NFACache.build(augment(strength=0.5, **settings), data, Path(folder), kind=store)
+    return nfa.NFACache.build(augment(strength=0.5, **settings), data, Path(folder))
 
 
-@case("cache/tangents", "tangents", {})
-@case("cache/tangents_posterior", "tangents", {"labels": "posterior"})
-@case("cache/tangents_axes", "tangents", {"kind": "axes"})
-@case("cache/codes", "codes", {})
-def cached(store, settings):
+@case("cache/tangents", {})
+@case("cache/tangents_posterior", {"labels": "posterior"})
+@case("cache/tangents_axes", {"kind": "axes"})
+def cached(settings):
     """A dataset and batches from a cache that is built here."""
     with tempfile.TemporaryDirectory() as folder:
-        return from_cache(build(folder, store, **settings))
+        return from_cache(build(folder, **settings))
 
 
 @case("cache/stored")

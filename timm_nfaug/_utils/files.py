@@ -1,6 +1,4 @@
-"""Files that are written whole or not at all, and directories that one process at a time works in."""
-
-from __future__ import annotations
+"""Files that are written whole or not at all, and directories for one process at a time."""
 
 import contextlib
 import os

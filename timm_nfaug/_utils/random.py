@@ -1,7 +1,5 @@
 """Random generators that follow from keys, and the global ones kept apart."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import random

@@ -1,7 +1,5 @@
 """NFACache: the pictures of `timm_nfaug.change.tangents` of each image of a dataset, on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os
@@ -26,34 +24,30 @@ from ..inputs import check_image, class_of
 from . import store
 from .transforms import without_transform
 
+StrPath = str | os.PathLike[str]
+
 
 class NFACache:
     """Opens a cache, on disk, of how a deep flow moves each image of a dataset; `build` makes one.
 
     Args:
-        path: its directory.
         flow: the flow that it should be of; a cache of another one is refused.
-        verify: compare the files with their checksums; without, only their shapes are looked at.
+        verify: compare the files with their checksums, not only their shapes.
 
-    Attributes:
-        kind: "tangents".
-        modes: number of modes that there are pictures of.
-
-    >>> import tempfile, timm_nfaug as nfa
-    >>> augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", modes=4)
-    >>> images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([3, 7])
+    >>> import tempfile
+    >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits", modes=4)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     cache = nfa.NFACache.build(augment, list(zip(images, labels)), folder)
-    >>> moved = cache.augment(images, labels, torch.arange(2), torch.Generator(), p=1.0)
-    >>> len(cache), moved.shape, torch.equal(moved, images)
-    (2, torch.Size([2, 1, 8, 8]), False)
+    ...     cache = NFACache.build(augment, [(PIL.Image.new("L", (8, 8)), 3)], folder)
+    >>> len(cache), cache.modes
+    (1, 4)
     """
 
-    def __init__(self, path: str | os.PathLike, flow: ConditionalFlow | None = None, verify=True):
-        self.path, self.index = Path(path), store.read_index(Path(path))
+    def __init__(self, path: StrPath, flow: ConditionalFlow | None = None, verify: bool = True):
+        files = store.Store(Path(path))
+        self.path, self.index = files.path, files.read()
         if flow is not None and digest(flow) != self.index["flow"]:
             raise ValueError(f"the cache in {path} was made with another flow; build it again")
-        arrays = store.open_arrays(self.path, self.index, verify)
+        arrays = files.open(verify)
         self.kind, self.modes = self.index["kind"], self.index["modes"]
         self._crc = np.asarray(arrays["crc"])  # whose items cost less than those of a file
         with warnings.catch_warnings():  # nobody writes to it
@@ -62,25 +56,23 @@ class NFACache:
 
     @classmethod
     def build(
-        cls, augment: NFAugment, base, path: str | os.PathLike, step: float = 0.5, batch_size=64
-    ) -> NFACache:
+        cls, augment: NFAugment, base: Any, path: StrPath, step: float = 0.5, batch_size: int = 64
+    ) -> "NFACache":
         """Makes the cache of a dataset, resumes a build, or repairs what is damaged or has changed.
 
-        Other processes that call this wait. Files that nobody wrote to since are not read through
-        again; opening the cache with `NFACache` compares all checksums.
+        Other processes that call this wait. Files that nobody wrote to since are not read again.
 
         Args:
             augment: its flow, modes, kind and labels count; strength and p are chosen at use.
-            base: map-style dataset of (PIL image or uint8 tensor (C, H, W), label) pairs; its
-                transform is left out.
-            step: strength of the moves that the pictures are fitted to; about the one used later.
+            base: dataset of (PIL image or uint8 tensor (C, H, W), label); without its transform.
+            step: strength of the moves that the pictures are fitted to, about the one used later.
 
         Raises:
             OSError: the disk has no room for it.
             ValueError: the flow is linear, moves are not along modes, or another cache is there.
         """
         source = _Source(augment, base, step, batch_size)
-        store.write(Path(path), source.key(), source.fill, source.unchanged)
+        store.Store(Path(path)).write(source.key(), source.fill, source.unchanged)
         return cls(path, verify=False)
 
     def __len__(self) -> int:
@@ -96,34 +88,13 @@ class NFACache:
             raise ValueError(f"modes must be from 1 to the {self.modes} of the cache, got {modes}")
         return modes
 
-    def check(self, rows: list[int], image: Any, label: Any) -> None:
-        """Raises where rows are out of range, or the first is not of this image and label."""
-        i, low, high, labels = rows[0], min(rows), max(rows), self.index["labels"]
-        if not 0 <= low <= high < len(self):
-            what = f"rows {low} to {high} are out of range"
-            raise IndexError(f"{what} for a cache of {len(self)} images")
-        known = int(self._crc[i])
-        same = known == _crc((image, label), labels)
-        if not same and isinstance(image, Tensor):  # of a cache that was made from PIL images
-            same = known == _crc((image.permute(1, 2, 0), label), labels)
-        if not same:
-            what = f"image {i} or its label is not what the cache in {self.path} was made from"
-            remedy = "delete crc.npy there and call NFACache.build again, or take another directory"
-            raise ValueError(f"{what}; {remedy}")
-
-    def change_of(self, rows: list[int], strength: float, modes: int) -> TangentChange:
-        """The change of images, by their rows in the dataset."""
-        c, h, w = self.index["size"]
-        return TangentChange(self._pictures, rows, (c, h, w), self.modes, modes, strength)
-
     def change(self, i: int, image: Any, label: Any, noise: Tensor, strength: float) -> Tensor:
         """What is added to image i for noise (n,): (C, h, w), in units of the range [-1, 1].
 
         Raises ValueError where image or label are not those that row i was made from.
         """
-        self.check([i], image, label)
-        change = self.change_of([i], strength, len(noise))
-        return change.bounded(lambda: noise, None, noise.unsqueeze(0))[0][0]
+        self._check([i], image, label)
+        return self._changes([i], noise.unsqueeze(0), strength)[0]
 
     def augment(
         self,
@@ -135,21 +106,10 @@ class NFACache:
         p: float = 0.5,
         modes: int | None = None,
     ) -> Tensor:
-        """Images x (B, C, H, W), uint8, moved as `NFAugment` moves them with the same generator.
+        """Moves uint8 images x (B, C, H, W) as `NFAugment` would with the same generator.
 
-        For a training set that lies in memory: several times faster than image by image.
-
-        Args:
-            x: images as the dataset has them, before any crop or flip.
-            y: labels (B,), if the cache was made with labels.
-            rows: (B,) indices of these images in the dataset; the first one is checked.
-            generator: source of the random numbers, on the CPU.
-            strength, p: as of `NFAugment`.
-            modes: number of modes moved along; those of the cache unless given.
-
-        Raises:
-            ValueError: the first image or its label are not those of its row.
-            IndexError: a row is not one of the cache.
+        For a training set in memory, before crop and flip: much faster than image by image. The
+        first of the rows (B,) is compared with its image, and label y (B,) if labels are given.
         """
         if x.dtype != torch.uint8 or x.ndim != 4 or len(rows) != len(x):
             found = f"{x.dtype} {tuple(x.shape)} and {len(rows)} rows"
@@ -158,14 +118,30 @@ class NFACache:
         modes = self.checked_modes(modes)
         if not (strength and p and len(x)):
             return x.clone()
-        self.check(rows.tolist(), x[0].cpu(), None if y is None else y[0])
+        self._check(rows.tolist(), x[0].cpu(), None if y is None else y[0])
         where, noise = draw(len(x), p, modes, generator)
-        if not len(noise):
-            return x.clone()
         if where is not None:
             rows, where = rows[where], where.to(x.device)
-        change = self.change_of(rows.tolist(), strength, modes)
-        return add_change(x, change.bounded(lambda: x, None, noise)[0], where)
+        return add_change(x, self._changes(rows.tolist(), noise, strength), where)
+
+    def _check(self, rows: list[int], image: Any, label: Any) -> None:
+        """Raises where rows are out of range, or the first is not of this image and label."""
+        i, low, high, size = rows[0], min(rows), max(rows), len(self)
+        if not 0 <= low <= high < size:
+            raise IndexError(f"rows {low} to {high} are out of range for a cache of {size} images")
+        views = [image]
+        if isinstance(image, Tensor):
+            views.append(image.permute(1, 2, 0))  # of a cache that was made from PIL images
+        if all(self._crc[i] != _crc((v, label), self.index["labels"]) for v in views):
+            what = f"image {i} or its label is not what the cache in {self.path} was made from"
+            remedy = "delete crc.npy there and call NFACache.build again, or take another directory"
+            raise ValueError(f"{what}; {remedy}")
+
+    def _changes(self, rows: list[int], noise: Tensor, strength: float) -> Tensor:
+        """What is added to images by their rows in the dataset, for noise (b, n): (b, C, h, w)."""
+        size, modes = tuple(self.index["size"]), noise.shape[1]
+        change = TangentChange(self._pictures, rows, size, self.modes, modes, float(strength))
+        return change.bounded(lambda: noise, None, noise)[0]  # which looks at no images
 
 
 def digest(flow: ConditionalFlow) -> str:
@@ -180,8 +156,7 @@ def digest(flow: ConditionalFlow) -> str:
     dtypes = [str(m.net_dtype) for m in flow.modules() if isinstance(m, AffineCoupling)]
     h = hashlib.sha256(f"{c.architecture} {c.input_size} {network} {prior} {dtypes}".encode())
     for name, tensor in sorted(flow.state_dict().items()):
-        h.update(f"{name} {tuple(tensor.shape)}".encode())
-        h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        h.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
     return h.hexdigest()
 
 
@@ -193,13 +168,12 @@ class _Source:
         if type(change) is not FlowChange or change.flow.config.code_rows:  # as a LinearChange
             what = "a cache is for deep flows with class Gaussians"
             raise ValueError(f"{what}; the linear flow costs next to nothing without")
-        self.flow, self.move = change.flow, change.move
-        if self.move.needs_code or self.move.noise_size(self.flow) != self.move.modes:
-            what = "a cache is for moves along modes, kind pca or axes"
-            raise ValueError(f"{what}; {self.move.name} takes more than a number for each mode")
+        self.flow, self.move = flow, move = change.flow, change.move
+        if move.needs_code or move.noise_size(flow) != move.modes:
+            what = f"kind pca or axes; {move.name} takes more than a number for each mode"
+            raise ValueError(f"a cache is for moves along modes, {what}")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
-            what = "step must be a finite number above 0"
-            raise ValueError(f"{what}, about the strength used later, e.g. 0.5; got {step!r}")
+            raise ValueError(f"step must be a finite number above 0, e.g. 0.5; got {step!r}")
         self.base, self.labels = without_transform(base), augment.labels
         self.step, self.batch_size = step, batch_size
 
@@ -214,38 +188,37 @@ class _Source:
 
     def unchanged(self, arrays: store.Arrays, rows: range) -> bool:
         """Looks at a few of the images; each is looked at again when it is used."""
-        few = rows[:: max(1, len(rows) // 8)]
-        return all(_crc(self.base[i], self.labels) == int(arrays["crc"][i]) for i in few)
+        some = rows[:: max(1, len(rows) // 8)]
+        return all(arrays["crc"][i] == _crc(self.base[i], self.labels) for i in some)
 
     @torch.no_grad()
     def fill(self, arrays: store.Arrays, rows: range) -> None:
-        for start in range(rows.start, rows.stop, self.batch_size):
-            where = slice(start, min(start + self.batch_size, rows.stop))
-            pairs = [self.base[i][:2] for i in range(where.start, where.stop)]
-            t = self._tangents(pairs)  # (B, modes + 4, C, h, w)
-            # an image that the flow cannot move stays as it is
-            good = (t.abs() < 1e6).flatten(1).all(1).view(-1, 1, 1, 1, 1)
-            arrays["tangents"][where] = packed(torch.where(good, t, 0.0)).numpy()
-            arrays["crc"][where] = [_crc(pair, self.labels) for pair in pairs]
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            samples, where = [self.base[i] for i in batch], slice(batch.start, batch.stop)
+            arrays["tangents"][where] = packed(self._tangents(samples)).numpy()
+            arrays["crc"][where] = [_crc(sample, self.labels) for sample in samples]
 
-    def _tangents(self, pairs: list[Any]) -> Tensor:
+    def _tangents(self, samples: list[Any]) -> Tensor:
+        """Pictures (B, modes + 4, C, h, w), zero for an image that the flow cannot move."""
         flow, y = self.flow, None
-        x = torch.cat([self._small(image) for image, _ in pairs]).to(flow.device)
+        x = torch.cat([self._small(image) for image, *_ in samples]).to(flow.device)
         if self.labels == "given":
-            y = torch.tensor([class_of(label) for _, label in pairs], device=flow.device)
+            y = torch.tensor([class_of(label) for _, label, *_ in samples], device=flow.device)
         z, y = flow.encode(x, y)
         y = flow.gaussian_labels(y, len(z))
-        return tangents(flow, z, y, self.move.modes, self.step, self.move.name)
+        found = tangents(flow, z, y, self.move.modes, self.step, self.move.name)
+        return torch.where((found.abs() < 1e6).all((1, 2, 3, 4), keepdim=True), found, 0.0)
 
     def _small(self, image: Any) -> Tensor:
         """An image at the flow's size: (1, C, h, w), in [-1, 1]."""
-        levels, (c, h, w) = pixels.levels_of(image), self.flow.config.input_size
+        levels, (c, h, w) = pixels.levels_of(image).unsqueeze(0), self.flow.config.input_size
         check_image(image, c)
-        return lift.down(pixels.levels_to_model(levels.unsqueeze(0)), (h, w))
+        return lift.down(pixels.levels_to_model(levels), (h, w))
 
 
 def _crc(sample: Any, labels: str) -> int:
-    """Of the pixels and, where it counts, the label."""
+    """A checksum of the pixels and, where it counts, the label."""
     image, label = sample[:2]
     pil = isinstance(image, PIL.Image.Image)
     own = image.tobytes() if pil else image.contiguous().numpy().tobytes()

@@ -1,7 +1,5 @@
 """Replaces the transform of a dataset on a copy: the user's dataset stays as it is."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -42,6 +40,6 @@ def _copied(dataset: Any) -> Any:
     """A shallow copy, with the datasets within where `transform` is a property that hands it on."""
     dataset = copy.copy(dataset)
     if isinstance(getattr(type(dataset), "transform", None), property):
-        own = vars(dataset)
-        own.update({k: _copied(v) for k, v in own.items() if isinstance(v, Dataset)})
+        inner = {k: _copied(v) for k, v in vars(dataset).items() if isinstance(v, Dataset)}
+        vars(dataset).update(inner)
     return dataset
