@@ -4,16 +4,14 @@ from torch import Tensor, nn
 
 
 class Bijection(nn.Module):
-    """An invertible map with a tractable Jacobian determinant.
-
-    ``forward(x)`` returns y and ``log_det`` (B,): log abs det dy/dx, summed over all dimensions of
-    an image, in nats. ``inverse(y)`` returns x. Neither changes its argument.
+    """An invertible map with a tractable Jacobian determinant. It leaves its arguments alone.
 
     >>> Bijection().output_shape((3, 8, 8))  # where a subclass does not say otherwise
     (3, 8, 8)
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log abs det dy/dx (B,), summed over all dimensions of an image, in nats."""
         raise NotImplementedError
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -26,7 +24,3 @@ class Bijection(nn.Module):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the output for an input of `shape`, both without B; raises where none fits."""
         return shape
-
-    def extra_repr(self) -> str:
-        own = {k: v for k, v in vars(self).items() if k != "training" and not k.startswith("_")}
-        return ", ".join(f"{k}={v}" for k, v in own.items())
