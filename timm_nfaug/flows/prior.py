@@ -1,9 +1,4 @@
-"""ClassGaussians: one Gaussian a class over the codes of a flow, and each class's principal modes.
-
-Variances are ``sigma^2 = a * sigmoid(s) + c`` (Enescu & Sahbi, ACCV 2024). A low-rank term along the
-modes can join: ``Sigma = U diag(l) U' + diag(sigma^2)``. Its log densities go through the matrix
-determinant lemma and the Woodbury identity, so that no D x D matrix is made.
-"""
+"""ClassGaussians: one Gaussian a class over the codes of a flow, and each class's principal modes."""
 
 import math
 
@@ -16,13 +11,14 @@ Random = torch.Generator | None  # None: torch's own
 
 
 class ClassGaussians(nn.Module):
-    """K Gaussians N(mu_y, Sigma_y) over codes z (B, D).
+    """K Gaussians N(mu_y, Sigma_y) over codes z (B, D) (Enescu & Sahbi, ACCV 2024).
 
     Args:
-        a, c: range (c, a + c) of the variances, which start in its middle, by default at 0.75;
-            ``a=None`` leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
+        a, c: variances are ``a * sigmoid(s) + c``, at first in the middle of that range;
+            ``a=None`` leaves them free (``exp(s)``), as a closed-form fit needs.
         num_modes: r, principal modes stored for each class, or 0.
-        low_rank: the modes are part of the covariance, not only directions of augmentation.
+        low_rank: ``Sigma = U diag(l) U' + diag(sigma^2)`` with the modes as U; else they are only
+            directions of augmentation. No D x D matrix is made.
 
     Attributes:
         mu, s: (K, D) means, and variances before the reparametrisation.
@@ -30,9 +26,8 @@ class ClassGaussians(nn.Module):
         mode_std: (K, r) standard deviations along them, largest first; 0 where there are no more.
 
     >>> prior = ClassGaussians(num_classes=3, dim=8)
-    >>> z = prior.sample(torch.tensor([0, 2]))
-    >>> z.shape, prior.log_prob_all(z).shape
-    (torch.Size([2, 8]), torch.Size([2, 3]))
+    >>> prior.log_prob_all(prior.sample(torch.tensor([0, 2]))).shape
+    torch.Size([2, 3])
     """
 
     def __init__(
@@ -116,7 +111,7 @@ class ClassGaussians(nn.Module):
             u = torch.einsum("brd,bd->br", projected[y], d).unsqueeze(2)
             square = square - _solved_square(chol[y], u).squeeze(1)
             log_det = log_det + low_log_det[y]
-        return self._log_density(square, log_det)
+        return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
     def log_prob_all(self, z: Tensor) -> Tensor:
         """(B, K) log density of codes z (B, D) under every class, in nats."""
@@ -126,20 +121,16 @@ class ClassGaussians(nn.Module):
         log_det = -precision.log().sum(1)  # (K,)
         if self.low_rank:
             chol, low_log_det, projected = self._low_rank_terms()
-            k, r, d = projected.shape
-            u = (z @ projected.reshape(k * r, d).T).view(-1, k, r)
+            u = (z @ projected.flatten(0, 1).T).unflatten(1, projected.shape[:2])  # (B, K, r)
             u = u - torch.einsum("krd,kd->kr", projected, self.mu)
             square = square - _solved_square(chol, u.permute(1, 2, 0)).T
             log_det = log_det + low_log_det
-        return self._log_density(square, log_det)
-
-    def _log_density(self, square: Tensor, log_det: Tensor) -> Tensor:
         return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
     def _low_rank_terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, their log-dets (K,), ``F' V^-1`` (K, r, D).
 
-        V is the diagonal part, ``F F'`` the low-rank one: ``F = U sqrt(l)``.
+        V is the diagonal part and ``F = U sqrt(l)``: the matrix determinant lemma and Woodbury.
         """
         factor = self.modes * self.mode_std.unsqueeze(2)  # (K, r, D)
         projected = factor / self.variance.unsqueeze(1)
@@ -172,10 +163,9 @@ class ClassGaussians(nn.Module):
         return mean_scale * self.mu[y] + temperature * noise
 
     def _randn(self, rows: int, columns: int, generator: Random) -> Tensor:
-        mu = self.mu
-        device = mu.device if generator is None else generator.device
-        noise = torch.randn(rows, columns, generator=generator, device=device, dtype=mu.dtype)
-        return noise.to(mu.device)
+        device, dtype = generator.device if generator else self.mu.device, self.mu.dtype
+        noise = torch.randn(rows, columns, generator=generator, device=device, dtype=dtype)
+        return noise.to(self.mu.device)
 
 
 def _solved_square(chol: Tensor, u: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ rounded once. The two halves of the channels stay apart from one coupling to the
 """
 
 from collections.abc import Iterable
-from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,15 +92,18 @@ def fold(layers: Iterable[Bijection]) -> list:
     >>> [type(stage).__name__ for stage in fold([Squeeze(2), ActNorm(12), Conv1x1(12)])]
     ['Squeeze', 'FoldedRun']
     """
-    stages, rest = list[Any](), list(layers)
-    while rest:
-        linear = list(takewhile(lambda m: isinstance(m, PixelLinear), rest))
-        if not linear:
-            stages.append(rest.pop(0))
+    stages: list = []
+    linear: list[PixelLinear] = []
+    for layer in (*layers, None):  # None: the end
+        if isinstance(layer, PixelLinear):
+            linear.append(layer)
             continue
-        rest = rest[len(linear) :]
-        coupled = bool(rest) and isinstance(rest[0], AffineCoupling)
-        if not (stages and isinstance(stages[-1], FoldedRun)):
-            stages.append(FoldedRun())
-        stages[-1].steps.append(_Step(linear, rest.pop(0) if coupled else None))
+        coupling = layer if linear and isinstance(layer, AffineCoupling) else None
+        if linear:
+            if not (stages and isinstance(stages[-1], FoldedRun)):
+                stages.append(FoldedRun())
+            stages[-1].steps.append(_Step(linear, coupling))
+            linear = []
+        if layer is not None and coupling is None:
+            stages.append(layer)
     return stages

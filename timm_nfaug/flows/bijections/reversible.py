@@ -39,7 +39,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_log_det):
-        y, found = ctx.saved_tensors[0].detach(), []
+        y, found = ctx.saved_tensors[0].detach(), list[Tensor]()
         with torch.autocast(y.device.type, enabled=False):
             for layer in reversed(ctx.layers):
                 step = _coupling_back if type(layer) is AffineCoupling else _layer_back
