@@ -8,7 +8,6 @@ from .._utils.checks import check_keys, closest
 from .bijections import (
     ActNorm,
     AffineCoupling,
-    Bijection,
     Chain,
     Conv1x1,
     Flatten,
@@ -16,9 +15,12 @@ from .bijections import (
     Squeeze,
     Whiten,
 )
+from .bijections.base import Bijection
 from .networks import ConvNet, ResNet, ViT
 
 Shape = tuple[int, int, int]  # (C, H, W)
+# builder, its default arguments, default arguments of the prior
+Architecture = tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]
 
 
 def _conv_p4(shape, depth=12, hidden=128, patch=4, clamp=0.6, whiten=True) -> Bijection:
@@ -60,8 +62,7 @@ def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijectio
     return layers
 
 
-# name: (builder, its arguments, default arguments of the prior)
-ARCHITECTURES: dict[str, tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "linear": (Flatten, {}, {"a": None, "num_modes": 32, "low_rank": True}),
     "conv_p4_tiny": (_conv_p4, {"depth": 6, "hidden": 64}, {"num_modes": 32}),
     "conv_p4_small": (_conv_p4, {"depth": 12, "hidden": 128}, {"num_modes": 32}),
@@ -71,8 +72,8 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Bijection], dict[str, Any], dict[st
 }
 
 
-def find_architecture(name: str) -> tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]:
-    """The builder of an architecture and the default arguments of its network and prior.
+def find_architecture(name: str) -> Architecture:
+    """Finds the builder of an architecture and the default arguments of network and prior.
 
     >>> find_architecture("conv_p4_tiny")[1:]
     ({'depth': 6, 'hidden': 64}, {'num_modes': 32})

@@ -1,7 +1,5 @@
 """ConditionalFlow: a bijection, class Gaussians over its codes, and what one asks of the two."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -32,9 +30,8 @@ class ConditionalFlow(HubMixin):
     Attributes:
         config: what rebuilds the flow but for its weights; a copy of the one given.
         network: the bijection from images to codes of length `dim`, D.
-        prior: the class Gaussians over the codes.
+        prior: the class Gaussians over the codes; a single one in a `LabelBandFlow`.
         log_prior: (K,) log probabilities of the classes, uniform unless set.
-        has_class_gaussians: each class has a Gaussian of its own; False for a `LabelBandFlow`.
 
     >>> flow = ConditionalFlow(FlowConfig("linear", (3, 8, 8), num_classes=10))
     >>> z, log_det = flow(torch.zeros(2, 3, 8, 8))
@@ -59,7 +56,7 @@ class ConditionalFlow(HubMixin):
         self.to(memory_format=torch.channels_last)
 
     @classmethod
-    def from_config(cls, config: FlowConfig) -> ConditionalFlow:
+    def from_config(cls, config: FlowConfig) -> "ConditionalFlow":
         """Makes the flow of a config, untrained; a `LabelBandFlow` where it has `code_rows`."""
         from .label_band import LabelBandFlow  # a subclass of this one
 
@@ -92,7 +89,7 @@ class ConditionalFlow(HubMixin):
         """Whether this is the flow of depth 0, whose codes are the pixels."""
         return self.config.architecture == "linear" and self.has_class_gaussians
 
-    def set_net_dtype(self, dtype: torch.dtype | None) -> ConditionalFlow:
+    def set_net_dtype(self, dtype: torch.dtype | None) -> "ConditionalFlow":
         """Runs the couplings' networks in `dtype` (bfloat16, float16); None: in the parameters' own.
 
         The state stays in full precision: another flow by a little, and still invertible.
@@ -102,12 +99,8 @@ class ConditionalFlow(HubMixin):
                 module.net_dtype = dtype
         return self
 
-    def set_reversible(self, reversible: bool = True) -> ConditionalFlow:
-        """Trains without stored activations: backward recomputes them from the output.
-
-        Each coupling's network runs once more, there are first derivatives only, and with networks
-        in bfloat16 gradients carry the rounding of the inverse.
-        """
+    def set_reversible(self, reversible: bool = True) -> "ConditionalFlow":
+        """Trains without stored activations, by one more pass; there are first derivatives only."""
         for module in self.modules():
             if isinstance(module, Chain):
                 module.reversible = reversible
@@ -132,10 +125,7 @@ class ConditionalFlow(HubMixin):
         return x.to(self.dtype)
 
     def forward(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W): codes (B, D) and log abs det (B,) in nats.
-
-        Only a `LabelBandFlow` uses the labels y (B,), and needs them.
-        """
+        """Encodes images: codes (B, D) and log abs det (B,) in nats; y is for a `LabelBandFlow`."""
         x = self._network_input(x, y)
         if not len(x):  # reshapes to (B, -1) would not know D
             return x.new_zeros(0, self.dim), x.new_zeros(0)
@@ -150,10 +140,7 @@ class ConditionalFlow(HubMixin):
             return self.network.inverse(z.to(self.dtype))
 
     def encode(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W): codes (B, D) and labels (B,).
-
-        The labels are y, or the flow's own most probable ones where y is None.
-        """
+        """Encodes images: codes (B, D) and labels (B,), by default the flow's most probable ones."""
         z = self(x)[0]
         if y is None and self.num_classes == 1:
             y = torch.zeros(len(z), dtype=torch.int64, device=z.device)
@@ -182,7 +169,9 @@ class ConditionalFlow(HubMixin):
         with self._full_precision():
             return self.prior.log_prob_all(z) + self.log_prior
 
-    def with_prior(self, prior: ClassGaussians, class_names: Sequence[str] = ()) -> ConditionalFlow:
+    def with_prior(
+        self, prior: ClassGaussians, class_names: Sequence[str] = ()
+    ) -> "ConditionalFlow":
         """Makes a flow that shares this one's network but has class Gaussians of its own."""
         flow = copy.copy(self)
         flow._modules, flow._buffers = dict(self._modules), dict(self._buffers)
@@ -197,13 +186,11 @@ class ConditionalFlow(HubMixin):
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Draws images (B, C, H, W) of labels y (B,), in [-1, 1] up to the tails of the model.
-
-        `temperature`, `mean_scale` and `generator` are those of `ClassGaussians.sample`.
-        """
-        draw = lambda index: self.prior.sample(index, temperature, mean_scale, generator)
+        """Draws images (B, C, H, W) of labels y (B,), from codes as of `ClassGaussians.sample`."""
         with self._full_precision():
-            return self._sample(y, draw)
+            return self._sample(
+                y, lambda i: self.prior.sample(i, temperature, mean_scale, generator)
+            )
 
     def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         return self.inverse(draw(self.gaussian_labels(y)))
@@ -241,12 +228,7 @@ class ConditionalFlow(HubMixin):
         allow_empty: bool = False,
         shrinkage: float = 0.0,
     ) -> ClassMoments:
-        """Gathers the moments of each class's codes, in one pass over (images, labels).
-
-        Args:
-            num_classes: K of the labels, if they are not the flow's own.
-            num_modes, allow_empty, shrinkage: as for `ClassMoments`.
-        """
+        """Gathers the `ClassMoments` of the codes of (images, labels), of K classes if not its own."""
         count = num_classes or self.prior.num_classes
         found = ClassMoments(count, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:
