@@ -5,17 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .._utils.checks import check_keys, closest
-from .bijections import (
-    ActNorm,
-    AffineCoupling,
-    Chain,
-    Conv1x1,
-    Flatten,
-    Multiscale,
-    Squeeze,
-    Whiten,
-)
-from .bijections.base import Bijection
+from .bijections import ActNorm, Bijection, Chain, Conv1x1, Flatten, Multiscale, Squeeze, Whiten
+from .bijections.coupling import AffineCoupling
 from .networks import ConvNet, ResNet, ViT
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -31,14 +22,14 @@ def _conv_p4(shape, depth=12, hidden=128, patch=4, clamp=0.6, whiten=True) -> Bi
 
 
 def _jet_p4(shape, depth=32, hidden=128, blocks=1, heads=4, patch=4, clamp=0.6, whiten=True):
-    """`_conv_p4` with vision transformers of `blocks` blocks: each coupling sees the whole image."""
+    """`_conv_p4` with vision transformers of `blocks` blocks: a coupling sees the whole image."""
     make_net = lambda i, o, h, w: ViT(i, hidden, o, (h, w), blocks, heads)
     layers = _level(shape, patch, depth, clamp, make_net, whiten)
     return Chain([*layers, Flatten(layers[0].output_shape(shape))])
 
 
 def _resnet_ms(shape, levels=3, steps=8, blocks=(8, 4, 2), hidden=128, clamp=0.6) -> Bijection:
-    """The paper's network: `levels` of `steps`, blocks[i] residual blocks in a coupling of level i."""
+    """The paper's network: level i has `steps` couplings, each of blocks[i] residual blocks."""
     blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     if len(blocks) != levels:
         raise ValueError(f"blocks must be one number for each of the {levels} levels, got {blocks}")
@@ -52,7 +43,6 @@ def _resnet_ms(shape, levels=3, steps=8, blocks=(8, 4, 2), hidden=128, clamp=0.6
 
 
 def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijection]:
-    """Squeeze, whitening where wanted, and `steps` of [affine, 1x1, coupling]."""
     squeeze = Squeeze(factor)
     c, h, w = squeeze.output_shape(shape)
     layers: list[Bijection] = [squeeze, Whiten(c)] if whiten else [squeeze]

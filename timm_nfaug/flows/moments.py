@@ -1,8 +1,7 @@
 """ClassMoments: mean, variance and principal components of every class, in one pass over the codes.
 
-Incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of all codes so
-far, and folds new rows in by a thin SVD (Ross et al., IJCV 2008). Memory is K * sketch * D floats and
-256 MB of rows that wait for their fold, whatever the size of the data.
+Incremental PCA: each class keeps a sketch, a matrix of a few rows that carry the energy of all codes
+so far, and folds new rows in by a thin SVD (Ross et al., IJCV 2008).
 """
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from .._utils.checks import check_labels
 
-WAITING = 2**26  # floats that may wait for their fold
+WAITING = 2**26  # floats that may wait for their fold (256 MB)
 ON_GPU = 2**28  # floats of sketches that may lie on the GPU of the first codes (1 GB)
 
 
@@ -30,12 +29,7 @@ class ClassMoments:
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        num_modes: int,
-        allow_empty: bool = False,
-        shrinkage: float = 0.0,
+        self, num_classes: int, dim: int, num_modes: int, allow_empty=False, shrinkage: float = 0.0
     ):
         if not 0 <= shrinkage < float("inf"):
             raise ValueError(
@@ -75,7 +69,6 @@ class ClassMoments:
                 self._merge_mean(k, z[y == k])
 
     def _wait(self, k: int, rows: Tensor) -> None:
-        """Keeps rows of class k for a fold of many, and folds what has waited enough."""
         self._pending[k].append(rows)
         self._pending_rows[k] += len(rows)
         if self._pending_rows[k] >= 4 * self.sketch_rows:
@@ -84,7 +77,6 @@ class ClassMoments:
             self._fold(self._pending_rows.index(max(self._pending_rows)))
 
     def _fold(self, k: int) -> None:
-        """Reduces the sketch of class k and the rows that wait to a sketch of both."""
         rows = torch.cat(self._pending[k])
         self._pending[k], self._pending_rows[k] = [], 0
         gap = self._merge_mean(k, rows).float().unsqueeze(0)
@@ -102,21 +94,22 @@ class ClassMoments:
         return gap * (n * m / (n + m)) ** 0.5
 
     def _reduced(self, rows: Tensor) -> Tensor:
-        """At most `sketch_rows` rows (., D) of nearly the same energy as `rows`."""
+        """Makes at most `sketch_rows` rows (., D) of nearly the same energy as `rows`."""
         s, v = _thin_svd(rows)
         return s[: self.sketch_rows, None] * v[: self.sketch_rows]
 
     @torch.no_grad()
     def finish(self, num_modes: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean (K, D), variance (K, D), modes (K, r, D) and std (K, r) along them, largest first.
+        """Mean and variance (K, D), modes (K, r, D) and std (K, r) along them, largest first, float32.
 
-        They are float32, on the CPU. Without shrinkage a class of n images has at most n - 1 modes,
-        then zeros. Raises a ValueError for a class without images, unless `allow_empty`.
+        Without shrinkage a class of n images has at most n - 1 modes, then zeros. Raises for a class
+        without images, unless `allow_empty`.
         """
         r = self.num_modes if num_modes is None else num_modes
         self._check_finished(r)
-        for k in (k for k, rows in enumerate(self._pending_rows) if rows):
-            self._fold(k)
+        for k, rows in enumerate(self._pending_rows):
+            if rows:
+                self._fold(k)
         # sums of squares about the class means, of the class itself and of all, to a covariance
         freedom = (self.count - 1).clamp_min(0)  # (K,)
         images = self.shrinkage + freedom.double()

@@ -45,8 +45,7 @@ class _ResidualBlock(nn.Module):
 class ViT(nn.Module):
     """A vision transformer whose tokens are the pixels of (B, C, H, W) (Kolesnikov et al., Jet, 2024).
 
-    Its last layer stays in the dtype of its weights under autocast. There are no forward-mode
-    derivatives: torch's attention has none.
+    Its last layer obeys no autocast. There are no forward-mode derivatives: torch's attention has none.
 
     >>> ViT(6, 16, out_channels=12, size=(4, 4), blocks=1, heads=4)(torch.zeros(1, 6, 4, 4)).shape
     torch.Size([1, 12, 4, 4])

@@ -11,19 +11,15 @@ Random = torch.Generator | None  # None: torch's own
 
 
 class ClassGaussians(nn.Module):
-    """K Gaussians N(mu_y, Sigma_y) over codes z (B, D) (Enescu & Sahbi, ACCV 2024).
+    """K Gaussians over codes z (B, D), of means `mu` (K, D) (Enescu & Sahbi, ACCV 2024).
+
+    Each class has r principal modes `modes` (K, r, D), orthonormal rows, and the standard deviations
+    along them, `mode_std` (K, r), largest first; 0 where there are no more.
 
     Args:
-        a, c: variances are ``a * sigmoid(s) + c``, at first in the middle of that range;
-            ``a=None`` leaves them free (``exp(s)``), as a closed-form fit needs.
-        num_modes: r, principal modes stored for each class, or 0.
-        low_rank: ``Sigma = U diag(l) U' + diag(sigma^2)`` with the modes as U; else they are only
-            directions of augmentation. No D x D matrix is made.
-
-    Attributes:
-        mu, s: (K, D) means, and variances before the reparametrisation.
-        modes: (K, r, D), orthonormal rows.
-        mode_std: (K, r) standard deviations along them, largest first; 0 where there are no more.
+        a, c: variances are ``a * sigmoid(s) + c``, at first in the middle of that range; ``a=None``
+            leaves them free (``exp(s)``), as a closed-form fit needs. `s` is (K, D).
+        low_rank: the modes add their variance to that diagonal; else they only direct augmentation.
 
     >>> prior = ClassGaussians(num_classes=3, dim=8)
     >>> prior.log_prob_all(prior.sample(torch.tensor([0, 2]))).shape
@@ -31,13 +27,7 @@ class ClassGaussians(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        a: float | None = 1.0,
-        c: float = 0.25,
-        num_modes: int = 0,
-        low_rank: bool = False,
+        self, num_classes: int, dim: int, a: float | None = 1.0, c=0.25, num_modes=0, low_rank=False
     ):
         super().__init__()
         if num_classes < 1 or dim < 1:
@@ -78,10 +68,7 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def set_moments(self, moments: ClassMoments) -> None:
-        """Fits means, variances and modes in closed form.
-
-        With `low_rank` the diagonal takes what the modes leave of each coordinate's variance.
-        """
+        """Fits means, modes and variances, or with `low_rank` what the modes leave of these."""
         mean, variance, modes, std = moments.finish(self.num_modes)
         self.mu.copy_(mean)
         if self.low_rank:
@@ -93,10 +80,7 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def randomize(self, generator: Random = None) -> None:
-        """Draws means in [-1, 1] and variances in [(a + c) / 10, a + c]: the paper's `random` ablation.
-
-        Variances below c cannot be reached by the reparametrisation and start at its lower end.
-        """
+        """Draws means in [-1, 1], variances in [(a + c) / 10, a + c] but above c: the paper's ablation."""
         u = torch.rand(2, *self.mu.shape, generator=generator)
         self.mu.copy_(2 * u[0] - 1)
         top = 1.0 if self.a is None else self.a + self.c
@@ -150,10 +134,7 @@ class ClassGaussians(nn.Module):
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Draws codes (B, D) of labels y (B,): ``mean_scale * mu + temperature * noise``.
-
-        The paper rescales the means by 1.3 for realism and takes temperatures from 1.0 down to 0.1.
-        """
+        """Draws codes (B, D) of labels y (B,): ``mean_scale * mu + temperature * noise``."""
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         noise = self._randn(len(y), self.dim, generator) * self.variance[y].sqrt()

@@ -71,6 +71,5 @@ def _with_tag(name: str) -> str:
     tagged = [n for n in bundled if name in (n, n.split(".", 1)[0])]
     if len(tagged) == 1:
         return tagged[0]
-    what = f"{name!r} has several tags" if tagged else f"no pretrained flow named {name!r}"
-    similar = "" if tagged else closest(name, bundled)
-    raise ValueError(f"{what}{similar}; known: {', '.join(tagged or bundled)}")
+    similar, known = closest(name, bundled), ", ".join(bundled)
+    raise ValueError(f"no pretrained flow named {name!r}{similar}; known: {known}")

@@ -1,8 +1,4 @@
-"""The layers of a chain as evaluation runs them: fewer passes over memory for the same function.
-
-The linear layers between two couplings become one matrix and one bias, multiplied in float64 and
-rounded once. The two halves of the channels stay apart from one coupling to the next.
-"""
+"""The layers of a chain as evaluation runs them: fewer passes over memory for the same function."""
 
 from collections.abc import Iterable
 
@@ -15,7 +11,7 @@ from .pixel_linear import PixelLinear
 
 
 class FoldedRun:
-    """Consecutive steps on (B, C, H, W), each affine in the channels, with a coupling or none.
+    """Steps on (B, C, H, W), whose halves of the channels stay apart from one to the next.
 
     >>> from timm_nfaug.flows.bijections import ActNorm, Conv1x1
     >>> fold([ActNorm(4), Conv1x1(4)])[0](torch.zeros(1, 4, 2, 2))[0].shape
@@ -50,11 +46,7 @@ class FoldedRun:
 
 
 class _Step:
-    """``y = W x + b`` at every pixel, with the log-det of W in nats; then a coupling or none.
-
-    `forward` and `inverse` are matrix and bias cut at the halves of the channels: for each half of
-    the output its bias and the transposed blocks that act on both halves of the input.
-    """
+    """Linear layers as one ``W x + b``, made in float64 and rounded once; then a coupling or none."""
 
     @torch.no_grad()
     def __init__(self, linear: list[PixelLinear], coupling: AffineCoupling | None):
@@ -72,6 +64,7 @@ class _Step:
 
 
 def _blocks(weight: Tensor, bias: Tensor, sizes: tuple[int, int]) -> list[tuple[Tensor, ...]]:
+    """For each half of the output its bias, and transposed matrices for both halves of the input."""
     rows = zip(bias.split(sizes), weight.split(sizes))
     return [(b, *(w.T.contiguous() for w in row.split(sizes, dim=1))) for b, row in rows]
 

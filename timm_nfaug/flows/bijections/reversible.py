@@ -1,7 +1,6 @@
 """Backward without stored activations: inputs come from outputs (Gomez et al., RevNet, 2017).
 
-The memory of a training step then grows with the depth by the parameters alone. The price is one
-more evaluation of each coupling's network, as with gradient checkpointing.
+Memory grows with the depth by the parameters alone; each coupling's network runs once more.
 """
 
 from collections.abc import Sequence

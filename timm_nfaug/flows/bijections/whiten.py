@@ -1,7 +1,6 @@
 """Whiten: a fixed linear map to decorrelated channels of unit variance, set from data.
 
-On patches (after `Squeeze`) this is PCA whitening of the patches: it spares the learned layers the
-second-order statistics of natural images.
+On patches, after `Squeeze`, it spares the learned layers the second-order statistics of images.
 """
 
 import torch
