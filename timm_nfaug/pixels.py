@@ -13,17 +13,6 @@ import torch
 from torch import Tensor
 
 
-def check_bits(bits: int) -> int:
-    """Returns `bits` if it is an integer from 1 to 8.
-
-    >>> check_bits(5)
-    5
-    """
-    if bits not in range(1, 9):
-        raise ValueError(f"bits must be an integer from 1 to 8, got {bits!r}")
-    return int(bits)
-
-
 def levels_to_model(levels: Tensor) -> Tensor:
     """Maps uint8 levels of any shape to float32 in [-1, 1], at the centre of each level.
 
@@ -46,9 +35,8 @@ def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
     if not isinstance(image, PIL.Image.Image) or image.mode not in ("L", "RGB"):
         what = getattr(image, "mode", type(image).__name__)
         what = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else what
-        raise TypeError(
-            f"expected a PIL image of mode RGB or L, or a uint8 tensor (C, H, W), got {what}"
-        )
+        wanted = "a PIL image of mode RGB or L, or a uint8 tensor (C, H, W)"
+        raise TypeError(f"expected {wanted}, got {what}")
     array = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
     return torch.from_numpy(np.array(array, order="C"))  # plane by plane, as what is added to it
 
@@ -86,34 +74,30 @@ def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
     >>> channel_stats([0.5, 0.5, 0.5], 0.2, torch.zeros(3, 8, 8))[0].shape
     torch.Size([3, 1, 1])
     """
-    found = []
+    found, channels = [], like.shape[-3]
     for name, values in (("mean", mean), ("std", std)):
         values = torch.as_tensor(values, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
-        if len(values) not in (1, like.shape[-3]):
-            raise ValueError(
-                f"{name} must be one number or one for each of the {like.shape[-3]} channels, "
-                f"got {values.flatten().tolist()}"
-            )
+        got = values.flatten().tolist()
+        if len(got) not in (1, channels):
+            wanted = f"one number or one for each of the {channels} channels"
+            raise ValueError(f"{name} must be {wanted}, got {got}")
+        if name == "std" and min(got) <= 0:
+            raise ValueError(f"std must be positive in every channel, got {got}")
         found.append(values)
-    if bool((found[1] <= 0).any()):
-        raise ValueError(
-            f"std must be positive in every channel, got {found[1].flatten().tolist()}"
-        )
     return found[0], found[1]
 
 
 def dequantize(levels: Tensor, bits: int = 8, generator: torch.Generator | None = None) -> Tensor:
     """Maps uint8 levels to float32 in [-1, 1] with uniform noise inside each of ``2**bits`` levels.
 
-    Args:
-        levels: 0..255 of any shape; below 8 bits their lowest bits are dropped.
-        bits: depth, 1 to 8.
-        generator: source of the noise, on the CPU or on the device of `levels`.
+    Below 8 bits the lowest bits of the levels are dropped. The noise comes from `generator`, on the
+    CPU or on the device of the levels.
 
     >>> dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), bits=5).max() < -1 + 2 / 32
     tensor(True)
     """
-    check_bits(bits)
+    if bits not in range(1, 9):
+        raise ValueError(f"bits must be an integer from 1 to 8, got {bits!r}")
     if levels.dtype != torch.uint8:
         raise TypeError(f"dequantize expects uint8 levels, got {levels.dtype}")
     device = generator.device if generator is not None else levels.device

@@ -5,14 +5,13 @@ label is read by the nearest band (Enescu & Sahbi, ACCV 2024, supplementary, fig
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..config import FlowConfig
 from ..pixels import levels_to_model
-from .architectures import Shape
 from .model import ConditionalFlow, Labels
 from .prior import ClassGaussians
 
@@ -35,17 +34,12 @@ class LabelBandFlow(ConditionalFlow):
     has_class_gaussians = False
 
     def __init__(self, config: FlowConfig):
+        if not config.code_rows:
+            raise ValueError("a LabelBandFlow needs code_rows in its config, e.g. 8; got 0")
         super().__init__(config)
         c, _, w = config.input_size
         codes = _label_codes(config.num_classes, c, config.code_rows, w)
         self.codes = nn.Buffer(codes, persistent=False)
-
-    @staticmethod
-    def _layout(config: FlowConfig) -> tuple[Shape, int]:
-        if not config.code_rows:
-            raise ValueError("a LabelBandFlow needs code_rows in its config, e.g. 8; got 0")
-        c, h, w = config.input_size
-        return (c, h + config.code_rows, w), 1
 
     def _network_input(self, x: Tensor, y: Labels) -> Tensor:
         x = super()._network_input(x, y)
@@ -55,19 +49,19 @@ class LabelBandFlow(ConditionalFlow):
         return torch.cat([x, levels_to_model(self.codes[y]).to(x.dtype)], dim=2)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Decodes codes (B, D) to images (B, C, H, W) without their bands, not clamped to [-1, 1]."""
+        """Decodes codes (B, D) to images (B, C, H, W) without bands, not clamped to [-1, 1]."""
         return self._decode(z)[0]
 
     def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
         return super().inverse(z).tensor_split([self.config.input_size[1]], dim=2)
 
     def encode(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W): codes (B, D) and labels (B,), by K more passes if y is None."""
+        """Encodes images: codes (B, D) and labels (B,), unless given by K more passes."""
         y = self.class_logits(x).argmax(1) if y is None else y
         return self(x, y)[0], y
 
     def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        """Checks labels (B,), of length `count` if given; returns zeros (B,): there is one Gaussian."""
+        """Checks labels (B,) as a `ConditionalFlow`; returns zeros (B,): there is one Gaussian."""
         return torch.zeros_like(super().gaussian_labels(y, count))
 
     def class_logits(self, x: Tensor) -> Tensor:
@@ -79,11 +73,9 @@ class LabelBandFlow(ConditionalFlow):
         """Raises: these codes hold a label already."""
         raise ValueError("codes with a band hold a label already; use class_logits(x)")
 
-    def with_prior(self, prior: ClassGaussians, class_names: Sequence[str] = ()) -> ConditionalFlow:
+    def with_prior(self, prior: ClassGaussians, class_names=()) -> ConditionalFlow:
         """Raises: there are no class Gaussians."""
-        raise ValueError(
-            "a flow with conditional encoding has one shared Gaussian; fit a flow with class Gaussians"
-        )
+        raise ValueError("a band flow has one shared Gaussian; fit a flow with class Gaussians")
 
     def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Samples until each of the labels y (B,) has its image; raises if some never come."""
@@ -105,11 +97,9 @@ class LabelBandFlow(ConditionalFlow):
 
 
 def _label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tensor:
-    """(K, C, rows, W) uint8 bands, chosen greedily so that the closest two differ in many blocks."""
+    """(K, C, rows, W) uint8 bands, chosen greedily: the closest two differ in many blocks."""
     if rows % BLOCK or width % BLOCK:
-        raise ValueError(
-            f"code_rows and width must be multiples of {BLOCK}, got {rows} and {width}"
-        )
+        raise ValueError(f"code_rows and width must be multiples of {BLOCK}, got {rows}, {width}")
     shape = (channels, rows // BLOCK, width // BLOCK)
     bits = math.prod(shape)
     if 2**bits < num_classes:
@@ -128,7 +118,7 @@ def _label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tens
 def nearest_label(band: Tensor, codes: Tensor) -> Tensor:
     """Reads the labels (B,) of bands (B, C, rows, W): the nearest of codes (K, C, rows, W).
 
-    >>> nearest_label(torch.ones(1, 3, 4, 8), torch.tensor([0, 1]).view(2, 1, 1, 1).expand(2, 3, 4, 8))
+    >>> nearest_label(torch.ones(1, 3, 4, 8), torch.stack([torch.zeros(3, 4, 8), torch.ones(3, 4, 8)]))
     tensor([1])
     """
     return torch.cdist(band.flatten(1), codes.flatten(1).to(band)).argmin(1)

@@ -6,9 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .base import Bijection
+from .base import Bijection, PixelLinear
 from .folded import fold
-from .pixel_linear import PixelLinear
 from .reversible import run_reversibly
 
 

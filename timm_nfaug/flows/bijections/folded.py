@@ -5,9 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .base import Bijection
+from .base import Bijection, PixelLinear
 from .coupling import AffineCoupling
-from .pixel_linear import PixelLinear
 
 
 class FoldedRun:

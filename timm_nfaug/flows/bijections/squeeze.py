@@ -31,6 +31,6 @@ class Squeeze(Bijection):
         f = self.factor
         if h % f or w % f:
             raise ValueError(
-                f"image height and width must be multiples of {f}, got {h} x {w}; resize the images"
+                f"height and width must be multiples of {f}, got {h} x {w}; resize them"
             )
         return c * f * f, h // f, w // f

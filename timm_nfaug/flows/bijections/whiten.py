@@ -6,7 +6,7 @@ On patches, after `Squeeze`, it spares the learned layers the second-order stati
 import torch
 from torch import Tensor, nn
 
-from .pixel_linear import PixelLinear
+from .base import PixelLinear
 
 FLOOR = 2e-3  # smallest standard deviation to divide by: channels without variance stay finite
 
