@@ -197,9 +197,8 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
     mean, std = pixels.channel_stats(config["mean"], config["std"], torch.empty(3, 1, 1))
 
     def classify(x: Tensor) -> Tensor:
-        x = pixels.model_to_unit(
-            F.interpolate(x, config["input_size"][1:], mode="bilinear", antialias=True)
-        )
+        x = F.interpolate(x, config["input_size"][1:], mode="bilinear", antialias=True)
+        x = x.add(1).mul(128).sub(0.5).div(255).clamp(0, 1)  # inverts pixels.unit_to_model
         return model((x - mean) / std)
 
     return classify

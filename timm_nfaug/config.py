@@ -57,8 +57,9 @@ class FlowConfig:
             )
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
-            is_not = f"format_version {version!r} of the flow is not {FORMAT_VERSION}"
-            raise ValueError(f"{is_not}; upgrade timm_nfaug")
+            raise ValueError(
+                f"format_version {version!r} is not {FORMAT_VERSION}: upgrade timm_nfaug"
+            )
         check_keys(values, {f.name for f in dataclasses.fields(cls)}, "config")
         missing = {"architecture", "input_size", "num_classes"} - values.keys()
         if missing:
@@ -81,7 +82,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _plain(value: Any) -> Any:
-    """A copy of `value` as it comes back from JSON: tuples as lists, numpy's numbers as Python's."""
+    """A copy of `value` as it comes back from JSON, numpy's numbers as Python's."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

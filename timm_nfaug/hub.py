@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,8 @@ def bundled_flows() -> list[str]:
 def resolve(name: Name, revision: str | None = None) -> Path:
     """Finds the local directory of a flow, downloaded first where it is on the Hub.
 
-    `name` is a bundled name, a directory, ``local-dir:PATH``, or ``org/name[@revision]`` on the Hub
-    with or without ``hf-hub:``; a `pathlib.Path` is a directory. `revision` overrides ``@revision``.
+    `name` is a bundled name, a directory, ``local-dir:PATH``, or ``org/name[@revision]`` on the Hub,
+    with or without ``hf-hub:``. `revision` overrides ``@revision``.
 
     >>> resolve("linear.cifar10_jpeg").name
     'linear.cifar10_jpeg'
@@ -46,7 +47,7 @@ def resolve(name: Name, revision: str | None = None) -> Path:
     path = BUNDLED / text if bundled else Path(text.removeprefix("local-dir:")).expanduser()
     if not on_hub and (text.startswith("local-dir:") or path.is_dir()):
         if revision is not None:
-            what = f"{text} is a {'bundled flow' if bundled else 'directory'}; drop {revision!r}"
+            what = f"{text} is a {'bundled flow' if bundled else 'directory'}; drop {revision=!r}"
             raise ValueError(f"a revision goes with a Hub id such as hf-hub:org/name, {what}")
         return _checked_directory(path)
     if not on_hub and (text.count("/") != 1 or text.startswith((".", "/", "~"))):
@@ -59,10 +60,9 @@ def resolve(name: Name, revision: str | None = None) -> Path:
 
 
 def _checked_directory(path: Path) -> Path:
-    for file in (CONFIG_NAME, WEIGHTS_NAME):
+    for file, other in ((CONFIG_NAME, WEIGHTS_NAME), (WEIGHTS_NAME, CONFIG_NAME)):
         if not (path / file).is_file():
-            needs = f"a flow's directory has {CONFIG_NAME} and {WEIGHTS_NAME}"
-            raise FileNotFoundError(f"{path} holds no {file}; {needs}")
+            raise FileNotFoundError(f"{path} holds no {file}; a flow needs it and {other}")
     return path
 
 
@@ -91,9 +91,8 @@ def _load_weights(module: torch.nn.Module, path: Path) -> None:
         hint = "it may be truncated: download or save it again"
         raise ValueError(f"{path} cannot be read as safetensors ({e}); {hint}") from e
     wanted = module.state_dict()
-    missing, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    sets = (("missing", missing), ("unknown", unknown))
-    odd = [f"{word} {sorted(keys)[:4]}" for word, keys in sets if keys]
+    sets = {"missing": wanted.keys() - found.keys(), "unknown": found.keys() - wanted.keys()}
+    odd = [f"{word} {sorted(keys)[:4]}" for word, keys in sets.items() if keys]
     for key in sorted(wanted.keys() & found.keys()):
         own, needed = tuple(found[key].shape), tuple(wanted[key].shape)
         odd += [f"{key}: {own} instead of {needed}"] if own != needed else []
@@ -111,11 +110,7 @@ class HubMixin(torch.nn.Module):
     """
 
     config: FlowConfig
-
-    @classmethod
-    def from_config(cls, config: FlowConfig) -> "ConditionalFlow":
-        """Makes the untrained module of a config."""
-        raise NotImplementedError
+    from_config: Callable[[FlowConfig], "ConditionalFlow"]
 
     @classmethod
     def from_pretrained(cls, name: Name, revision: str | None = None) -> "ConditionalFlow":
@@ -130,8 +125,7 @@ class HubMixin(torch.nn.Module):
     def save_pretrained(self, directory: Name, half=False, name: str | None = None) -> Path:
         """Writes config.json, model.safetensors and the model card README.md, titled `name`.
 
-        `half` stores the modes and the kernels of the couplings' networks in float16, to be loaded
-        as float32 again.
+        `half` stores modes and kernels of the couplings' networks in float16, loaded as float32.
         """
         directory = Path(directory)
         # before anything is written: new weights beside an old config would be another flow

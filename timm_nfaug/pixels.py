@@ -1,8 +1,7 @@
 """Pixel ranges: uint8 levels, floats in [0, 1], normalised floats, and the flow's range [-1, 1].
 
-A level ``u`` of ``2**bits`` stands for the interval ``[u, u + 1)``, mapped linearly onto [-1, 1]; its
-centre is the value a flow sees at evaluation, and uniform noise inside it is the dequantisation of
-training (Theis et al., "A note on the evaluation of generative models", 2016).
+A level u of ``2**bits`` is the interval [u, u + 1), mapped linearly onto [-1, 1]: a flow sees its
+centre, and in training uniform noise inside it (Theis et al., 2016: dequantisation).
 """
 
 import math
@@ -25,7 +24,7 @@ def levels_to_model(levels: Tensor) -> Tensor:
 
 
 def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
-    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (a copy), or of such a tensor (itself).
+    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (a copy), or such a tensor itself.
 
     >>> levels_of(PIL.Image.new("RGB", (6, 4))).shape
     torch.Size([3, 4, 6])
@@ -59,17 +58,8 @@ def unit_to_model(x: Tensor) -> Tensor:
     return x.to(torch.float32).mul(255).add_(0.5).mul_(2 / 256).sub_(1)
 
 
-def model_to_unit(x: Tensor) -> Tensor:
-    """Inverts `unit_to_model`, clamped to [0, 1].
-
-    >>> model_to_unit(torch.tensor([0.0, 5.0]))
-    tensor([0.5000, 1.0000])
-    """
-    return x.add(1).mul_(128).sub_(0.5).div_(255).clamp_(0, 1)
-
-
 def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1) on the device of `like` (..., C, H, W).
+    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1), for images like `like` (.., C, H, W).
 
     >>> channel_stats([0.5, 0.5, 0.5], 0.2, torch.zeros(3, 8, 8))[0].shape
     torch.Size([3, 1, 1])
@@ -90,8 +80,7 @@ def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize(levels: Tensor, bits: int = 8, generator: torch.Generator | None = None) -> Tensor:
     """Maps uint8 levels to float32 in [-1, 1] with uniform noise inside each of ``2**bits`` levels.
 
-    Below 8 bits the lowest bits of the levels are dropped. The noise comes from `generator`, on the
-    CPU or on the device of the levels.
+    Below 8 bits the lowest bits are dropped. `generator` is on the CPU or where the levels are.
 
     >>> dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), bits=5).max() < -1 + 2 / 32
     tensor(True)

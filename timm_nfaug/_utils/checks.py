@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises an error that says what was expected, what came and what to do."""
+"""Checks of arguments; errors say what was expected, what came and what to do."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -96,5 +96,4 @@ def check_labels(
         wanted = f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes"
         hint = "choose a flow of this dataset, fit one to it, or drop the labels"
         raise ValueError(f"{wanted}, got {low}..{high}; {hint}")
-    ready = y.dtype == torch.int64 and y.device == device
-    return y if ready else y.to(device, torch.int64)
+    return y.to(device, torch.int64)

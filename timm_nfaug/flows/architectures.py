@@ -9,7 +9,6 @@ from .bijections import ActNorm, Bijection, Chain, Conv1x1, Flatten, Multiscale,
 from .bijections.coupling import AffineCoupling
 from .networks import ConvNet, ResNet, ViT
 
-Shape = tuple[int, int, int]  # (C, H, W)
 # builder, its default arguments, default arguments of the prior
 Architecture = tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]
 
@@ -63,7 +62,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def find_architecture(name: str) -> Architecture:
-    """Finds the builder of an architecture and the default arguments of network and prior.
+    """Finds an architecture by name.
 
     >>> find_architecture("conv_p4_tiny")[1:]
     ({'depth': 6, 'hidden': 64}, {'num_modes': 32})
@@ -74,7 +73,9 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_network(architecture: str, shape: Shape, arguments: dict[str, Any]) -> Bijection:
+def build_network(
+    architecture: str, shape: tuple[int, ...], arguments: dict[str, Any]
+) -> Bijection:
     """Builds the bijection from images of `shape` (C, H, W) to codes (D,).
 
     >>> build_network("conv_p4_tiny", (3, 8, 8), {"depth": 1}).output_shape((3, 8, 8))

@@ -1,8 +1,4 @@
-"""LabelBandFlow: conditional encoding (CE), the baseline that writes the label into the image.
-
-A band of blocks below the image spells its label, one Gaussian serves all classes, and a sample's
-label is read by the nearest band (Enescu & Sahbi, ACCV 2024, supplementary, figure 39: 8 rows).
-"""
+"""LabelBandFlow: conditional encoding (CE), the baseline that writes the label into the image."""
 
 import math
 from collections.abc import Callable
@@ -23,8 +19,9 @@ PATIENCE = 50  # batches of samples in a row with no label that is still wanted
 class LabelBandFlow(ConditionalFlow):
     """A flow of images above bands `codes` (K, C, code_rows, W), uint8, that spell their labels.
 
-    Unlike a `ConditionalFlow` it needs labels to encode, and takes K passes for `class_logits`;
-    densities are those of image and band together.
+    One Gaussian serves all classes, and a sample's label is read by the nearest band (Enescu &
+    Sahbi, ACCV 2024, supplementary, figure 39: 8 rows). It needs labels to encode, takes K passes
+    for `class_logits`, and gives densities of image and band together.
 
     >>> flow = LabelBandFlow(FlowConfig("linear", (3, 8, 8), num_classes=2, code_rows=4))
     >>> flow(torch.zeros(1, 3, 8, 8), torch.tensor([1]))[0].shape  # 3 x 12 x 8
@@ -118,7 +115,7 @@ def _label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tens
 def nearest_label(band: Tensor, codes: Tensor) -> Tensor:
     """Reads the labels (B,) of bands (B, C, rows, W): the nearest of codes (K, C, rows, W).
 
-    >>> nearest_label(torch.ones(1, 3, 4, 8), torch.stack([torch.zeros(3, 4, 8), torch.ones(3, 4, 8)]))
+    >>> nearest_label(torch.ones(1, 3, 4, 8), torch.arange(2.0).view(2, 1, 1, 1).repeat(1, 3, 4, 8))
     tensor([1])
     """
     return torch.cdist(band.flatten(1), codes.flatten(1).to(band)).argmin(1)

@@ -42,9 +42,7 @@ class ConditionalFlow(HubMixin):
         network, prior = network | config.network, prior | config.prior
         check_keys(prior, PRIOR_KEYS, "prior")
         if config.code_rows and self.has_class_gaussians:
-            raise ValueError(
-                f"code_rows={config.code_rows} is for a LabelBandFlow; see from_config"
-            )
+            raise ValueError(f"code_rows={config.code_rows} is for a LabelBandFlow: use that")
         (c, h, w), gaussians = config.input_size, 1 if config.code_rows else config.num_classes
         shape = (c, h + config.code_rows, w)
         self.dim = math.prod(shape)
@@ -80,7 +78,7 @@ class ConditionalFlow(HubMixin):
         return self.config.architecture == "linear" and self.has_class_gaussians
 
     def set_net_dtype(self, dtype: torch.dtype | None) -> "ConditionalFlow":
-        """Runs the couplings' networks in `dtype`, None for their own; the flow stays invertible."""
+        """Runs the couplings' networks in `dtype`, or their own; the flow stays invertible."""
         for module in self.modules():
             if isinstance(module, AffineCoupling):
                 module.net_dtype = dtype
@@ -98,15 +96,12 @@ class ConditionalFlow(HubMixin):
         return torch.autocast(self.device.type, enabled=False)
 
     def _network_input(self, x: Tensor, y: Labels) -> Tensor:
-        """Checks images and brings them to what the network takes."""
         c, h, w = self.config.input_size
         if x.ndim != 4 or x.shape[1:] != (c, h, w):
             takes = f"this flow takes images of shape (B, {c}, {h}, {w}) in [-1, 1]"
             raise ValueError(f"{takes}, got {tuple(x.shape)}; NFAugment takes any size")
         if not x.is_floating_point():
-            raise TypeError(
-                f"expected floats in [-1, 1], got {x.dtype}; see pixels.levels_to_model"
-            )
+            raise TypeError(f"expected floats in [-1, 1], got {x.dtype}: pixels.levels_to_model")
         return x.to(self.dtype)
 
     def forward(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
@@ -132,7 +127,7 @@ class ConditionalFlow(HubMixin):
         return z, self.code_logits(z).argmax(1) if y is None else y
 
     def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        """Checks labels (B,), of length `count` if given; returns the indices of their Gaussians."""
+        """Checks labels (B,), of length `count` if given; returns the indices of Gaussians."""
         return check_labels(y, self.num_classes, self.device, count)
 
     def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
@@ -170,10 +165,9 @@ class ConditionalFlow(HubMixin):
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
         """Draws images (B, C, H, W) of labels y (B,), from codes as of `ClassGaussians.sample`."""
+        draw = lambda index: self.prior.sample(index, temperature, mean_scale, generator)
         with self._full_precision():
-            return self._sample(
-                y, lambda i: self.prior.sample(i, temperature, mean_scale, generator)
-            )
+            return self._sample(y, draw)
 
     def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         return self.inverse(draw(self.gaussian_labels(y)))
@@ -205,7 +199,7 @@ class ConditionalFlow(HubMixin):
     def moments(
         self, batches: Iterable, num_classes=None, num_modes=0, allow_empty=False, shrinkage=0.0
     ) -> ClassMoments:
-        """Gathers `ClassMoments` of the codes of (images, labels), by default of its own classes."""
+        """Gathers `ClassMoments` of the codes of (images, labels), of its own classes or others."""
         count = num_classes or self.prior.num_classes
         found = ClassMoments(count, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:

@@ -1,7 +1,7 @@
 """ClassMoments: mean, variance and principal components of every class, in one pass over the codes.
 
-Incremental PCA: each class keeps a sketch, a matrix of a few rows that carry the energy of all codes
-so far, and folds new rows in by a thin SVD (Ross et al., IJCV 2008).
+Incremental PCA: each class keeps a sketch, a few rows that carry the energy of all codes so far,
+and folds new rows in by a thin SVD (Ross et al., IJCV 2008).
 """
 
 import torch
@@ -42,7 +42,6 @@ class ClassMoments:
         self._sketch = [torch.zeros(0, dim)] * num_classes
         self._pending = list(self._sketch)  # rows that wait for their fold
         self._waiting = 0  # number of these rows
-        self._started = False
 
     @property
     def empty(self) -> list[int]:
@@ -54,11 +53,10 @@ class ClassMoments:
     def update(self, z: Tensor, y: Tensor) -> None:
         """Adds codes z (B, D) of labels y (B,)."""
         small = self.num_classes * self.sketch_rows * self.dim <= ON_GPU
-        if not self._started and z.is_cuda and small:
+        if z.is_cuda and small and not self._waiting and not self.count.any():
             self.mean, self.square = self.mean.to(z.device), self.square.to(z.device)
             self._sketch = [torch.zeros(0, self.dim, device=z.device)] * self.num_classes
             self._pending = list(self._sketch)
-        self._started = True
         y = check_labels(y, self.num_classes, self.mean.device, len(z))
         z = z.detach().to(self.mean.device)
         for k in y.unique().tolist():

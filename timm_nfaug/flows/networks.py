@@ -1,4 +1,4 @@
-"""Networks inside the couplings. Their last layer is zero at first: a coupling is the identity then."""
+"""Networks inside the couplings. The last layer is zero at first: then a coupling does nothing."""
 
 import torch
 from timm.models.vision_transformer import Block
@@ -43,9 +43,9 @@ class _ResidualBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer whose tokens are the pixels of (B, C, H, W) (Kolesnikov et al., Jet, 2024).
+    """A vision transformer whose tokens are the pixels (Kolesnikov et al., Jet, 2024).
 
-    Its last layer obeys no autocast. There are no forward-mode derivatives: torch's attention has none.
+    Its last layer obeys no autocast. Torch's attention has no forward-mode derivatives.
 
     >>> ViT(6, 16, out_channels=12, size=(4, 4), blocks=1, heads=4)(torch.zeros(1, 6, 4, 4)).shape
     torch.Size([1, 12, 4, 4])

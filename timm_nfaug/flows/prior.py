@@ -1,4 +1,4 @@
-"""ClassGaussians: one Gaussian a class over the codes of a flow, and each class's principal modes."""
+"""ClassGaussians: a Gaussian a class over the codes of a flow, and each class's principal modes."""
 
 import math
 
@@ -13,7 +13,7 @@ Random = torch.Generator | None  # None: torch's own
 class ClassGaussians(nn.Module):
     """K Gaussians over codes z (B, D), of means `mu` (K, D) (Enescu & Sahbi, ACCV 2024).
 
-    Each class has r principal modes `modes` (K, r, D), orthonormal rows, and the standard deviations
+    Each class has r principal modes `modes` (K, r, D), orthonormal rows, and standard deviations
     along them, `mode_std` (K, r), largest first; 0 where there are no more.
 
     Args:
@@ -80,7 +80,7 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def randomize(self, generator: Random = None) -> None:
-        """Draws means in [-1, 1], variances in [(a + c) / 10, a + c] but above c: the paper's ablation."""
+        """Draws means in [-1, 1], variances in [(a + c) / 10, a + c] but above c: an ablation."""
         u = torch.rand(2, *self.mu.shape, generator=generator)
         self.mu.copy_(2 * u[0] - 1)
         top = 1.0 if self.a is None else self.a + self.c
@@ -112,9 +112,9 @@ class ClassGaussians(nn.Module):
         return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
     def _low_rank_terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, their log-dets (K,), ``F' V^-1`` (K, r, D).
+        """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, log-dets (K,) and ``F' V^-1`` (K, r, D).
 
-        V is the diagonal part and ``F = U sqrt(l)``: the matrix determinant lemma and Woodbury.
+        V is the diagonal part and F modes times std: the matrix determinant lemma and Woodbury.
         """
         factor = self.modes * self.mode_std.unsqueeze(2)  # (K, r, D)
         projected = factor / self.variance.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Bijection, the interface that every layer of a flow keeps, and PixelLinear, that of linear ones."""
+"""Bijection, the interface of every layer of a flow, and PixelLinear, that of its linear layers."""
 
 import torch
 import torch.nn.functional as F

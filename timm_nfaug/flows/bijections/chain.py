@@ -14,9 +14,8 @@ from .reversible import run_reversibly
 class Chain(Bijection):
     """Applies bijections from first to last; with `reversible`, trains without stored activations.
 
-    Where no gradient of the linear layers is needed, neighbours among them run as one matrix (see
-    `folded`), kept until the version counter of a parameter changes, as an optimizer step or
-    `load_state_dict` does. A write through ``.data`` shows after the next `train` or `eval` only.
+    Linear layers that need no gradient run as one matrix (see `folded`), kept until the version
+    counter of a parameter changes; a write through ``.data`` shows after `train` or `eval` only.
 
     >>> from timm_nfaug.flows.bijections import Flatten, Squeeze
     >>> Chain([Squeeze(2), Flatten((12, 4, 4))]).output_shape((3, 8, 8))

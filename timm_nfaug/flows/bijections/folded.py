@@ -9,13 +9,8 @@ from .base import Bijection, PixelLinear
 from .coupling import AffineCoupling
 
 
-class FoldedRun:
-    """Steps on (B, C, H, W), whose halves of the channels stay apart from one to the next.
-
-    >>> from timm_nfaug.flows.bijections import ActNorm, Conv1x1
-    >>> fold([ActNorm(4), Conv1x1(4)])[0](torch.zeros(1, 4, 2, 2))[0].shape
-    torch.Size([1, 4, 2, 2])
-    """
+class _FoldedRun:
+    """Steps on (B, C, H, W), whose halves of the channels stay apart from one to the next."""
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
@@ -45,7 +40,7 @@ class FoldedRun:
 
 
 class _Step:
-    """Linear layers as one ``W x + b``, made in float64 and rounded once; then a coupling or none."""
+    """Linear layers as one ``W x + b``, rounded once from float64; then a coupling or none."""
 
     @torch.no_grad()
     def __init__(self, linear: list[PixelLinear], coupling: AffineCoupling | None):
@@ -63,7 +58,7 @@ class _Step:
 
 
 def _blocks(weight: Tensor, bias: Tensor, sizes: tuple[int, int]) -> list[tuple[Tensor, ...]]:
-    """For each half of the output its bias, and transposed matrices for both halves of the input."""
+    """For each half of the output its bias, and transposed blocks for both halves of the input."""
     rows = zip(bias.split(sizes), weight.split(sizes))
     return [(b, *(w.T.contiguous() for w in row.split(sizes, dim=1))) for b, row in rows]
 
@@ -78,11 +73,11 @@ def _affine(halves: list[Tensor], blocks: list[tuple[Tensor, ...]]) -> list[Tens
 
 
 def fold(layers: Iterable[Bijection]) -> list:
-    """Replaces every run of [linear layers, coupling] by a `FoldedRun`.
+    """Replaces every run of [linear layers, coupling] by a `_FoldedRun`.
 
     >>> from timm_nfaug.flows.bijections import ActNorm, Conv1x1, Squeeze
     >>> [type(stage).__name__ for stage in fold([Squeeze(2), ActNorm(12), Conv1x1(12)])]
-    ['Squeeze', 'FoldedRun']
+    ['Squeeze', '_FoldedRun']
     """
     stages: list = []
     linear: list[PixelLinear] = []
@@ -92,8 +87,8 @@ def fold(layers: Iterable[Bijection]) -> list:
             continue
         coupling = layer if linear and isinstance(layer, AffineCoupling) else None
         if linear:
-            if not (stages and isinstance(stages[-1], FoldedRun)):
-                stages.append(FoldedRun())
+            if not (stages and isinstance(stages[-1], _FoldedRun)):
+                stages.append(_FoldedRun())
             stages[-1].steps.append(_Step(linear, coupling))
             linear = []
         if layer is not None and coupling is None:

@@ -13,8 +13,7 @@ from .base import Bijection
 class Multiscale(Bijection):
     """Levels of bijections, from the image (B, C, H, W) inwards; `shape` is (C, H, W).
 
-    All but the last level are followed by a split. The parts that leave are never resampled: with
-    the last level's output they are the code (B, D).
+    All but the last level are followed by a split; the parts that leave join its output in the code.
 
     >>> from timm_nfaug.flows.bijections import Squeeze
     >>> Multiscale([Squeeze(2), Squeeze(2)], (3, 8, 8)).kept_shapes

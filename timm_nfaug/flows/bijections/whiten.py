@@ -1,7 +1,4 @@
-"""Whiten: a fixed linear map to decorrelated channels of unit variance, set from data.
-
-On patches, after `Squeeze`, it spares the learned layers the second-order statistics of images.
-"""
+"""Whiten: a fixed linear map to decorrelated channels of unit variance, set from data."""
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +10,8 @@ FLOOR = 2e-3  # smallest standard deviation to divide by: channels without varia
 
 class Whiten(PixelLinear):
     """``y = W (x - mean)`` at every pixel of (B, C, H, W); the identity until `initialize`.
+
+    On patches it spares the learned layers the second-order statistics of natural images.
 
     >>> y = Whiten(2).initialize(torch.randn(8, 2, 4, 4).cumsum(1))
     >>> torch.allclose(torch.cov(y.transpose(0, 1).flatten(1)), torch.eye(2), atol=1e-4)
