@@ -71,13 +71,12 @@ def _is_size(v: Any) -> bool:
     return isinstance(v, (list, tuple)) and len(v) == 3 and all(is_int(n) and n > 0 for n in v)
 
 
-_A_DICT = (lambda v: isinstance(v, dict), "a dict of arguments")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "input_size": (_is_size, "three positive integers (channels, height, width)"),
     "num_classes": (lambda v: is_int(v) and v > 0, "a positive integer"),
     "code_rows": (lambda v: is_int(v) and v >= 0, "an integer of at least 0"),
     "bits": (lambda v: v in range(1, 9), "an integer from 1 to 8"),
-    **dict.fromkeys(("network", "prior", "info"), _A_DICT),
+    **dict.fromkeys(("network", "prior", "info"), (lambda v: isinstance(v, dict), "a dict")),
 }
 
 

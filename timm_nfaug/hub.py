@@ -36,8 +36,8 @@ def bundled_flows() -> list[str]:
 def resolve(name: Name, revision: str | None = None) -> Path:
     """Finds the local directory of a flow, downloaded first where it is on the Hub.
 
-    `name` is a bundled name, a directory, ``local-dir:PATH``, or ``org/name[@revision]`` on the Hub,
-    with or without ``hf-hub:``. `revision` overrides ``@revision``.
+    `name` is a bundled name, a directory, ``local-dir:PATH`` or, with or without ``hf-hub:``, an id
+    ``org/name[@revision]`` on the Hub. `revision` overrides ``@revision``.
 
     >>> resolve("linear.cifar10_jpeg").name
     'linear.cifar10_jpeg'
@@ -55,8 +55,11 @@ def resolve(name: Name, revision: str | None = None) -> Path:
             f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
             f"({', '.join(bundled_flows())}), a directory, local-dir:PATH, or a Hub id org/name"
         )
+    from huggingface_hub import hf_hub_download
+
     repo, _, at = text.removeprefix("hf-hub:").partition("@")
-    return _download(repo, revision or at or None)
+    load = lambda file: hf_hub_download(repo, file, revision=revision or at or None)
+    return [Path(load(file)).parent for file in (CONFIG_NAME, WEIGHTS_NAME)][-1]
 
 
 def _checked_directory(path: Path) -> Path:
@@ -64,13 +67,6 @@ def _checked_directory(path: Path) -> Path:
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path} holds no {file}; a flow needs it and {other}")
     return path
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download(repo, CONFIG_NAME, revision=revision)
-    return Path(hf_hub_download(repo, WEIGHTS_NAME, revision=revision)).parent
 
 
 def _read_config(path: Path) -> FlowConfig:

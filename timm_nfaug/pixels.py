@@ -59,7 +59,7 @@ def unit_to_model(x: Tensor) -> Tensor:
 
 
 def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1), for images like `like` (.., C, H, W).
+    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1), for images as `like` (.., C, H, W).
 
     >>> channel_stats([0.5, 0.5, 0.5], 0.2, torch.zeros(3, 8, 8))[0].shape
     torch.Size([3, 1, 1])

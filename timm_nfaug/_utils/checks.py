@@ -84,14 +84,13 @@ def check_labels(
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         wanted = "labels must be an integer tensor of shape (B,)"
         raise TypeError(f"{wanted}, got {what}; mixed or soft labels have no class")
-    if count is not None and len(y) != count:
-        raise ValueError(
-            f"labels must be one for each image, got {len(y)} labels for {count} images"
-        )
-    if len(y) == 1:
+    n = len(y)
+    if count is not None and n != count:
+        raise ValueError(f"labels must be one for each image, got {n} labels for {count} images")
+    if n == 1:
         low = high = int(y)
     else:
-        low, high = torch.stack(y.aminmax()).tolist() if len(y) else (0, 0)  # one copy from a GPU
+        low, high = torch.stack(y.aminmax()).tolist() if n else (0, 0)  # one copy from a GPU
     if low < 0 or high >= num_classes:
         wanted = f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes"
         hint = "choose a flow of this dataset, fit one to it, or drop the labels"

@@ -120,9 +120,7 @@ class ClassMoments:
     def _check_finished(self, r: int) -> None:
         empty = self.empty
         if empty and (not self.allow_empty or len(empty) == self.num_classes):
-            raise ValueError(
-                f"no image of class {empty[0]} was seen (of {len(empty)} such); add some"
-            )
+            raise ValueError(f"saw no image of class {empty[0]} (of {len(empty)} such); add some")
         if r and not self.num_modes:
             hint = f"gather them with num_modes={r}"
             raise ValueError(f"these moments have no modes, {r} a class are wanted; {hint}")

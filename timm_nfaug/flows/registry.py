@@ -46,8 +46,7 @@ def create_flow(
     """Makes a flow, with random weights or pretrained.
 
     Args:
-        name: of `list_flows()`; with ``.tag`` if pretrained, unless only one tag is bundled.
-        pretrained: loads the bundled flow, whose config gives all else.
+        name: of `list_flows()`; if pretrained with its ``.tag``, unless there is only one.
         input_size, num_classes, bits: of `FlowConfig`; (3, 32, 32), 10 and 8 unless given.
         **kwargs: others of `FlowConfig`, and arguments of the network (depth, hidden, ...).
 

@@ -13,7 +13,7 @@ from .base import Bijection
 class Multiscale(Bijection):
     """Levels of bijections, from the image (B, C, H, W) inwards; `shape` is (C, H, W).
 
-    All but the last level are followed by a split; the parts that leave join its output in the code.
+    All but the last level are followed by a split; the parts that leave join the code (B, D).
 
     >>> from timm_nfaug.flows.bijections import Squeeze
     >>> Multiscale([Squeeze(2), Squeeze(2)], (3, 8, 8)).kept_shapes
