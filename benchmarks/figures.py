@@ -87,7 +87,8 @@ def load_classifier(path: str, flow: ConditionalFlow) -> Classifier:
 
     def classify(x: Tensor) -> Tensor:
         large = F.interpolate(x, config["input_size"][1:], mode="bilinear", antialias=True)
-        return model((pixels.model_to_unit(large) - mean) / std)
+        unit = large.add(1).mul(128).sub(0.5).div(255).clamp(0, 1)  # inverts pixels.unit_to_model
+        return model((unit - mean) / std)
 
     return classify
 

@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 import timm_nfaug.flows
 from timm_nfaug.flows.architectures import ARCHITECTURES, build_network
 from timm_nfaug.flows.bijections import ActNorm, AffineCoupling, Bijection, Chain, Conv1x1, Whiten
-from timm_nfaug.flows.bijections.folded import FoldedRun
+from timm_nfaug.flows.bijections.folded import _FoldedRun
 
 every = pytest.mark.parametrize("name", CATALOGUE)
 
@@ -153,7 +153,7 @@ def test_folded_chain_is_the_chain(name):
         torch.testing.assert_close(
             folded, layer_by_layer(chain, x), rtol=0, atol=1e-10
         )  # float64, other order of sums
-        assert any(isinstance(s, FoldedRun) for s in chain._stages())
+        assert any(isinstance(s, _FoldedRun) for s in chain._stages())
     # frozen layers are folded under autograd too, and the gradient to the input is theirs
     gradients = []
     for function in (chain, lambda v: layer_by_layer(chain, v)):

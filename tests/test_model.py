@@ -10,7 +10,7 @@ import timm_nfaug as nfa
 from timm_nfaug import pixels
 from timm_nfaug.config import FlowConfig
 from timm_nfaug.flows.architectures import ARCHITECTURES
-from timm_nfaug.flows.label_band import LabelBandFlow, label_codes, nearest_label
+from timm_nfaug.flows.label_band import LabelBandFlow, _label_codes, nearest_label
 from timm_nfaug.flows.prior import ClassGaussians
 
 
@@ -241,10 +241,10 @@ def test_moments_of_a_band_flow_are_those_of_its_one_gaussian(encoding_flow, toy
     "num_classes, channels, rows, width", [(10, 3, 8, 32), (100, 3, 8, 32), (16, 1, 4, 16)]
 )
 def test_label_codes(num_classes, channels, rows, width):
-    codes = label_codes(num_classes, channels, rows, width)
+    codes = _label_codes(num_classes, channels, rows, width)
     assert codes.shape == (num_classes, channels, rows, width) and codes.dtype == torch.uint8
     assert len(codes.flatten(1).unique(dim=0)) == num_classes
-    assert torch.equal(codes, label_codes(num_classes, channels, rows, width))
+    assert torch.equal(codes, _label_codes(num_classes, channels, rows, width))
     # constant on 4 x 4 blocks
     blocks = codes.view(num_classes, channels, rows // 4, 4, width // 4, 4)
     assert torch.equal(blocks.amax((3, 5)), blocks.amin((3, 5)))
@@ -257,9 +257,9 @@ def test_label_codes(num_classes, channels, rows, width):
 
 def test_label_codes_that_cannot_be():
     with pytest.raises(ValueError, match="cannot spell 17 labels"):
-        label_codes(17, 1, 4, 16)
+        _label_codes(17, 1, 4, 16)
     with pytest.raises(ValueError, match="multiples of 4"):
-        label_codes(2, 3, 6, 32)
+        _label_codes(2, 3, 6, 32)
 
 
 # -- codes and labels together -----------------------------------------------------------------------------------------

@@ -370,7 +370,7 @@ def test_rows_that_wait_are_bounded_and_cost_no_accuracy(monkeypatch):
     for k, rows in enumerate(data):
         for part in torch.from_numpy(rows).split(40):
             found.update(part, torch.full((len(part),), k))
-            waiting.append(sum(found._pending_rows))
+            waiting.append(found._waiting)
     assert 40 < max(waiting) <= 100
     std = found.finish()[3].numpy()
     for k, rows in enumerate(data):  # 26 sketch rows hold all of 20 dimensions

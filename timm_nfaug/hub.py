@@ -1,10 +1,9 @@
 """Flows on disk and on the Hugging Face Hub: config.json, model.safetensors and a model card."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 BUNDLED = Path(__file__).parent / "checkpoints"
+Name = str | os.PathLike
 
 
 def bundled_flows() -> list[str]:
@@ -33,61 +33,47 @@ def bundled_flows() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CONFIG_NAME}"))
 
 
-def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
+def resolve(name: Name, revision: str | None = None) -> Path:
     """Finds the local directory of a flow, downloaded first where it is on the Hub.
 
-    Args:
-        name: a bundled name, ``local-dir:PATH``, a directory, ``hf-hub:org/name[@revision]`` or
-            ``org/name[@revision]``. A `pathlib.Path` is always a directory.
-        revision: branch, tag or commit on the Hub; overrides ``@revision``.
+    `name` is a bundled name, a directory, ``local-dir:PATH`` or, with or without ``hf-hub:``, an id
+    ``org/name[@revision]`` on the Hub. `revision` overrides ``@revision``.
 
     >>> resolve("linear.cifar10_jpeg").name
     'linear.cifar10_jpeg'
     """
     text = name if isinstance(name, str) else f"local-dir:{os.fspath(name)}"
-    path = Path(text.removeprefix("local-dir:")).expanduser()
-    bundled = text in bundled_flows()
-    on_hub = text.startswith("hf-hub:")
-    if not on_hub and (bundled or text.startswith("local-dir:") or path.is_dir()):
+    bundled, on_hub = text in bundled_flows(), text.startswith("hf-hub:")
+    path = BUNDLED / text if bundled else Path(text.removeprefix("local-dir:")).expanduser()
+    if not on_hub and (text.startswith("local-dir:") or path.is_dir()):
         if revision is not None:
-            raise ValueError(
-                f"a revision goes with a Hub id such as hf-hub:org/name, {text} is a "
-                f"{'bundled flow' if bundled else 'directory'}; drop revision={revision!r}"
-            )
-        return BUNDLED / text if bundled else _directory(path)
+            what = f"{text} is a {'bundled flow' if bundled else 'directory'}; drop {revision=!r}"
+            raise ValueError(f"a revision goes with a Hub id such as hf-hub:org/name, {what}")
+        return _checked_directory(path)
     if not on_hub and (text.count("/") != 1 or text.startswith((".", "/", "~"))):
         raise ValueError(
             f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
-            f"({', '.join(bundled_flows())}), a directory with {CONFIG_NAME}, local-dir:PATH, "
-            "or a Hub id org/name"
+            f"({', '.join(bundled_flows())}), a directory, local-dir:PATH, or a Hub id org/name"
         )
-    repo, _, at = text.removeprefix("hf-hub:").partition("@")
-    return _download(repo, revision or at or None)
-
-
-def _directory(path: Path) -> Path:
-    for file in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (path / file).is_file():
-            raise FileNotFoundError(
-                f"{path} holds no {file}; a flow's directory has {CONFIG_NAME} and {WEIGHTS_NAME}"
-            )
-    return path
-
-
-def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(repo, CONFIG_NAME, revision=revision)
-    return Path(hf_hub_download(repo, WEIGHTS_NAME, revision=revision)).parent
+    repo, _, at = text.removeprefix("hf-hub:").partition("@")
+    load = lambda file: hf_hub_download(repo, file, revision=revision or at or None)
+    return [Path(load(file)).parent for file in (CONFIG_NAME, WEIGHTS_NAME)][-1]
+
+
+def _checked_directory(path: Path) -> Path:
+    for file, other in ((CONFIG_NAME, WEIGHTS_NAME), (WEIGHTS_NAME, CONFIG_NAME)):
+        if not (path / file).is_file():
+            raise FileNotFoundError(f"{path} holds no {file}; a flow needs it and {other}")
+    return path
 
 
 def _read_config(path: Path) -> FlowConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(
-            f"{path} is not valid JSON ({e}); save the flow again or download it anew"
-        ) from e
+    except ValueError as e:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is not valid JSON ({e}); save or download it again") from e
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return FlowConfig.from_dict(values)
@@ -98,19 +84,14 @@ def _load_weights(module: torch.nn.Module, path: Path) -> None:
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as e:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({e}); "
-            "it may be truncated: download or save it again"
-        ) from e
+        hint = "it may be truncated: download or save it again"
+        raise ValueError(f"{path} cannot be read as safetensors ({e}); {hint}") from e
     wanted = module.state_dict()
-    both = sorted(wanted.keys() & found.keys())
-    shapes = [(k, tuple(found[k].shape), tuple(wanted[k].shape)) for k in both]
-    odd = [f"{k}: {own} instead of {needed}" for k, own, needed in shapes if own != needed]
-    for word, keys in (
-        ("unknown", found.keys() - set(both)),
-        ("missing", wanted.keys() - set(both)),
-    ):
-        odd[:0] = [f"{word} {sorted(keys)[:4]}"] if keys else []
+    sets = {"missing": wanted.keys() - found.keys(), "unknown": found.keys() - wanted.keys()}
+    odd = [f"{word} {sorted(keys)[:4]}" for word, keys in sets.items() if keys]
+    for key in sorted(wanted.keys() & found.keys()):
+        own, needed = tuple(found[key].shape), tuple(wanted[key].shape)
+        odd += [f"{key}: {own} instead of {needed}"] if own != needed else []
     if odd:
         raise ValueError(f"{path} does not fit its {CONFIG_NAME}: {'; '.join(odd[:6])}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()})
@@ -125,16 +106,10 @@ class HubMixin(torch.nn.Module):
     """
 
     config: FlowConfig
+    from_config: Callable[[FlowConfig], "ConditionalFlow"]
 
     @classmethod
-    def from_config(cls, config: FlowConfig) -> ConditionalFlow:
-        """Makes the untrained module of a config."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | os.PathLike, revision: str | None = None
-    ) -> ConditionalFlow:
+    def from_pretrained(cls, name: Name, revision: str | None = None) -> "ConditionalFlow":
         """Loads a flow in evaluation mode; `name` and `revision` are those of `hub.resolve`."""
         directory = resolve(name, revision)
         config = _read_config(directory / CONFIG_NAME)
@@ -143,15 +118,10 @@ class HubMixin(torch.nn.Module):
         _load_weights(flow, directory / WEIGHTS_NAME)
         return flow.eval()
 
-    def save_pretrained(
-        self, directory: str | os.PathLike, half: bool = False, name: str | None = None
-    ) -> Path:
-        """Writes config.json, model.safetensors and the model card README.md.
+    def save_pretrained(self, directory: Name, half=False, name: str | None = None) -> Path:
+        """Writes config.json, model.safetensors and the model card README.md, titled `name`.
 
-        Args:
-            half: stores the kernels of the couplings' networks and the modes in float16 (loaded as
-                float32 again); all else stays float32. Measure the flow as loaded.
-            name: title of the card; by default the directory's.
+        `half` stores modes and kernels of the couplings' networks in float16, loaded as float32.
         """
         directory = Path(directory)
         # before anything is written: new weights beside an old config would be another flow
@@ -166,13 +136,9 @@ class HubMixin(torch.nn.Module):
         return directory
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool = False,
-        revision: str | None = None,
-        commit_message: str = "Upload flow",
+        self, repo_id: str, private=False, revision: str | None = None, commit_message="Upload flow"
     ) -> str:
-        """Uploads the flow with its card, to a repository made if missing; returns the commit's URL."""
+        """Uploads flow and card, to a repository made if missing; returns the commit's URL."""
         from huggingface_hub import HfApi
 
         api = HfApi()
@@ -218,18 +184,17 @@ import timm_nfaug as nfa
 aug = nfa.NFAugment.from_pretrained("{name}", strength=0.5, p=0.5)
 image = aug(image, label)                       # PIL, uint8 or float tensor, one or a batch
 flow = nfa.ConditionalFlow.from_pretrained("{name}")
-z, log_det = flow(x)                            # x (B, {c}, {h}, {w}) in [-1, 1]
+z, log_det = flow(x)                            # x (B, {size}) in [-1, 1]
 ```
 {training}"""
 
 
 def _card(config: FlowConfig, name: str) -> str:
-    """The card's Markdown, made from the config alone."""
-    info, (c, h, w) = config.info, config.input_size
+    info, size = config.info, [str(n) for n in config.input_size]
     network = json.dumps(config.network) if config.network else ""
     rows = {
         "architecture": f"`{config.architecture}` {network}",
-        "images": f"{c} x {h} x {w}, {config.bits}-bit",
+        "images": f"{' x '.join(size)}, {config.bits}-bit",
         "classes": config.num_classes,
         "data": info.get("data", "not stated"),
         **{k.replace("_", " "): v for k, v in info.get("metrics", {}).items()},
@@ -237,5 +202,5 @@ def _card(config: FlowConfig, name: str) -> str:
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in rows.items()}
     table = "\n".join(f"| {k} | {v} |" for k, v in shown.items())
     training = f"\n## Training\n\n{info['training']}\n" if info.get("training") else ""
-    of_image = {"c": c, "h": h, "w": w, "license": info.get("license", "apache-2.0")}
-    return CARD.format(name=name, table=table, training=training, **of_image)
+    known = {"license": info.get("license", "apache-2.0"), "size": ", ".join(size)}
+    return CARD.format(name=name, table=table, training=training, **known)

@@ -1,8 +1,7 @@
 """Pixel ranges: uint8 levels, floats in [0, 1], normalised floats, and the flow's range [-1, 1].
 
-A level ``u`` of ``2**bits`` stands for the interval ``[u, u + 1)``, mapped linearly onto [-1, 1]; its
-centre is the value a flow sees at evaluation, and uniform noise inside it is the dequantisation of
-training (Theis et al., "A note on the evaluation of generative models", 2016).
+A level u of ``2**bits`` is the interval [u, u + 1), mapped linearly onto [-1, 1]: a flow sees its
+centre, and in training uniform noise inside it (Theis et al., 2016: dequantisation).
 """
 
 import math
@@ -11,17 +10,6 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-
-
-def check_bits(bits: int) -> int:
-    """Returns `bits` if it is an integer from 1 to 8.
-
-    >>> check_bits(5)
-    5
-    """
-    if bits not in range(1, 9):
-        raise ValueError(f"bits must be an integer from 1 to 8, got {bits!r}")
-    return int(bits)
 
 
 def levels_to_model(levels: Tensor) -> Tensor:
@@ -36,7 +24,7 @@ def levels_to_model(levels: Tensor) -> Tensor:
 
 
 def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
-    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (a copy), or of such a tensor (itself).
+    """uint8 levels (C, H, W) of a PIL image of mode RGB or L (a copy), or such a tensor itself.
 
     >>> levels_of(PIL.Image.new("RGB", (6, 4))).shape
     torch.Size([3, 4, 6])
@@ -46,9 +34,8 @@ def levels_of(image: PIL.Image.Image | Tensor) -> Tensor:
     if not isinstance(image, PIL.Image.Image) or image.mode not in ("L", "RGB"):
         what = getattr(image, "mode", type(image).__name__)
         what = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else what
-        raise TypeError(
-            f"expected a PIL image of mode RGB or L, or a uint8 tensor (C, H, W), got {what}"
-        )
+        wanted = "a PIL image of mode RGB or L, or a uint8 tensor (C, H, W)"
+        raise TypeError(f"expected {wanted}, got {what}")
     array = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
     return torch.from_numpy(np.array(array, order="C"))  # plane by plane, as what is added to it
 
@@ -71,49 +58,35 @@ def unit_to_model(x: Tensor) -> Tensor:
     return x.to(torch.float32).mul(255).add_(0.5).mul_(2 / 256).sub_(1)
 
 
-def model_to_unit(x: Tensor) -> Tensor:
-    """Inverts `unit_to_model`, clamped to [0, 1].
-
-    >>> model_to_unit(torch.tensor([0.0, 5.0]))
-    tensor([0.5000, 1.0000])
-    """
-    return x.add(1).mul_(128).sub_(0.5).div_(255).clamp_(0, 1)
-
-
 def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1) on the device of `like` (..., C, H, W).
+    """Mean and std, one or C numbers, as float32 (1 or C, 1, 1), for images as `like` (.., C, H, W).
 
     >>> channel_stats([0.5, 0.5, 0.5], 0.2, torch.zeros(3, 8, 8))[0].shape
     torch.Size([3, 1, 1])
     """
-    found = []
+    found, channels = [], like.shape[-3]
     for name, values in (("mean", mean), ("std", std)):
         values = torch.as_tensor(values, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
-        if len(values) not in (1, like.shape[-3]):
-            raise ValueError(
-                f"{name} must be one number or one for each of the {like.shape[-3]} channels, "
-                f"got {values.flatten().tolist()}"
-            )
+        got = values.flatten().tolist()
+        if len(got) not in (1, channels):
+            wanted = f"one number or one for each of the {channels} channels"
+            raise ValueError(f"{name} must be {wanted}, got {got}")
+        if name == "std" and min(got) <= 0:
+            raise ValueError(f"std must be positive in every channel, got {got}")
         found.append(values)
-    if bool((found[1] <= 0).any()):
-        raise ValueError(
-            f"std must be positive in every channel, got {found[1].flatten().tolist()}"
-        )
     return found[0], found[1]
 
 
 def dequantize(levels: Tensor, bits: int = 8, generator: torch.Generator | None = None) -> Tensor:
     """Maps uint8 levels to float32 in [-1, 1] with uniform noise inside each of ``2**bits`` levels.
 
-    Args:
-        levels: 0..255 of any shape; below 8 bits their lowest bits are dropped.
-        bits: depth, 1 to 8.
-        generator: source of the noise, on the CPU or on the device of `levels`.
+    Below 8 bits the lowest bits are dropped. `generator` is on the CPU or where the levels are.
 
     >>> dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), bits=5).max() < -1 + 2 / 32
     tensor(True)
     """
-    check_bits(bits)
+    if bits not in range(1, 9):
+        raise ValueError(f"bits must be an integer from 1 to 8, got {bits!r}")
     if levels.dtype != torch.uint8:
         raise TypeError(f"dequantize expects uint8 levels, got {levels.dtype}")
     device = generator.device if generator is not None else levels.device

@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises an error that says what was expected, what came and what to do."""
+"""Checks of arguments; errors say what was expected, what came and what to do."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -56,7 +56,7 @@ def check_probability(p: float) -> float:
     >>> check_probability(1)
     1.0
     """
-    if not _is_number(p) or not 0 <= p <= 1:
+    if not (is_int(p) or isinstance(p, float)) or not 0 <= p <= 1:
         raise ValueError(f"p must be a number from 0 to 1, got {p!r}")
     return float(p)
 
@@ -67,13 +67,9 @@ def check_strength(strength: float) -> float:
     >>> check_strength(2)
     2.0
     """
-    if not _is_number(strength) or not 0 <= strength < float("inf"):
+    if not (is_int(strength) or isinstance(strength, float)) or not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be a finite number of at least 0, got {strength!r}")
     return float(strength)
-
-
-def _is_number(v: Any) -> bool:
-    return isinstance(v, (int, float)) and not isinstance(v, bool)
 
 
 def check_labels(
@@ -86,22 +82,17 @@ def check_labels(
     """
     if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(
-            f"labels must be an integer tensor of shape (B,), got {what}; "
-            "mixed or soft labels have no class"
-        )
-    if count is not None and len(y) != count:
-        raise ValueError(
-            f"labels must be one for each image, got {len(y)} labels for {count} images"
-        )
-    if len(y) == 1:
+        wanted = "labels must be an integer tensor of shape (B,)"
+        raise TypeError(f"{wanted}, got {what}; mixed or soft labels have no class")
+    n = len(y)
+    if count is not None and n != count:
+        raise ValueError(f"labels must be one for each image, got {n} labels for {count} images")
+    if n == 1:
         low = high = int(y)
     else:
-        low, high = torch.stack(y.aminmax()).tolist() if len(y) else (0, 0)  # one copy from a GPU
+        low, high = torch.stack(y.aminmax()).tolist() if n else (0, 0)  # one copy from a GPU
     if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes, got "
-            f"{low}..{high}; choose a flow of this dataset, fit one to it, or drop the labels"
-        )
-    ready = y.dtype == torch.int64 and y.device == device
-    return y if ready else y.to(device, torch.int64)
+        wanted = f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes"
+        hint = "choose a flow of this dataset, fit one to it, or drop the labels"
+        raise ValueError(f"{wanted}, got {low}..{high}; {hint}")
+    return y.to(device, torch.int64)

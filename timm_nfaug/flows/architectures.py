@@ -5,20 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from .._utils.checks import check_keys, closest
-from .bijections import (
-    ActNorm,
-    AffineCoupling,
-    Bijection,
-    Chain,
-    Conv1x1,
-    Flatten,
-    Multiscale,
-    Squeeze,
-    Whiten,
-)
+from .bijections import ActNorm, Bijection, Chain, Conv1x1, Flatten, Multiscale, Squeeze, Whiten
+from .bijections.coupling import AffineCoupling
 from .networks import ConvNet, ResNet, ViT
 
-Shape = tuple[int, int, int]  # (C, H, W)
+# builder, its default arguments, default arguments of the prior
+Architecture = tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]
 
 
 def _conv_p4(shape, depth=12, hidden=128, patch=4, clamp=0.6, whiten=True) -> Bijection:
@@ -29,14 +21,14 @@ def _conv_p4(shape, depth=12, hidden=128, patch=4, clamp=0.6, whiten=True) -> Bi
 
 
 def _jet_p4(shape, depth=32, hidden=128, blocks=1, heads=4, patch=4, clamp=0.6, whiten=True):
-    """`_conv_p4` with vision transformers of `blocks` blocks: each coupling sees the whole image."""
+    """`_conv_p4` with vision transformers of `blocks` blocks: a coupling sees the whole image."""
     make_net = lambda i, o, h, w: ViT(i, hidden, o, (h, w), blocks, heads)
     layers = _level(shape, patch, depth, clamp, make_net, whiten)
     return Chain([*layers, Flatten(layers[0].output_shape(shape))])
 
 
 def _resnet_ms(shape, levels=3, steps=8, blocks=(8, 4, 2), hidden=128, clamp=0.6) -> Bijection:
-    """The paper's network: `levels` of `steps`, blocks[i] residual blocks in a coupling of level i."""
+    """The paper's network: level i has `steps` couplings, each of blocks[i] residual blocks."""
     blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     if len(blocks) != levels:
         raise ValueError(f"blocks must be one number for each of the {levels} levels, got {blocks}")
@@ -50,7 +42,6 @@ def _resnet_ms(shape, levels=3, steps=8, blocks=(8, 4, 2), hidden=128, clamp=0.6
 
 
 def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijection]:
-    """Squeeze, whitening where wanted, and `steps` of [affine, 1x1, coupling]."""
     squeeze = Squeeze(factor)
     c, h, w = squeeze.output_shape(shape)
     layers: list[Bijection] = [squeeze, Whiten(c)] if whiten else [squeeze]
@@ -60,8 +51,7 @@ def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijectio
     return layers
 
 
-# name: (builder, its arguments, default arguments of the prior)
-ARCHITECTURES: dict[str, tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "linear": (Flatten, {}, {"a": None, "num_modes": 32, "low_rank": True}),
     "conv_p4_tiny": (_conv_p4, {"depth": 6, "hidden": 64}, {"num_modes": 32}),
     "conv_p4_small": (_conv_p4, {"depth": 12, "hidden": 128}, {"num_modes": 32}),
@@ -71,8 +61,8 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Bijection], dict[str, Any], dict[st
 }
 
 
-def find_architecture(name: str) -> tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]:
-    """The builder of an architecture and the default arguments of its network and prior.
+def find_architecture(name: str) -> Architecture:
+    """Finds an architecture by name.
 
     >>> find_architecture("conv_p4_tiny")[1:]
     ({'depth': 6, 'hidden': 64}, {'num_modes': 32})
@@ -83,7 +73,9 @@ def find_architecture(name: str) -> tuple[Callable[..., Bijection], dict[str, An
     return ARCHITECTURES[name]
 
 
-def build_network(architecture: str, shape: Shape, arguments: dict[str, Any]) -> Bijection:
+def build_network(
+    architecture: str, shape: tuple[int, ...], arguments: dict[str, Any]
+) -> Bijection:
     """Builds the bijection from images of `shape` (C, H, W) to codes (D,).
 
     >>> build_network("conv_p4_tiny", (3, 8, 8), {"depth": 1}).output_shape((3, 8, 8))

@@ -1,19 +1,13 @@
-"""LabelBandFlow: conditional encoding (CE), the baseline that writes the label into the image.
+"""LabelBandFlow: conditional encoding (CE), the baseline that writes the label into the image."""
 
-A band of blocks below the image spells its label, one Gaussian serves all classes, and a sample's
-label is read by the nearest band (Enescu & Sahbi, ACCV 2024, supplementary, figure 39: 8 rows).
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..config import FlowConfig
 from ..pixels import levels_to_model
-from .architectures import Shape
 from .model import ConditionalFlow, Labels
 from .prior import ClassGaussians
 
@@ -23,11 +17,11 @@ PATIENCE = 50  # batches of samples in a row with no label that is still wanted
 
 
 class LabelBandFlow(ConditionalFlow):
-    """A flow of images above a band of `config.code_rows` rows that spells the label.
+    """A flow of images above bands `codes` (K, C, code_rows, W), uint8, that spell their labels.
 
-    Unlike a `ConditionalFlow` it needs labels to encode, has one Gaussian for all codes, and takes K
-    passes for `class_logits`; densities are those of image and band (C, code_rows, W) together.
-    `codes` (K, C, code_rows, W), uint8, are the bands.
+    One Gaussian serves all classes, and a sample's label is read by the nearest band (Enescu &
+    Sahbi, ACCV 2024, supplementary, figure 39: 8 rows). It needs labels to encode, takes K passes
+    for `class_logits`, and gives densities of image and band together.
 
     >>> flow = LabelBandFlow(FlowConfig("linear", (3, 8, 8), num_classes=2, code_rows=4))
     >>> flow(torch.zeros(1, 3, 8, 8), torch.tensor([1]))[0].shape  # 3 x 12 x 8
@@ -37,17 +31,12 @@ class LabelBandFlow(ConditionalFlow):
     has_class_gaussians = False
 
     def __init__(self, config: FlowConfig):
-        super().__init__(config)
-        c, _, w = config.input_size
-        codes = label_codes(config.num_classes, c, config.code_rows, w)
-        self.codes = nn.Buffer(codes, persistent=False)
-
-    @staticmethod
-    def _layout(config: FlowConfig) -> tuple[Shape, int]:
         if not config.code_rows:
             raise ValueError("a LabelBandFlow needs code_rows in its config, e.g. 8; got 0")
-        c, h, w = config.input_size
-        return (c, h + config.code_rows, w), 1
+        super().__init__(config)
+        c, _, w = config.input_size
+        codes = _label_codes(config.num_classes, c, config.code_rows, w)
+        self.codes = nn.Buffer(codes, persistent=False)
 
     def _network_input(self, x: Tensor, y: Labels) -> Tensor:
         x = super()._network_input(x, y)
@@ -57,21 +46,19 @@ class LabelBandFlow(ConditionalFlow):
         return torch.cat([x, levels_to_model(self.codes[y]).to(x.dtype)], dim=2)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Decodes codes (B, D) to images (B, C, H, W) without their bands, not clamped to [-1, 1]."""
-        return self.decode(z)[0]
+        """Decodes codes (B, D) to images (B, C, H, W) without bands, not clamped to [-1, 1]."""
+        return self._decode(z)[0]
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Decodes codes (B, D) to images (B, C, H, W) and bands (B, C, code_rows, W), not clamped."""
-        images, bands = super().inverse(z).tensor_split([self.config.input_size[1]], dim=2)
-        return images, bands
+    def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
+        return super().inverse(z).tensor_split([self.config.input_size[1]], dim=2)
 
     def encode(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W): codes (B, D) and labels (B,), by K more passes if y is None."""
+        """Encodes images: codes (B, D) and labels (B,), unless given by K more passes."""
         y = self.class_logits(x).argmax(1) if y is None else y
         return self(x, y)[0], y
 
     def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        """Checks labels (B,), of length `count` if given; returns zeros (B,): there is one Gaussian."""
+        """Checks labels (B,) as a `ConditionalFlow`; returns zeros (B,): there is one Gaussian."""
         return torch.zeros_like(super().gaussian_labels(y, count))
 
     def class_logits(self, x: Tensor) -> Tensor:
@@ -83,26 +70,22 @@ class LabelBandFlow(ConditionalFlow):
         """Raises: these codes hold a label already."""
         raise ValueError("codes with a band hold a label already; use class_logits(x)")
 
-    def with_prior(self, prior: ClassGaussians, class_names: Sequence[str] = ()) -> ConditionalFlow:
+    def with_prior(self, prior: ClassGaussians, class_names=()) -> ConditionalFlow:
         """Raises: there are no class Gaussians."""
-        raise ValueError(
-            "a flow with conditional encoding has one shared Gaussian; fit a flow with class Gaussians"
-        )
+        raise ValueError("a band flow has one shared Gaussian; fit a flow with class Gaussians")
 
     def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Samples until each of the labels y (B,) has its image; raises if some never come."""
-        y = super().gaussian_labels(y)
+        y, barren = super().gaussian_labels(y), 0
         out = torch.empty(len(y), *self.config.input_size, dtype=self.dtype, device=self.device)
         wanted = [torch.nonzero(y == k).flatten().tolist() for k in range(self.num_classes)]
-        left, barren = len(y), 0
-        while left:
-            images, bands = self.decode(draw(y.new_zeros(max(32, min(4 * left, 512)))))
+        while left := sum(map(len, wanted)):
+            images, bands = self._decode(draw(y.new_zeros(max(32, min(4 * left, 512)))))
             labels = nearest_label(bands, levels_to_model(self.codes))
             for k, places in enumerate(wanted):
                 for image in images[labels == k][: len(places)]:
                     out[places.pop()] = image
-            before, left = left, sum(len(places) for places in wanted)
-            barren = barren + 1 if left == before else 0
+            barren = barren + 1 if sum(map(len, wanted)) == left else 0
             if barren == PATIENCE:
                 missing = [k for k, places in enumerate(wanted) if places]
                 found = f"{PATIENCE} batches of samples in a row held no label of {missing}"
@@ -110,36 +93,29 @@ class LabelBandFlow(ConditionalFlow):
         return out
 
 
-def label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tensor:
-    """(K, C, rows, W) uint8 bands, chosen greedily so that the closest two differ in many blocks.
-
-    >>> label_codes(num_classes=10, channels=3, rows=8, width=32).shape
-    torch.Size([10, 3, 8, 32])
-    """
+def _label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tensor:
+    """(K, C, rows, W) uint8 bands, chosen greedily: the closest two differ in many blocks."""
     if rows % BLOCK or width % BLOCK:
-        raise ValueError(
-            f"code_rows and width must be multiples of {BLOCK}, got {rows} and {width}"
-        )
-    bits = channels * (rows // BLOCK) * (width // BLOCK)
+        raise ValueError(f"code_rows and width must be multiples of {BLOCK}, got {rows}, {width}")
+    shape = (channels, rows // BLOCK, width // BLOCK)
+    bits = math.prod(shape)
     if 2**bits < num_classes:
         raise ValueError(f"{bits} blocks cannot spell {num_classes} labels; use more code_rows")
     g = torch.Generator().manual_seed(0)  # the same bands on every machine
     chosen = torch.randint(0, 2, (1, bits), generator=g)
     while len(chosen) < num_classes:
         candidates = torch.randint(0, 2, (256, bits), generator=g)
-        distance = (candidates[:, None] != chosen[None]).sum(2).min(1).values
-        if int(distance.max()) > 0:
+        distance = (candidates[:, None] != chosen).sum(2).amin(1)
+        if distance.any():
             chosen = torch.cat([chosen, candidates[distance.argmax()][None]])
-    levels = (LOW + (HIGH - LOW) * chosen).to(torch.uint8)
-    blocks = levels.view(num_classes, channels, rows // BLOCK, width // BLOCK)
-    return blocks.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    levels = (LOW + (HIGH - LOW) * chosen).to(torch.uint8).view(-1, *shape)
+    return levels.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
 
 
 def nearest_label(band: Tensor, codes: Tensor) -> Tensor:
     """Reads the labels (B,) of bands (B, C, rows, W): the nearest of codes (K, C, rows, W).
 
-    >>> codes = label_codes(num_classes=3, channels=1, rows=4, width=16)
-    >>> nearest_label(codes.float(), codes)
-    tensor([0, 1, 2])
+    >>> nearest_label(torch.ones(1, 3, 4, 8), torch.arange(2.0).view(2, 1, 1, 1).repeat(1, 3, 4, 8))
+    tensor([1])
     """
     return torch.cdist(band.flatten(1), codes.flatten(1).to(band)).argmin(1)

@@ -1,11 +1,9 @@
 """ConditionalFlow: a bijection, class Gaussians over its codes, and what one asks of the two."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from .. import pixels
 from .._utils.checks import check_keys, check_labels
 from ..config import FlowConfig
 from ..hub import HubMixin
-from .architectures import Shape, build_network, find_architecture
+from .architectures import build_network, find_architecture
 from .bijections import AffineCoupling, Chain
 from .moments import ClassMoments
 from .prior import ClassGaussians, Random
@@ -27,14 +25,8 @@ class ConditionalFlow(HubMixin):
     """A class-conditional normalizing flow (Enescu & Sahbi, ACCV 2024).
 
     Images x are (B, C, H, W) floats in [-1, 1] (see `timm_nfaug.pixels`), codes z (B, D), labels y
-    (B,) integers in 0..K-1. `create_flow`, `from_pretrained` and `from_config` make a flow.
-
-    Attributes:
-        config: what rebuilds the flow but for its weights; a copy of the one given.
-        network: the bijection from images to codes of length `dim`, D.
-        prior: the class Gaussians over the codes.
-        log_prior: (K,) log probabilities of the classes, uniform unless set.
-        has_class_gaussians: each class has a Gaussian of its own; False for a `LabelBandFlow`.
+    (B,) integers in 0..K-1. `network` is the bijection between images and codes, `prior` the class
+    Gaussians, `log_prior` (K,) the log probabilities of the classes, uniform unless set.
 
     >>> flow = ConditionalFlow(FlowConfig("linear", (3, 8, 8), num_classes=10))
     >>> z, log_det = flow(torch.zeros(2, 3, 8, 8))
@@ -49,7 +41,10 @@ class ConditionalFlow(HubMixin):
         _, network, prior = find_architecture(config.architecture)
         network, prior = network | config.network, prior | config.prior
         check_keys(prior, PRIOR_KEYS, "prior")
-        shape, gaussians = self._layout(config)
+        if config.code_rows and self.has_class_gaussians:
+            raise ValueError(f"code_rows={config.code_rows} is for a LabelBandFlow: use that")
+        (c, h, w), gaussians = config.input_size, 1 if config.code_rows else config.num_classes
+        shape = (c, h + config.code_rows, w)
         self.dim = math.prod(shape)
         prior["num_modes"] = min(prior.get("num_modes", 0), self.dim)
         self.config = dataclasses.replace(config, network=network, prior=prior)
@@ -59,21 +54,11 @@ class ConditionalFlow(HubMixin):
         self.to(memory_format=torch.channels_last)
 
     @classmethod
-    def from_config(cls, config: FlowConfig) -> ConditionalFlow:
+    def from_config(cls, config: FlowConfig) -> "ConditionalFlow":
         """Makes the flow of a config, untrained; a `LabelBandFlow` where it has `code_rows`."""
         from .label_band import LabelBandFlow  # a subclass of this one
 
         return (LabelBandFlow if config.code_rows else cls)(config)
-
-    @staticmethod
-    def _layout(config: FlowConfig) -> tuple[Shape, int]:
-        """Shape that the network takes, and number of Gaussians."""
-        if config.code_rows:
-            raise ValueError(
-                f"code_rows={config.code_rows} is for a LabelBandFlow; "
-                "ConditionalFlow.from_config(config) and create_flow choose the class"
-            )
-        return config.input_size, config.num_classes
 
     @property
     def device(self) -> torch.device:
@@ -92,22 +77,15 @@ class ConditionalFlow(HubMixin):
         """Whether this is the flow of depth 0, whose codes are the pixels."""
         return self.config.architecture == "linear" and self.has_class_gaussians
 
-    def set_net_dtype(self, dtype: torch.dtype | None) -> ConditionalFlow:
-        """Runs the couplings' networks in `dtype` (bfloat16, float16); None: in the parameters' own.
-
-        The state stays in full precision: another flow by a little, and still invertible.
-        """
+    def set_net_dtype(self, dtype: torch.dtype | None) -> "ConditionalFlow":
+        """Runs the couplings' networks in `dtype`, or their own; the flow stays invertible."""
         for module in self.modules():
             if isinstance(module, AffineCoupling):
                 module.net_dtype = dtype
         return self
 
-    def set_reversible(self, reversible: bool = True) -> ConditionalFlow:
-        """Trains without stored activations: backward recomputes them from the output.
-
-        Each coupling's network runs once more, there are first derivatives only, and with networks
-        in bfloat16 gradients carry the rounding of the inverse.
-        """
+    def set_reversible(self, reversible: bool = True) -> "ConditionalFlow":
+        """Trains without stored activations, by one more pass; there are first derivatives only."""
         for module in self.modules():
             if isinstance(module, Chain):
                 module.reversible = reversible
@@ -118,24 +96,16 @@ class ConditionalFlow(HubMixin):
         return torch.autocast(self.device.type, enabled=False)
 
     def _network_input(self, x: Tensor, y: Labels) -> Tensor:
-        """Checks images and brings them to what the network takes."""
         c, h, w = self.config.input_size
         if x.ndim != 4 or x.shape[1:] != (c, h, w):
-            raise ValueError(
-                f"this flow takes images of shape (B, {c}, {h}, {w}) in [-1, 1], got "
-                f"{tuple(x.shape)}; NFAugment brings images of any size to it"
-            )
+            takes = f"this flow takes images of shape (B, {c}, {h}, {w}) in [-1, 1]"
+            raise ValueError(f"{takes}, got {tuple(x.shape)}; NFAugment takes any size")
         if not x.is_floating_point():
-            raise TypeError(
-                f"this flow takes floats in [-1, 1], got {x.dtype}; see pixels.levels_to_model"
-            )
+            raise TypeError(f"expected floats in [-1, 1], got {x.dtype}: pixels.levels_to_model")
         return x.to(self.dtype)
 
     def forward(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W): codes (B, D) and log abs det (B,) in nats.
-
-        Only a `LabelBandFlow` uses the labels y (B,), and needs them.
-        """
+        """Encodes images: codes (B, D) and log abs det (B,) in nats; y is for a `LabelBandFlow`."""
         x = self._network_input(x, y)
         if not len(x):  # reshapes to (B, -1) would not know D
             return x.new_zeros(0, self.dim), x.new_zeros(0)
@@ -150,17 +120,14 @@ class ConditionalFlow(HubMixin):
             return self.network.inverse(z.to(self.dtype))
 
     def encode(self, x: Tensor, y: Labels = None) -> tuple[Tensor, Tensor]:
-        """Encodes images (B, C, H, W): codes (B, D) and labels (B,).
-
-        The labels are y, or the flow's own most probable ones where y is None.
-        """
+        """Encodes images: codes (B, D) and labels (B,), unless given the most probable ones."""
         z = self(x)[0]
         if y is None and self.num_classes == 1:
             y = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         return z, self.code_logits(z).argmax(1) if y is None else y
 
     def gaussian_labels(self, y: Tensor, count: int | None = None) -> Tensor:
-        """Checks labels (B,), of length `count` if given; returns the indices (B,) of their Gaussians."""
+        """Checks labels (B,), of length `count` if given; returns the indices of Gaussians."""
         return check_labels(y, self.num_classes, self.device, count)
 
     def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
@@ -170,11 +137,11 @@ class ConditionalFlow(HubMixin):
             return self.prior.log_prob(z, self.gaussian_labels(y, len(z))) + log_det
 
     def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B,) bits per dimension of images dequantised at the flow's depth (`pixels.dequantize`)."""
+        """(B,) bits per dimension of images that `pixels.dequantize` made at the flow's depth."""
         return pixels.bits_per_dim(self.log_prob(x, y), self.dim, self.config.bits)
 
     def class_logits(self, x: Tensor) -> Tensor:
-        """(B, K) log p(x given y) + log prior, up to a constant an image: the flow as a classifier."""
+        """(B, K) log p(x given y) + log prior up to a constant an image: the flow as classifier."""
         return self.code_logits(self(x)[0])
 
     def code_logits(self, z: Tensor) -> Tensor:
@@ -182,7 +149,7 @@ class ConditionalFlow(HubMixin):
         with self._full_precision():
             return self.prior.log_prob_all(z) + self.log_prior
 
-    def with_prior(self, prior: ClassGaussians, class_names: Sequence[str] = ()) -> ConditionalFlow:
+    def with_prior(self, prior: ClassGaussians, class_names=()) -> "ConditionalFlow":
         """Makes a flow that shares this one's network but has class Gaussians of its own."""
         flow = copy.copy(self)
         flow._modules, flow._buffers = dict(self._modules), dict(self._buffers)
@@ -197,10 +164,7 @@ class ConditionalFlow(HubMixin):
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Draws images (B, C, H, W) of labels y (B,), in [-1, 1] up to the tails of the model.
-
-        `temperature`, `mean_scale` and `generator` are those of `ClassGaussians.sample`.
-        """
+        """Draws images (B, C, H, W) of labels y (B,), from codes as of `ClassGaussians.sample`."""
         draw = lambda index: self.prior.sample(index, temperature, mean_scale, generator)
         with self._full_precision():
             return self._sample(y, draw)
@@ -211,10 +175,9 @@ class ConditionalFlow(HubMixin):
     def interpolate(
         self, x0: Tensor, x1: Tensor, steps: int = 8, y0: Labels = None, y1: Labels = None
     ) -> Tensor:
-        """(B, steps, C, H, W): from x0 to x1 along a line in the codes, their norms interpolated too.
+        """(B, steps, C, H, W): from x0 to x1 along a line between their codes.
 
-        Otherwise the middle of the line would fall inside the shell where the codes live (Huang et
-        al. 2020). The labels y0 and y1 (B,) are for a `LabelBandFlow`.
+        The norm is interpolated too: codes live in a shell (Huang et al., 2020).
         """
         if steps < 2:
             raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
@@ -234,19 +197,9 @@ class ConditionalFlow(HubMixin):
 
     @torch.no_grad()
     def moments(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        num_classes: int | None = None,
-        num_modes: int = 0,
-        allow_empty: bool = False,
-        shrinkage: float = 0.0,
+        self, batches: Iterable, num_classes=None, num_modes=0, allow_empty=False, shrinkage=0.0
     ) -> ClassMoments:
-        """Gathers the moments of each class's codes, in one pass over (images, labels).
-
-        Args:
-            num_classes: K of the labels, if they are not the flow's own.
-            num_modes, allow_empty, shrinkage: as for `ClassMoments`.
-        """
+        """Gathers `ClassMoments` of the codes of (images, labels), of its own classes or others."""
         count = num_classes or self.prior.num_classes
         found = ClassMoments(count, self.dim, num_modes, allow_empty, shrinkage)
         for x, y in batches:

@@ -1,8 +1,7 @@
 """ClassMoments: mean, variance and principal components of every class, in one pass over the codes.
 
-Incremental PCA: each class keeps a small sketch, a matrix whose rows carry the energy of all codes so
-far, and folds new rows in by a thin SVD (Ross et al., IJCV 2008). Memory is K * sketch * D floats and
-256 MB of rows that wait for their fold, whatever the size of the data.
+Incremental PCA: each class keeps a sketch, a few rows that carry the energy of all codes so far,
+and folds new rows in by a thin SVD (Ross et al., IJCV 2008).
 """
 
 import torch
@@ -10,18 +9,16 @@ from torch import Tensor
 
 from .._utils.checks import check_labels
 
-WAITING = 2**26  # floats that may wait for their fold
+WAITING = 2**26  # floats that may wait for their fold (256 MB)
 ON_GPU = 2**28  # floats of sketches that may lie on the GPU of the first codes (1 GB)
 
 
 class ClassMoments:
     """Accumulates codes of K classes and D dimensions with `update`; `finish` gives their moments.
 
-    Args:
-        num_modes: r, principal components a class; 0 keeps means and variances only.
-        allow_empty: a class without images has mean and variance of all images, and no modes.
-        shrinkage: the spread within all classes counts for each as if seen in so many more images
-            of it; with few images its own is mostly chance (Friedman, JASA 1989).
+    `num_modes` is r, or 0 for means and variances only. With `allow_empty` a class without images
+    has mean and variance of all images, and no modes. By `shrinkage` the spread within all classes
+    counts for each as if seen in so many more images of it (Friedman, JASA 1989).
 
     >>> moments = ClassMoments(num_classes=2, dim=8, num_modes=3)
     >>> moments.update(torch.randn(20, 8), torch.arange(20) % 2)
@@ -30,17 +27,11 @@ class ClassMoments:
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        num_modes: int,
-        allow_empty: bool = False,
-        shrinkage: float = 0.0,
+        self, num_classes: int, dim: int, num_modes: int, allow_empty=False, shrinkage: float = 0.0
     ):
         if not 0 <= shrinkage < float("inf"):
-            raise ValueError(
-                f"shrinkage must be a finite number of images of at least 0, got {shrinkage!r}"
-            )
+            wanted = "shrinkage must be a finite number of images of at least 0"
+            raise ValueError(f"{wanted}, got {shrinkage!r}")
         self.num_classes, self.dim, self.num_modes = num_classes, dim, num_modes
         self.allow_empty, self.shrinkage = allow_empty, shrinkage
         self.count = torch.zeros(num_classes, dtype=torch.int64)
@@ -49,23 +40,23 @@ class ClassMoments:
         # more than the modes wanted: what the folds drop lies far below the modes kept
         self.sketch_rows = 2 * num_modes + 16 if num_modes else 0
         self._sketch = [torch.zeros(0, dim)] * num_classes
-        self._pending: list[list[Tensor]] = [[] for _ in range(num_classes)]
-        self._pending_rows = [0] * num_classes
-        self._started = False
+        self._pending = list(self._sketch)  # rows that wait for their fold
+        self._waiting = 0  # number of these rows
 
     @property
     def empty(self) -> list[int]:
         """Classes without images so far."""
-        return [k for k in range(self.num_classes) if not self.count[k] and not self._pending[k]]
+        seen = zip(self.count.tolist(), self._pending)
+        return [k for k, (count, pending) in enumerate(seen) if not count and not len(pending)]
 
     @torch.no_grad()
     def update(self, z: Tensor, y: Tensor) -> None:
         """Adds codes z (B, D) of labels y (B,)."""
         small = self.num_classes * self.sketch_rows * self.dim <= ON_GPU
-        if not self._started and z.is_cuda and small:
+        if z.is_cuda and small and not self._waiting and not self.count.any():
             self.mean, self.square = self.mean.to(z.device), self.square.to(z.device)
-            self._sketch = [s.to(z.device) for s in self._sketch]
-        self._started = True
+            self._sketch = [torch.zeros(0, self.dim, device=z.device)] * self.num_classes
+            self._pending = list(self._sketch)
         y = check_labels(y, self.num_classes, self.mean.device, len(z))
         z = z.detach().to(self.mean.device)
         for k in y.unique().tolist():
@@ -75,18 +66,17 @@ class ClassMoments:
                 self._merge_mean(k, z[y == k])
 
     def _wait(self, k: int, rows: Tensor) -> None:
-        """Keeps rows of class k for a fold of many, and folds what has waited enough."""
-        self._pending[k].append(rows)
-        self._pending_rows[k] += len(rows)
-        if self._pending_rows[k] >= 4 * self.sketch_rows:
+        self._pending[k] = torch.cat([self._pending[k], rows])
+        self._waiting += len(rows)
+        if len(self._pending[k]) >= 4 * self.sketch_rows:
             self._fold(k)
-        while sum(self._pending_rows) * self.dim > WAITING:
-            self._fold(self._pending_rows.index(max(self._pending_rows)))
+        while self._waiting * self.dim > WAITING:
+            self._fold(max(range(self.num_classes), key=lambda k: len(self._pending[k])))
 
     def _fold(self, k: int) -> None:
-        """Reduces the sketch of class k and the rows that wait to a sketch of both."""
-        rows = torch.cat(self._pending[k])
-        self._pending[k], self._pending_rows[k] = [], 0
+        rows = self._pending[k]
+        self._pending[k] = rows.new_zeros(0, self.dim)
+        self._waiting -= len(rows)
         gap = self._merge_mean(k, rows).float().unsqueeze(0)
         self._sketch[k] = self._reduced(torch.cat([self._sketch[k], rows - rows.mean(0), gap]))
 
@@ -102,21 +92,21 @@ class ClassMoments:
         return gap * (n * m / (n + m)) ** 0.5
 
     def _reduced(self, rows: Tensor) -> Tensor:
-        """At most `sketch_rows` rows (., D) of nearly the same energy as `rows`."""
+        """Makes at most `sketch_rows` rows (., D) of nearly the same energy as `rows`."""
         s, v = _thin_svd(rows)
         return s[: self.sketch_rows, None] * v[: self.sketch_rows]
 
     @torch.no_grad()
     def finish(self, num_modes: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean (K, D), variance (K, D), modes (K, r, D) and std (K, r) along them, largest first.
+        """Mean and variance (K, D), modes (K, r, D), and std (K, r) along them, largest first.
 
-        They are float32, on the CPU. Without shrinkage a class of n images has at most n - 1 modes,
-        then zeros. Raises a ValueError for a class without images, unless `allow_empty`.
+        Without shrinkage a class of n images has at most n - 1 modes, then zeros.
         """
         r = self.num_modes if num_modes is None else num_modes
         self._check_finished(r)
-        for k in (k for k, rows in enumerate(self._pending_rows) if rows):
-            self._fold(k)
+        for k, rows in enumerate(self._pending):
+            if len(rows):
+                self._fold(k)
         # sums of squares about the class means, of the class itself and of all, to a covariance
         freedom = (self.count - 1).clamp_min(0)  # (K,)
         images = self.shrinkage + freedom.double()
@@ -130,14 +120,10 @@ class ClassMoments:
     def _check_finished(self, r: int) -> None:
         empty = self.empty
         if empty and (not self.allow_empty or len(empty) == self.num_classes):
-            raise ValueError(
-                f"no image of class {empty[0]} was seen (of {len(empty)} such classes); "
-                "every class needs one"
-            )
+            raise ValueError(f"saw no image of class {empty[0]} (of {len(empty)} such); add some")
         if r and not self.num_modes:
-            raise ValueError(
-                f"these moments have no modes, {r} a class are wanted; gather them with num_modes={r}"
-            )
+            hint = f"gather them with num_modes={r}"
+            raise ValueError(f"these moments have no modes, {r} a class are wanted; {hint}")
 
     def _modes(self, r: int, own: list[float], shared: list[float]) -> tuple[Tensor, Tensor]:
         """Modes (K, r, D) and std (K, r) of each class's sketch and that of all, so weighted."""

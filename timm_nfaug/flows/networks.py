@@ -1,4 +1,4 @@
-"""Networks inside the couplings. Their last layer is zero at first: a coupling is the identity then."""
+"""Networks inside the couplings. The last layer is zero at first: then a coupling does nothing."""
 
 import torch
 from timm.models.vision_transformer import Block
@@ -6,15 +6,17 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Sequential):
-    """3x3 - 1x1 - 3x3 convolutions with ReLU (Kingma & Dhariwal, Glow, 2018).
+    """3x3 - 1x1 - 3x3 convolutions with an activation between them (Glow, 2018).
 
     >>> ConvNet(6, hidden=16, out_channels=12)(torch.zeros(1, 6, 8, 8)).shape
     torch.Size([1, 12, 8, 8])
     """
 
-    def __init__(self, in_channels: int, hidden: int, out_channels: int):
-        relu = nn.ReLU(inplace=True)
-        super().__init__(*_three_convs(in_channels, hidden, out_channels, relu))
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, elu: bool = False):
+        activation = nn.ELU() if elu else nn.ReLU(inplace=True)
+        first, middle = nn.Conv2d(in_channels, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)
+        last = _zero_init(nn.Conv2d(hidden, out_channels, 3, padding=1))
+        super().__init__(first, activation, middle, activation, last)
 
 
 class ResNet(nn.Sequential):
@@ -34,17 +36,16 @@ class ResNet(nn.Sequential):
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(*_three_convs(channels, channels, channels, nn.ELU()))
+        self.body = ConvNet(channels, channels, channels, elu=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.elu(x + self.body(x))
 
 
 class ViT(nn.Module):
-    """A vision transformer whose tokens are the pixels of (B, C, H, W) (Kolesnikov et al., Jet, 2024).
+    """A vision transformer whose tokens are the pixels (Kolesnikov et al., Jet, 2024).
 
-    The last layer, which makes scale and shift, stays in the dtype of its weights under autocast.
-    There are no forward-mode derivatives: torch's attention has none.
+    Its last layer obeys no autocast. Torch's attention has no forward-mode derivatives.
 
     >>> ViT(6, 16, out_channels=12, size=(4, 4), blocks=1, heads=4)(torch.zeros(1, 6, 4, 4)).shape
     torch.Size([1, 12, 4, 4])
@@ -67,13 +68,6 @@ class ViT(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             out = self.head(tokens.to(self.head.weight.dtype))
         return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-
-
-def _three_convs(channels: int, hidden: int, out_channels: int, activation: nn.Module):
-    """3x3 - 1x1 - 3x3 convolutions, the last of them zero, with activations between."""
-    first, middle = nn.Conv2d(channels, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)
-    last = _zero_init(nn.Conv2d(hidden, out_channels, 3, padding=1))
-    return first, activation, middle, activation, last
 
 
 def _zero_init(layer: nn.Module) -> nn.Module:

@@ -1,9 +1,4 @@
-"""ClassGaussians: one Gaussian a class over the codes of a flow, and each class's principal modes.
-
-Variances are ``sigma^2 = a * sigmoid(s) + c`` (Enescu & Sahbi, ACCV 2024). A low-rank term along the
-modes can join: ``Sigma = U diag(l) U' + diag(sigma^2)``. Its log densities go through the matrix
-determinant lemma and the Woodbury identity, so that no D x D matrix is made.
-"""
+"""ClassGaussians: a Gaussian a class over the codes of a flow, and each class's principal modes."""
 
 import math
 
@@ -16,33 +11,23 @@ Random = torch.Generator | None  # None: torch's own
 
 
 class ClassGaussians(nn.Module):
-    """K Gaussians N(mu_y, Sigma_y) over codes z (B, D).
+    """K Gaussians over codes z (B, D), of means `mu` (K, D) (Enescu & Sahbi, ACCV 2024).
+
+    Each class has r principal modes `modes` (K, r, D), orthonormal rows, and standard deviations
+    along them, `mode_std` (K, r), largest first; 0 where there are no more.
 
     Args:
-        a, c: range (c, a + c) of the variances, which start in its middle, by default at 0.75;
-            ``a=None`` leaves them free (``sigma^2 = exp(s)``), as a closed-form fit needs.
-        num_modes: r, principal modes stored for each class, or 0.
-        low_rank: the modes are part of the covariance, not only directions of augmentation.
-
-    Attributes:
-        mu, s: (K, D) means, and variances before the reparametrisation.
-        modes: (K, r, D), orthonormal rows.
-        mode_std: (K, r) standard deviations along them, largest first; 0 where there are no more.
+        a, c: variances are ``a * sigmoid(s) + c``, at first in the middle of that range; ``a=None``
+            leaves them free (``exp(s)``), as a closed-form fit needs. `s` is (K, D).
+        low_rank: the modes add their variance to that diagonal; else they only direct augmentation.
 
     >>> prior = ClassGaussians(num_classes=3, dim=8)
-    >>> z = prior.sample(torch.tensor([0, 2]))
-    >>> z.shape, prior.log_prob_all(z).shape
-    (torch.Size([2, 8]), torch.Size([2, 3]))
+    >>> prior.log_prob_all(prior.sample(torch.tensor([0, 2]))).shape
+    torch.Size([2, 3])
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        a: float | None = 1.0,
-        c: float = 0.25,
-        num_modes: int = 0,
-        low_rank: bool = False,
+        self, num_classes: int, dim: int, a: float | None = 1.0, c=0.25, num_modes=0, low_rank=False
     ):
         super().__init__()
         if num_classes < 1 or dim < 1:
@@ -83,10 +68,7 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def set_moments(self, moments: ClassMoments) -> None:
-        """Fits means, variances and modes in closed form.
-
-        With `low_rank` the diagonal takes what the modes leave of each coordinate's variance.
-        """
+        """Fits means, modes and variances, or with `low_rank` what the modes leave of these."""
         mean, variance, modes, std = moments.finish(self.num_modes)
         self.mu.copy_(mean)
         if self.low_rank:
@@ -98,10 +80,7 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def randomize(self, generator: Random = None) -> None:
-        """Draws means in [-1, 1] and variances in [(a + c) / 10, a + c]: the paper's `random` ablation.
-
-        Variances below c cannot be reached by the reparametrisation and start at its lower end.
-        """
+        """Draws means in [-1, 1], variances in [(a + c) / 10, a + c] but above c: an ablation."""
         u = torch.rand(2, *self.mu.shape, generator=generator)
         self.mu.copy_(2 * u[0] - 1)
         top = 1.0 if self.a is None else self.a + self.c
@@ -116,7 +95,7 @@ class ClassGaussians(nn.Module):
             u = torch.einsum("brd,bd->br", projected[y], d).unsqueeze(2)
             square = square - _solved_square(chol[y], u).squeeze(1)
             log_det = log_det + low_log_det[y]
-        return self._log_density(square, log_det)
+        return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
     def log_prob_all(self, z: Tensor) -> Tensor:
         """(B, K) log density of codes z (B, D) under every class, in nats."""
@@ -126,20 +105,16 @@ class ClassGaussians(nn.Module):
         log_det = -precision.log().sum(1)  # (K,)
         if self.low_rank:
             chol, low_log_det, projected = self._low_rank_terms()
-            k, r, d = projected.shape
-            u = (z @ projected.reshape(k * r, d).T).view(-1, k, r)
+            u = (z @ projected.flatten(0, 1).T).unflatten(1, projected.shape[:2])  # (B, K, r)
             u = u - torch.einsum("krd,kd->kr", projected, self.mu)
             square = square - _solved_square(chol, u.permute(1, 2, 0)).T
             log_det = log_det + low_log_det
-        return self._log_density(square, log_det)
-
-    def _log_density(self, square: Tensor, log_det: Tensor) -> Tensor:
         return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
     def _low_rank_terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, their log-dets (K,), ``F' V^-1`` (K, r, D).
+        """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, log-dets (K,) and ``F' V^-1`` (K, r, D).
 
-        V is the diagonal part, ``F F'`` the low-rank one: ``F = U sqrt(l)``.
+        V is the diagonal part and F modes times std: the matrix determinant lemma and Woodbury.
         """
         factor = self.modes * self.mode_std.unsqueeze(2)  # (K, r, D)
         projected = factor / self.variance.unsqueeze(1)
@@ -159,10 +134,7 @@ class ClassGaussians(nn.Module):
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Draws codes (B, D) of labels y (B,): ``mean_scale * mu + temperature * noise``.
-
-        The paper rescales the means by 1.3 for realism and takes temperatures from 1.0 down to 0.1.
-        """
+        """Draws codes (B, D) of labels y (B,): ``mean_scale * mu + temperature * noise``."""
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         noise = self._randn(len(y), self.dim, generator) * self.variance[y].sqrt()
@@ -172,10 +144,9 @@ class ClassGaussians(nn.Module):
         return mean_scale * self.mu[y] + temperature * noise
 
     def _randn(self, rows: int, columns: int, generator: Random) -> Tensor:
-        mu = self.mu
-        device = mu.device if generator is None else generator.device
-        noise = torch.randn(rows, columns, generator=generator, device=device, dtype=mu.dtype)
-        return noise.to(mu.device)
+        device, dtype = generator.device if generator else self.mu.device, self.mu.dtype
+        noise = torch.randn(rows, columns, generator=generator, device=device, dtype=dtype)
+        return noise.to(self.mu.device)
 
 
 def _solved_square(chol: Tensor, u: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ def list_flows(
 ) -> list[str]:
     """Lists the names of the architectures, or with `pretrained` of the bundled flows, sorted.
 
-    `filter` is a wildcard pattern, or several, one of which must match; without a tag it matches
-    every tag: ``"linear"`` also ``linear.cifar10_jpeg``. `exclude_filters` leave names out.
+    Filters are a wildcard pattern or several; one without a tag, as "linear", matches every tag.
 
     >>> list_flows("conv_p4*")
     ['conv_p4_base', 'conv_p4_small', 'conv_p4_tiny']
@@ -47,11 +46,9 @@ def create_flow(
     """Makes a flow, with random weights or pretrained.
 
     Args:
-        name: of `list_flows()`; with ``.tag`` if pretrained, unless only one tag is bundled.
-        pretrained: loads the bundled flow, whose config gives all else.
+        name: of `list_flows()`; if pretrained with its ``.tag``, unless there is only one.
         input_size, num_classes, bits: of `FlowConfig`; (3, 32, 32), 10 and 8 unless given.
-        **kwargs: `code_rows`, `prior`, `class_names` and `info` of `FlowConfig`; all others are
-            arguments of the network (depth, hidden, clamp, ...).
+        **kwargs: others of `FlowConfig`, and arguments of the network (depth, hidden, ...).
 
     >>> create_flow("conv_p4_tiny", num_classes=3, depth=2).dim
     3072
@@ -69,11 +66,9 @@ def create_flow(
 
 
 def _with_tag(name: str) -> str:
-    """A bundled name; the architecture alone stands for its only tag."""
     bundled = hub.bundled_flows()
     tagged = [n for n in bundled if name in (n, n.split(".", 1)[0])]
     if len(tagged) == 1:
         return tagged[0]
-    what = f"{name!r} has several tags" if tagged else f"no pretrained flow named {name!r}"
-    similar = "" if tagged else closest(name, bundled)
-    raise ValueError(f"{what}{similar}; known: {', '.join(tagged or bundled)}")
+    similar, known = closest(name, bundled), ", ".join(bundled)
+    raise ValueError(f"no pretrained flow named {name!r}{similar}; known: {known}")

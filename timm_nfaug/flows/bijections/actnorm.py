@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .pixel_linear import PixelLinear
+from .base import PixelLinear
 
 
 class ActNorm(PixelLinear):

@@ -1,26 +1,21 @@
 """Chain: the composition of bijections, which evaluates its linear layers folded together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .base import Bijection
+from .base import Bijection, PixelLinear
 from .folded import fold
-from .pixel_linear import PixelLinear
 from .reversible import run_reversibly
 
 
 class Chain(Bijection):
-    """Composition of bijections, applied from first to last.
+    """Applies bijections from first to last; with `reversible`, trains without stored activations.
 
-    Where no gradient of the linear layers is needed, neighbours among them run as one matrix (see
-    `folded`), kept until the version counter of a parameter changes, as an optimizer step or
-    `load_state_dict` does. A write through ``.data`` shows after the next `train` or `eval` only.
-    `reversible` trains without stored activations.
+    Linear layers that need no gradient run as one matrix (see `folded`), kept until the version
+    counter of a parameter changes; a write through ``.data`` shows after `train` or `eval` only.
 
     >>> from timm_nfaug.flows.bijections import Flatten, Squeeze
     >>> Chain([Squeeze(2), Flatten((12, 4, 4))]).output_shape((3, 8, 8))
@@ -37,7 +32,7 @@ class Chain(Bijection):
         reversible = self.reversible and torch.is_grad_enabled()
         if reversible and any(p.requires_grad for p in self.parameters()):
             return run_reversibly(self.layers, x)
-        log_det = x.new_zeros(x.shape[0])
+        log_det = x.new_zeros(len(x))
         for layer in self._stages():
             x, ld = layer(x)
             log_det = log_det + ld
@@ -75,7 +70,7 @@ class Chain(Bijection):
         self._kept = None  # a move can leave another weight at the old address and version
         return super()._apply(*args, **kwargs)
 
-    def train(self, mode: bool = True) -> Chain:
+    def train(self, mode: bool = True) -> "Chain":
         self._kept = None  # a write through .data, as of a hand-written average
         return super().train(mode)
 

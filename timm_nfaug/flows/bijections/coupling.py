@@ -1,8 +1,4 @@
-"""AffineCoupling: half of the channels scales and shifts the other (Dinh et al., RealNVP, 2017).
-
-The log-scale is bounded by ``clamp * tanh(. / clamp)``. A clamp of 2 let small moves of the code move
-a pixel by thousands of times its range; 0.6 costs 0.01 bits/dim (docs/design.md).
-"""
+"""AffineCoupling: half of the channels scales and shifts the other (Dinh et al., RealNVP, 2017)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +7,13 @@ from .base import Bijection
 
 
 class AffineCoupling(Bijection):
-    """``y1 = x1, y2 = x2 * exp(s(x1)) + t(x1)`` on the channels of (B, C, H, W).
+    """``y1 = x1, y2 = x2 * exp(s(x1)) + t(x1)`` on the C `channels` of (B, C, H, W).
 
     `net` maps x1 (B, C - C // 2, H, W) to raw log-scale and shift, (B, 2 * (C // 2), H, W), in
-    `net_dtype` if that is set; the state stays in the dtype of x. `channels` is C.
+    `net_dtype` if that is set. The log-scale is ``clamp * tanh(raw / clamp)``: with a clamp of 2
+    small moves of the code move a pixel by thousands of times its range; 0.6 costs 0.01 bits/dim.
 
-    >>> layer = AffineCoupling(nn.Conv2d(2, 4, 1), channels=4)
-    >>> x = torch.randn(1, 4, 3, 3)
+    >>> layer, x = AffineCoupling(nn.Conv2d(2, 4, 1), channels=4), torch.randn(1, 4, 3, 3)
     >>> torch.allclose(layer.inverse(layer(x)[0]), x, atol=1e-5)
     True
     """
@@ -28,13 +24,12 @@ class AffineCoupling(Bijection):
             raise ValueError(f"a coupling needs at least 2 channels to split, got {channels}")
         if clamp <= 0:
             raise ValueError(f"clamp must be positive, got {clamp}")
-        self.net = net
+        self.net, self.clamp = net, clamp
         self.sizes = (channels - channels // 2, channels // 2)
-        self.clamp = clamp
         self.net_dtype: torch.dtype | None = None
 
     def log_scale_and_shift(self, x1: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of x1: s and t, both like x2 (B, C // 2, H, W)."""
+        """s(x1) and t(x1), both like x2 (B, C // 2, H, W)."""
         lower = self.net_dtype is not None
         with torch.autocast(x1.device.type, dtype=self.net_dtype or torch.bfloat16, enabled=lower):
             out = self.net(x1)

@@ -1,7 +1,4 @@
-"""Multiscale: half of the channels leaves after each level (Dinh et al., RealNVP, 2017).
-
-The halves that leave are kept in the code, never resampled: the code is one flat exact tensor.
-"""
+"""Multiscale: half of the channels leaves after each level (Dinh et al., RealNVP, 2017)."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +11,9 @@ from .base import Bijection
 
 
 class Multiscale(Bijection):
-    """Levels of bijections, from the image inwards: (B, C, H, W) to (B, D).
+    """Levels of bijections, from the image (B, C, H, W) inwards; `shape` is (C, H, W).
 
-    All but the last level, whose output is kept whole, are followed by a split. `shape` is (C, H, W).
+    All but the last level are followed by a split; the parts that leave join the code (B, D).
 
     >>> from timm_nfaug.flows.bijections import Squeeze
     >>> Multiscale([Squeeze(2), Squeeze(2)], (3, 8, 8)).kept_shapes
@@ -34,8 +31,8 @@ class Multiscale(Bijection):
             shape = (c - leaving, h, w)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts, log_det = [], x.new_zeros(x.shape[0])
-        for level, (leaving, _, _) in zip(self.levels, self.kept_shapes, strict=True):
+        parts, log_det = [], x.new_zeros(len(x))
+        for level, (leaving, _, _) in zip(self.levels, self.kept_shapes):
             x, ld = level(x)
             x, part = x.split([x.shape[1] - leaving, leaving], dim=1)
             parts.append(part.flatten(1))
@@ -44,20 +41,19 @@ class Multiscale(Bijection):
 
     def inverse(self, y: Tensor) -> Tensor:
         rows = y.split([math.prod(s) for s in self.kept_shapes], dim=1)
-        parts = [r.reshape(-1, *s) for r, s in zip(rows, self.kept_shapes, strict=True)]
+        parts = [r.reshape(-1, *s) for r, s in zip(rows, self.kept_shapes)]
         x = self.levels[-1].inverse(parts[-1])
-        for level, part in reversed(list(zip(self.levels, parts, strict=True))[:-1]):
+        for level, part in reversed(list(zip(self.levels, parts[:-1]))):
             x = level.inverse(torch.cat([x, part], dim=1))
         return x
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
-        parts = []
-        for level, (leaving, _, _) in zip(self.levels, self.kept_shapes, strict=True):
-            x = level.initialize(x)
-            x, part = x.split([x.shape[1] - leaving, leaving], dim=1)
-            parts.append(part.flatten(1))
-        return torch.cat(parts, dim=1)
+        inner = x
+        for level, (leaving, _, _) in zip(self.levels, self.kept_shapes):
+            y = level.initialize(inner)
+            inner = y[:, : y.shape[1] - leaving]
+        return self(x)[0]
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(shape),)

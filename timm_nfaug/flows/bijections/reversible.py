@@ -1,10 +1,10 @@
 """Backward without stored activations: inputs come from outputs (Gomez et al., RevNet, 2017).
 
-The memory of a training step then grows with the depth by the parameters alone. The price is one
-more evaluation of each coupling's network, as with gradient checkpointing.
+Memory grows with the depth by the parameters alone; each coupling's network runs once more.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from .base import Bijection
 from .coupling import AffineCoupling
-
-Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 
 
 def run_reversibly(layers: Sequence[Bijection], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,8 +21,7 @@ def run_reversibly(layers: Sequence[Bijection], x: Tensor) -> tuple[Tensor, Tens
     >>> run_reversibly([layer], torch.ones(1, 4, 3, 3))[1].requires_grad
     True
     """
-    params = [p for layer in layers for p in layer.parameters() if p.requires_grad]
-    return _Reversible.apply(x, layers, *params)
+    return _Reversible.apply(x, layers, *(p for layer in layers for p in _trained(layer)))
 
 
 class _Reversible(torch.autograd.Function):
@@ -41,7 +38,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_log_det):
-        y, found = ctx.saved_tensors[0].detach(), list[Tensor | None]()
+        y, found = ctx.saved_tensors[0].detach(), list[Tensor]()
         with torch.autocast(y.device.type, enabled=False):
             for layer in reversed(ctx.layers):
                 step = _coupling_back if type(layer) is AffineCoupling else _layer_back
@@ -50,31 +47,34 @@ class _Reversible(torch.autograd.Function):
         return (grad, None, *found)
 
 
-def _layer_back(layer: Bijection, y: Tensor, grad: Tensor, grad_log_det: Tensor) -> Back:
+def _layer_back(layer: Bijection, y: Tensor, grad: Tensor, grad_log_det: Tensor) -> tuple:
     """A layer's input, and the gradients for it and the parameters, from the output and its own."""
-    params = [p for p in layer.parameters() if p.requires_grad]
     with torch.no_grad():
         x = layer.inverse(y)
     with torch.enable_grad():
-        out, log_det = layer(x.requires_grad_())
-    n = 2 if log_det.requires_grad else 1
-    outs, grads = (out, log_det)[:n], (grad, grad_log_det)[:n]
-    grad, *own = torch.autograd.grad(outs, [x, *params], grads, allow_unused=True)
+        outs = layer(x.requires_grad_())
+    n = 2 if outs[1].requires_grad else 1
+    grad, *own = _gradients(outs[:n], x, layer, (grad, grad_log_det)[:n])
     return x.detach(), grad, own
 
 
-def _coupling_back(layer: AffineCoupling, y: Tensor, grad: Tensor, grad_log_det: Tensor) -> Back:
+def _coupling_back(layer: AffineCoupling, y: Tensor, grad: Tensor, grad_log_det: Tensor) -> tuple:
     """The same for a coupling, whose network sees one half alone and so has to run once only."""
-    params = [p for p in layer.parameters() if p.requires_grad]
-    y1, y2 = y.split(layer.sizes, dim=1)
-    grad1, grad2 = grad.split(layer.sizes, dim=1)
+    (y1, y2), (grad1, grad2) = y.split(layer.sizes, dim=1), grad.split(layer.sizes, dim=1)
     with torch.enable_grad():
         x1 = y1.detach().requires_grad_()
         log_scale, shift = layer.log_scale_and_shift(x1)
     with torch.no_grad():
         scale, moved = log_scale.exp(), y2 - shift  # moved: x2 * scale
         grads = grad2 * moved + grad_log_det.view(-1, 1, 1, 1), grad2
-    outs = log_scale, shift
-    through, *own = torch.autograd.grad(outs, [x1, *params], grads, allow_unused=True)
+    through, *own = _gradients((log_scale, shift), x1, layer, grads)
     x = torch.cat([y1, moved / scale], dim=1)
     return x, torch.cat([grad1 + through, grad2 * scale], dim=1), own
+
+
+def _gradients(outs: Any, x: Tensor, layer: Bijection, grads: Any) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outs, [x, *_trained(layer)], grads, allow_unused=True)
+
+
+def _trained(layer: Bijection) -> list[Tensor]:
+    return [p for p in layer.parameters() if p.requires_grad]

@@ -30,7 +30,5 @@ class Squeeze(Bijection):
         c, h, w = shape
         f = self.factor
         if h % f or w % f:
-            raise ValueError(
-                f"image height and width must be multiples of {f}, got {h} x {w}; resize the images"
-            )
+            raise ValueError(f"height and width must be multiples of {f}, got {h} x {w}: resize")
         return c * f * f, h // f, w // f

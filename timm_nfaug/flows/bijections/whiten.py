@@ -1,19 +1,17 @@
-"""Whiten: a fixed linear map to decorrelated channels of unit variance, set from data.
-
-On patches (after `Squeeze`) this is PCA whitening of the patches: it spares the learned layers the
-second-order statistics of natural images.
-"""
+"""Whiten: a fixed linear map to decorrelated channels of unit variance, set from data."""
 
 import torch
 from torch import Tensor, nn
 
-from .pixel_linear import PixelLinear
+from .base import PixelLinear
 
 FLOOR = 2e-3  # smallest standard deviation to divide by: channels without variance stay finite
 
 
 class Whiten(PixelLinear):
     """``y = W (x - mean)`` at every pixel of (B, C, H, W); the identity until `initialize`.
+
+    On patches it spares the learned layers the second-order statistics of natural images.
 
     >>> y = Whiten(2).initialize(torch.randn(8, 2, 4, 4).cumsum(1))
     >>> torch.allclose(torch.cov(y.transpose(0, 1).flatten(1)), torch.eye(2), atol=1e-4)
