@@ -477,7 +477,7 @@ def test_from_data_is_the_linear_flow_of_the_data(toy_images):
         inside = change @ v[:3].T
         torch.testing.assert_close(inside.abs()[0], 0.1 * 0.2 * std, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(inside @ v[:3], change, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="no image of class 3 was seen"):
+    with pytest.raises(ValueError, match="saw no image of class 3"):
         nfa.NFAugment.from_data([(levels, y)], 4)
     assert nfa.NFAugment.from_data([(levels, y)], 4, allow_empty=True).flow.num_classes == 4
     big = torch.rand(4, 3, 48, 48)
@@ -699,3 +699,16 @@ def test_string_idiom(small_flow):
     assert (plain.strength, plain.p) == (0.5, 0.5), "what the search of benchmarks/README.md chose"
     augment = nfa.nf_augment_transform("nfa-s0.25", small_flow)
     assert augment.strength == 0.25 and augment.modes == 6  # all that this flow stores
+
+
+def test_settings_are_replaced_on_a_copy(small_flow, toy_images):
+    augment = nfa.NFAugment(small_flow, strength=0.5, modes=4, p=1.0, seed=3)
+    other = augment.replace(strength=0.0, p=0.25)
+    assert (other.strength, other.p, other.flow is small_flow) == (0.0, 0.25, True)
+    assert (augment.strength, augment.p, other.modes) == (0.5, 1.0, 4) and other.idle
+    linear = nfa.NFAugment.from_data([toy_images], num_classes=3, modes=4).flow
+    assert augment.replace(flow=linear).change.flow is linear and augment.flow is small_flow
+    with pytest.raises(AttributeError, match="replace"):
+        augment.flow = linear
+    with pytest.raises(AttributeError):
+        augment.strength = 1.0

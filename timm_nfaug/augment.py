@@ -95,8 +95,13 @@ class NFAugment(v2.Transform):
         self._own: tuple[Any, torch.Generator | None] = (None, None)
 
     def _use(self, flow: ConditionalFlow, move: Move) -> None:
-        self.flow = flow  # registered: `to` and `state_dict` find its weights
         self.change: Change = change_of(flow, move)
+        self.flow = flow  # registered: `to` and `state_dict` find its weights
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "flow" and value is not getattr(self.change, "flow", value):
+            raise AttributeError("the flow of an NFAugment stays; make one by replace(flow=...)")
+        super().__setattr__(name, value)
 
     @classmethod
     def from_change(
