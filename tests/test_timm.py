@@ -33,7 +33,7 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pi
 import timm_nfaug as nfa
 from timm_nfaug.integration import NFAError, NFALoader, loader_factory
 from timm_nfaug.integration import fit as timm_fit
-from timm_nfaug.integration.fit import check_classes, fit_to_batches, fit_to_dataset
+from timm_nfaug.integration.fit import fit_to_dataset
 from timm_nfaug.integration.flags import augment_from_args
 from timm_nfaug.integration.workers import WorkerDataset
 
@@ -114,7 +114,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         flow = nfa.create_flow(
             "linear", num_classes=2, class_names=["x", "y"], prior={"num_modes": 2}
         )
-        check_classes(
+        timm_fit._check_classes(
             AugMixDataset(create_dataset("", root=str(root)), num_splits=3),
             nfa.NFAugment(flow, modes=2),
         )
@@ -244,7 +244,8 @@ def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
         DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2
     )
     given.clear()
-    by_hand = fit_to_batches(to_fit(modes=2), DataLoader(Endless(), batch_size=10), 2, first=True)
+    first = timm_fit._First(DataLoader(Endless(), batch_size=10), 2 * 20)
+    by_hand = timm_fit._fit_to_batches(to_fit(modes=2), first, 2)
     assert len(given) == 40
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
     x = next(iter(loader))[0]

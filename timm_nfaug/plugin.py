@@ -8,8 +8,6 @@ environment, and `args.yaml` holds only that the plugin was there: a training st
 without TIMM_NFAUG ends with an error and not without NFA.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -17,7 +15,7 @@ import shlex
 import sys
 
 from .integration import add_args
-from .train import Hooks
+from .train import _Hooks
 
 VARIABLE = "TIMM_NFAUG"
 
@@ -38,9 +36,8 @@ def _install() -> None:
     """Hooks NFA into the train.py that is running."""
     script = sys.modules["__main__"]
     if getattr(getattr(script, "__spec__", None), "name", None) == "timm_nfaug.train":
-        drop = "drop timm_nfaug.plugin from --device-modules"
-        raise SystemExit(f"error: the launcher needs no plugin; {drop}")
-    hooks, own = Hooks(script), _flags()
+        raise SystemExit("error: the launcher needs no plugin; drop it from --device-modules")
+    hooks, own = _Hooks(script), _flags()
     parse = getattr(script, "_parse_args", lambda: (script.parser.parse_args(),))
     hooks.set_flags(argparse.Namespace(**vars(parse()[0]) | vars(own)))
     logging.getLogger(__name__).info("NFA: %s from %s", own.aug, VARIABLE)

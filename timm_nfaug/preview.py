@@ -4,15 +4,13 @@ Rows of original and augmented images over strengths; with ``--samples`` images 
 over temperatures; with ``--interpolate`` the way from one image to the next through the code space.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from timm.data import create_dataset
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -22,7 +20,7 @@ from ._utils.files import write_atomically
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .integration.fit import fit_to_dataset
+from .integration.fit import _evenly, fit_to_dataset
 from .moves import list_moves
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
@@ -50,10 +48,10 @@ def draw_grid(
         y = TOP + i * side
         pen.text((left - 6, y + cell / 2), name, "black", font, anchor="rm")
         for j, image in enumerate(row):
-            scale = cell / max(image.size)
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            sheet.paste(image.convert("RGB").resize(size, resample), (left + j * side, y))
+            small = max(image.size) < cell
+            resample = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            image = ImageOps.contain(image.convert("RGB"), (cell, cell), resample)
+            sheet.paste(image, (left + j * side, y))
     return sheet
 
 
@@ -71,13 +69,10 @@ def find_images(
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
     if not files:
         raise ValueError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     by_folder: dict[Path, list[Path]] = {}
-    for i in order:
+    for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist():
         by_folder.setdefault(files[i].parent, []).append(files[i])
-    folders = [by_folder[k] for k in sorted(by_folder)]
-    if len(folders) > count:
-        folders = [folders[i * len(folders) // count] for i in range(count)]
+    folders = _evenly([by_folder[k] for k in sorted(by_folder)], count)
     turns = itertools.zip_longest(*folders)  # one of each folder, a second one of each, ...
     picked = [p for turn in turns for p in turn if p is not None][:count]
     labels = {name: k for k, name in enumerate(class_names)}
@@ -85,21 +80,21 @@ def find_images(
 
 
 def load_image(path: Path, channels: int) -> Image.Image:
-    """Reads an image in grey (1 channel) or colour.
+    """Reads an image in grey (1 channel) or colour; raises ValueError where it cannot be read.
 
-    >>> load_image(Path("no such file"), channels=3)
+    >>> load_image(Path(__file__), channels=3)
     Traceback (most recent call last):
-    ValueError: cannot read no such file: [Errno 2] No such file or directory: '...no such file'
+    ValueError: cannot read ...
     """
     try:
         with Image.open(path) as image:
             return image.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError) as e:
+    except OSError as e:
         raise ValueError(f"cannot read {path}: {e}") from e
 
 
 def to_pil(x: Tensor) -> Image.Image:
-    """One image (C, H, W) in [-1, 1] as a PIL image.
+    """Makes a PIL image of one image (C, H, W) in [-1, 1].
 
     >>> to_pil(torch.zeros(3, 8, 6)).size
     (6, 8)
@@ -108,7 +103,7 @@ def to_pil(x: Tensor) -> Image.Image:
 
 
 def class_name(flow: ConditionalFlow, label: int) -> str:
-    """The name that the flow knows for a label, or its number.
+    """Returns the name that the flow knows for a label, or its number.
 
     >>> class_name(create_flow("linear"), 3)
     '3'
@@ -131,15 +126,13 @@ def preview_augmentation(
     """
     augment = NFAugment(flow, modes=modes or min(32, flow.prior.num_modes), p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
-    rows, names = [], [class_name(flow, k) for k in _labels(flow, images)]
+    names = [class_name(flow, k) for k in _labels(flow, images)]
+    names = [n if label is not None else f"({n})" for n, (_, label) in zip(names, images)]
+    rows = [[image] for image, _ in images]
     for i, (image, label) in enumerate(images):
-        inputs, row = (image,) if label is None else (image, label), [image]
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
-            moved = augment(*inputs, generator=g)
-            row.append(moved if label is None else moved[0])
-        rows.append(row)
-        names[i] = f"({names[i]})" if label is None else names[i]
+            rows[i].append(augment(image, label, generator=g)[0])
     return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
 
 
@@ -157,23 +150,18 @@ def _labels(flow: ConditionalFlow, images: Labelled) -> list[int]:
 
 
 @torch.no_grad()
-def preview_samples(
-    flow: ConditionalFlow, temperatures: list[float], columns: int = 3, classes: int = 10,
-    mean_scale: float = 1.0, seed: int = 0,
-) -> Image.Image:  # fmt: skip
-    """Draws rows of `columns` samples of a class at each temperature, from the same noise at each.
-
-    >>> preview_samples(ConditionalFlow.from_pretrained("linear.cifar10_jpeg"), [1.0]).height
-    1026
-    """
-    labels = range(min(classes, flow.num_classes))
-    y = torch.tensor(labels).repeat_interleave(columns)
+def _preview_samples(
+    flow: ConditionalFlow, temperatures: list[float], mean_scale: float, seed: int
+) -> Image.Image:
+    """Draws rows of 3 samples of a class at each temperature, from the same noise at each."""
+    labels = list(range(min(10, flow.num_classes)))
+    y = torch.tensor(labels).repeat_interleave(3)
     rows: list[list[Image.Image]] = [[] for _ in labels]
     for t in temperatures:
         x = flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed))
         for k, image in zip(y.tolist(), x, strict=True):
             rows[k].append(to_pil(image))
-    titles = [f"T {t:g}" for t in temperatures for _ in range(columns)]
+    titles = [f"T {t:g}" for t in temperatures for _ in range(3)]
     return draw_grid(rows, titles, [class_name(flow, k) for k in labels])
 
 
@@ -189,23 +177,32 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
     if len(images) < 2:
         raise ValueError(f"--interpolate needs at least 2 images, got {len(images)}")
     x, labels = _small(flow, images), _labels(flow, images)
-    y = torch.tensor(labels)
+    y, names = torch.tensor(labels), [class_name(flow, k) for k in labels]
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
-    names = [class_name(flow, k) for k in labels]
     pairs = [f"{a} - {b}" for a, b in itertools.pairwise(names)]
     titles = [f"{i / (steps - 1):.2f}" for i in range(steps)]
     return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs)
 
 
-def _eigen_images(root: Path, modes: int) -> ConditionalFlow:
-    """The linear flow of an ImageFolder tree, or of its train folder, as a training would fit it."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"no directory {root}")
-    try:
-        dataset = create_dataset("", root=str(root), split="train")
-    except RuntimeError as e:  # of timm: no images
-        raise ValueError(str(e)) from None
+def _flow(name: str, root: Path, modes: int) -> ConditionalFlow:
+    """The flow of this name; the linear one as a training on an ImageFolder tree would fit it."""
+    if name != "linear":
+        return ConditionalFlow.from_pretrained(name)
+    find_images(root, 1, 0, [])  # refuses a folder without images
+    dataset = create_dataset("", root=str(root), split="train")
     return fit_to_dataset(NFAugment.to_fit(create_flow("linear"), modes=modes), dataset).flow
+
+
+def _draw(args: argparse.Namespace) -> Image.Image:
+    flow = _flow(args.flow, args.images, args.modes or 32)
+    if args.samples:
+        return _preview_samples(flow, args.temperatures, args.mean_scale, args.seed)
+    found = find_images(args.images, args.count, args.seed, flow.config.class_names)
+    images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
+    if args.interpolate:
+        return preview_interpolation(flow, images)
+    own = {"modes": args.modes, "kind": args.kind, "seed": args.seed}
+    return preview_augmentation(flow, images, args.strengths, **own)
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -234,21 +231,6 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
     if args.images is None and (args.flow == "linear" or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
     return args
-
-
-def _draw(args: argparse.Namespace) -> Image.Image:
-    if args.flow == "linear":
-        flow = _eigen_images(args.images, args.modes or 32)
-    else:
-        flow = ConditionalFlow.from_pretrained(args.flow)
-    if args.samples:
-        return preview_samples(flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed)
-    found = find_images(args.images, args.count, args.seed, flow.config.class_names)
-    images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
-    if args.interpolate:
-        return preview_interpolation(flow, images)
-    own = args.modes, args.kind, args.seed
-    return preview_augmentation(flow, images, args.strengths, 2, *own)
 
 
 def main(argv: list[str] | None = None) -> None:

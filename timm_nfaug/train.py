@@ -5,8 +5,6 @@ replaced, and its `main()` is called. timm's RandAugment is kept from ending a t
 13. Everything else, `--config` and `args.yaml` included, is the script's own.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os
@@ -18,7 +16,7 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.flags import augment_from_args, needs_fit
+from .integration.flags import _needs_fit, augment_from_args
 from .integration.pillow import guard_posterize
 
 USAGE = (
@@ -38,23 +36,16 @@ def load_script(path: Path) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_script"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     # classes of the script pickle by this name, under which a spawned worker finds the file
-    sys.modules[name] = module
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-class Hooks:
+class _Hooks:
     """NFA in the functions of a loaded train.py, which do what they did until `set_flags`.
 
     Raises SystemExit where the module is not of the shape of timm's train.py.
-
-    >>> script = ModuleType("script")
-    >>> script.parser, script.create_loader, script.main = argparse.ArgumentParser(), list, None
-    >>> hooks = Hooks(script)
-    >>> script.create_loader("ab")
-    ['a', 'b']
     """
 
     def __init__(self, module: ModuleType):
@@ -81,7 +72,7 @@ class Hooks:
         self.factory = create = self.own["create_loader"]
         if augment is not None:
             seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
-            fit, place, cache = needs_fit(values), values.nfa_place, values.nfa_cache
+            fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
             self.factory = loader_factory(create, augment, seed, fit, classes, place, cache)
 
     def _create_loader(self, dataset: Any, *args, **kwargs) -> Any:
@@ -99,21 +90,18 @@ class Hooks:
 
     def _create_naflex_loader(self, *args, **kwargs) -> Any:
         if self.factory is not self.own["create_loader"]:
-            why = "whose batches are patches; drop one of them"
-            raise SystemExit(f"--aug nfa does not work with --naflex-loader, {why}")
+            raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
         return self.own["create_naflex_loader"](*args, **kwargs)
 
 
 def install(module: ModuleType) -> None:
     """Extends the parser of a loaded train.py, and hooks NFA in once it has parsed its flags.
 
-    >>> script = ModuleType("script")
-    >>> script.parser, script.create_loader, script.main = argparse.ArgumentParser(), list, None
-    >>> install(script)
-    >>> script.parser.parse_args(["--aug", "nfa"]).nfa_place
-    'batch'
+    >>> install(ModuleType("script"))
+    Traceback (most recent call last):
+    SystemExit: the running program is no timm train.py: expected a module-level parser, ...
     """
-    hooks, parser = Hooks(module), module.parser
+    hooks, parser = _Hooks(module), module.parser
     add_args(parser)
     parse = parser.parse_args
 
@@ -130,8 +118,7 @@ def _check(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
     """Takes ``--aa nfa-...`` as NFA in the workers; refuses flags of NFA that would do nothing."""
     if str(getattr(values, "aa", None)).startswith("nfa"):
         if values.aug:
-            both = f"--aa {values.aa} and --aug {values.aug} both ask for NFA"
-            parser.error(f"{both}; drop one of them")
+            parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
         values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
     add_args(own := argparse.ArgumentParser())
     usual = vars(own.parse_args([]))
@@ -159,18 +146,18 @@ def _use_timm_beside(path: Path) -> None:
 
 def main() -> None:
     """Runs the train.py whose path is the first argument, with the arguments after it."""
-    if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
+    script = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+    if not script.endswith(".py"):
         epilog = f"{WHERE}. After its path --help shows its own."
         parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=epilog)
         add_args(parser)
-        parser.parse_args([a for a in sys.argv[1:2] if a in ("-h", "--help")])  # shows it and ends
-        got = " ".join(sys.argv[1:2]) or "nothing"
-        parser.error(f"expected the path of a train.py first, got {got}; {WHERE}")
-    path = Path(sys.argv[1])
+        parser.parse_args([script] if script in ("-h", "--help") else [])  # shows it and ends
+        parser.error(f"expected the path of a train.py first, got {script}; {WHERE}")
+    path = Path(script)
     if not path.is_file():
         raise SystemExit(f"no file {path}\nusage: {USAGE}")
     _use_timm_beside(path)
-    sys.argv = sys.argv[1:]
+    del sys.argv[0]
     module = load_script(path)
     install(module)
     module.main()

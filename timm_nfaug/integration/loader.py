@@ -4,8 +4,6 @@ timm mixes in the collate function and erases inside the prefetcher, before a wr
 here both leave the loader and run after NFA, on the batch, with timm's own code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,20 +16,15 @@ from torch import Tensor
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, check_channels, on_device, process_rank
+from .fit import NFAError, _process_rank, check_channels, on_device
 from .workers import WorkerDataset
 
 
-def find_mixup(collate_fn: Any) -> FastCollateMixup | None:
-    """The mixup that a collate function does, or None; raises NFAError if it cannot mix batches.
-
-    >>> find_mixup(FastCollateMixup(0.8)).mixup_alpha
-    0.8
-    """
+def _find_mixup(collate_fn: Any) -> FastCollateMixup | None:
+    """The mixup that a collate function does, or None; raises NFAError if it cannot mix batches."""
     mixup = collate_fn if isinstance(collate_fn, FastCollateMixup) else None
     if mixup is not None and "half" in mixup.mode:
-        where = "exists only inside timm's collate function"
-        raise NFAError(f"mixup mode 'half' {where}; use batch, pair or elem")
+        raise NFAError("mixup mode 'half' needs timm's collate function; use batch, pair or elem")
     return mixup
 
 
@@ -49,9 +42,8 @@ class NFALoader:
 
     >>> import timm_nfaug as nfa
     >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
-    >>> loader = NFALoader([(torch.rand(4, 3, 32, 32), torch.zeros(4))], augment, None, None)
-    >>> [images.shape for images, _ in loader], loader.epoch
-    ([torch.Size([4, 3, 32, 32])], 1)
+    >>> len(NFALoader([(torch.rand(4, 3, 32, 32), torch.zeros(4))], augment, None, None))
+    1
     """
 
     def __init__(
@@ -83,7 +75,7 @@ class NFALoader:
         if images.ndim == 4:
             check_channels(augment, images.shape[1])
         clean = len(images) // self.splits if self.splits > 1 else 0
-        g = keyed_generator(self.seed, process_rank(), *key)
+        g = keyed_generator(self.seed, _process_rank(), *key)
         new, _ = augment(images[clean:], target[clean:], generator=g)
         return torch.cat([images[:clean], new]) if clean else new
 

@@ -4,8 +4,6 @@ Without it 0.16% of the images of rand-m9-mstd0.5-inc1 end the training. As Pill
 guard returns a black image.
 """
 
-from __future__ import annotations
-
 from PIL import Image, ImageOps
 
 _posterize = ImageOps.posterize
