@@ -3,9 +3,8 @@
     TIMM_NFAUG="--aug nfa-s0.5-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
 
 train.py imports the module once it has parsed its flags and before it builds its loaders; importing
-it elsewhere is an error. Its parser does not know the flags of NFA, so they come from the
-environment, and `args.yaml` holds only that the plugin was there: a training started from it
-without TIMM_NFAUG ends with an error and not without NFA.
+it elsewhere is an error. `args.yaml` holds only that the plugin was there: a training started from
+it without TIMM_NFAUG ends with an error and not without NFA.
 """
 
 import argparse
@@ -15,31 +14,25 @@ import shlex
 import sys
 
 from .integration import add_args
-from .train import _Hooks
+from .train import _hook, _names_of
 
 VARIABLE = "TIMM_NFAUG"
 
 
-def _flags() -> argparse.Namespace:
-    """The flags in the environment, parsed."""
-    text = os.environ.get(VARIABLE, "")
-    usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'
-    parser = argparse.ArgumentParser(prog=VARIABLE, usage=usage, add_help=False)
-    add_args(parser)
-    values = parser.parse_args(shlex.split(text))
-    if not values.aug:
-        parser.error(f"expected --aug in the environment variable {VARIABLE}, got {text!r}")
-    return values
-
-
 def _install() -> None:
-    """Hooks NFA into the train.py that is running."""
+    """Hooks NFA into the train.py that is running, by the flags in the environment."""
     script = sys.modules["__main__"]
     if getattr(getattr(script, "__spec__", None), "name", None) == "timm_nfaug.train":
         raise SystemExit("error: the launcher needs no plugin; drop it from --device-modules")
-    hooks, own = _Hooks(script), _flags()
+    names, text = _names_of(script), os.environ.get(VARIABLE, "")
+    usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'
+    parser = argparse.ArgumentParser(prog=VARIABLE, usage=usage, add_help=False)
+    add_args(parser)
+    own = parser.parse_args(shlex.split(text))
+    if not own.aug:
+        parser.error(f"expected --aug in the environment variable {VARIABLE}, got {text!r}")
     parse = getattr(script, "_parse_args", lambda: (script.parser.parse_args(),))
-    hooks.set_flags(argparse.Namespace(**vars(parse()[0]) | vars(own)))
+    _hook(script, names, argparse.Namespace(**vars(parse()[0]) | vars(own)))
     logging.getLogger(__name__).info("NFA: %s from %s", own.aug, VARIABLE)
 
 

@@ -126,27 +126,24 @@ def preview_augmentation(
     """
     augment = NFAugment(flow, modes=modes or min(32, flow.prior.num_modes), p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
-    names = [class_name(flow, k) for k in _labels(flow, images)]
-    names = [n if label is not None else f"({n})" for n, (_, label) in zip(names, images)]
+    _, _, names = _read(flow, images)
     rows = [[image] for image, _ in images]
     for i, (image, label) in enumerate(images):
+        names[i] = names[i] if label is not None else f"({names[i]})"
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
             rows[i].append(augment(image, label, generator=g)[0])
     return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
 
 
-def _small(flow: ConditionalFlow, images: Labelled) -> Tensor:
-    """Images (B, C, h, w) in [-1, 1], of the flow's size."""
-    levels = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
-    return torch.cat([lift.down(x, flow.config.input_size[1:]) for x in levels])
-
-
 @torch.no_grad()
-def _labels(flow: ConditionalFlow, images: Labelled) -> list[int]:
-    """Labels of images; the flow's guess where they are not known."""
-    guess = flow.class_logits(_small(flow, images)).argmax(1).tolist()
-    return [own if label is None else label for (_, label), own in zip(images, guess)]
+def _read(flow: ConditionalFlow, images: Labelled) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (B, C, h, w) in [-1, 1] at the flow's size, and labels, given or guessed, with names."""
+    large = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
+    x = torch.cat([lift.down(image, flow.config.input_size[1:]) for image in large])
+    guess = flow.class_logits(x).argmax(1).tolist()
+    labels = [own if label is None else label for (_, label), own in zip(images, guess)]
+    return x, torch.tensor(labels), [class_name(flow, k) for k in labels]
 
 
 @torch.no_grad()
@@ -154,13 +151,11 @@ def _preview_samples(
     flow: ConditionalFlow, temperatures: list[float], mean_scale: float, seed: int
 ) -> Image.Image:
     """Draws rows of 3 samples of a class at each temperature, from the same noise at each."""
-    labels = list(range(min(10, flow.num_classes)))
-    y = torch.tensor(labels).repeat_interleave(3)
-    rows: list[list[Image.Image]] = [[] for _ in labels]
-    for t in temperatures:
-        x = flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed))
-        for k, image in zip(y.tolist(), x, strict=True):
-            rows[k].append(to_pil(image))
+    labels = range(min(10, flow.num_classes))
+    y = torch.arange(len(labels)).repeat_interleave(3)
+    noise = [torch.Generator().manual_seed(seed) for _ in temperatures]
+    drawn = [flow.sample(y, t, mean_scale, g) for t, g in zip(temperatures, noise)]
+    rows = [[to_pil(image) for x in drawn for image in x[y == k]] for k in labels]
     titles = [f"T {t:g}" for t in temperatures for _ in range(3)]
     return draw_grid(rows, titles, [class_name(flow, k) for k in labels])
 
@@ -176,33 +171,28 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
     """
     if len(images) < 2:
         raise ValueError(f"--interpolate needs at least 2 images, got {len(images)}")
-    x, labels = _small(flow, images), _labels(flow, images)
-    y, names = torch.tensor(labels), [class_name(flow, k) for k in labels]
+    x, y, names = _read(flow, images)
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
     pairs = [f"{a} - {b}" for a, b in itertools.pairwise(names)]
     titles = [f"{i / (steps - 1):.2f}" for i in range(steps)]
     return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs)
 
 
-def _flow(name: str, root: Path, modes: int) -> ConditionalFlow:
-    """The flow of this name; the linear one as a training on an ImageFolder tree would fit it."""
-    if name != "linear":
-        return ConditionalFlow.from_pretrained(name)
-    find_images(root, 1, 0, [])  # refuses a folder without images
-    dataset = create_dataset("", root=str(root), split="train")
-    return fit_to_dataset(NFAugment.to_fit(create_flow("linear"), modes=modes), dataset).flow
-
-
 def _draw(args: argparse.Namespace) -> Image.Image:
-    flow = _flow(args.flow, args.images, args.modes or 32)
+    if args.flow == "linear":  # as a training on these images would fit it
+        find_images(args.images, 1, 0, [])  # refuses a folder without images
+        dataset = create_dataset("", root=str(args.images), split="train")
+        augment = NFAugment.to_fit(create_flow("linear"), modes=args.modes or 32)
+        flow = fit_to_dataset(augment, dataset).flow
+    else:
+        flow = ConditionalFlow.from_pretrained(args.flow)
     if args.samples:
         return _preview_samples(flow, args.temperatures, args.mean_scale, args.seed)
     found = find_images(args.images, args.count, args.seed, flow.config.class_names)
     images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
     if args.interpolate:
         return preview_interpolation(flow, images)
-    own = {"modes": args.modes, "kind": args.kind, "seed": args.seed}
-    return preview_augmentation(flow, images, args.strengths, **own)
+    return preview_augmentation(flow, images, args.strengths, 2, args.modes, args.kind, args.seed)
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -210,8 +200,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
     flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
     add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
-    kinds = f"the picture: {', '.join(FORMATS)}"
-    add("--out", type=Path, default=Path("preview.png"), help=f"{kinds} {usual}")
+    add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")
     add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
@@ -235,8 +224,9 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
 
 def main(argv: list[str] | None = None) -> None:
     """Draws the picture that command-line arguments ask for."""
-    about = "Draws pictures of what a flow does."
-    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description=about)
+    parser = argparse.ArgumentParser(
+        "python -m timm_nfaug.preview", description="Draws pictures of what a flow does."
+    )
     args = _parsed(parser, argv)
     try:
         sheet = _draw(args)

@@ -42,58 +42,6 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-class _Hooks:
-    """NFA in the functions of a loaded train.py, which do what they did until `set_flags`.
-
-    Raises SystemExit where the module is not of the shape of timm's train.py.
-    """
-
-    def __init__(self, module: ModuleType):
-        own, path = vars(module), getattr(module, "__file__", None) or "the running program"
-        lacks = [name for name in ("parser", "create_loader", "main") if name not in own]
-        if lacks or not isinstance(own["parser"], argparse.ArgumentParser):
-            raise SystemExit(
-                f"{path} is no timm train.py: expected a module-level parser, create_loader and "
-                f"main(), it lacks {', '.join(lacks) or 'an ArgumentParser named parser'}"
-            )
-        guard_posterize()
-        self.parser: argparse.ArgumentParser = own["parser"]
-        self.factory: Any = own["create_loader"]
-        names = ("create_loader", "train_one_epoch", "create_naflex_loader")
-        self.own: dict[str, Any] = {name: own[name] for name in names if name in own}
-        own.update({name: getattr(self, f"_{name}") for name in self.own})
-
-    def set_flags(self, values: argparse.Namespace) -> None:
-        """Takes the augmentation that parsed flags ask for."""
-        try:
-            augment = augment_from_args(values)
-        except (ValueError, OSError) as e:
-            self.parser.error(str(e))
-        self.factory = create = self.own["create_loader"]
-        if augment is not None:
-            seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
-            fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
-            self.factory = loader_factory(create, augment, seed, fit, classes, place, cache)
-
-    def _create_loader(self, dataset: Any, *args, **kwargs) -> Any:
-        try:
-            return self.factory(dataset, *args, **kwargs)
-        except NFAError as e:
-            raise SystemExit(f"error: {e}") from None
-
-    def _train_one_epoch(self, epoch: int, *args, **kwargs) -> Any:
-        """A resumed training draws the numbers of its epoch, not those of the first."""
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, NFALoader):
-                value.epoch = epoch
-        return self.own["train_one_epoch"](epoch, *args, **kwargs)
-
-    def _create_naflex_loader(self, *args, **kwargs) -> Any:
-        if self.factory is not self.own["create_loader"]:
-            raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
-        return self.own["create_naflex_loader"](*args, **kwargs)
-
-
 def install(module: ModuleType) -> None:
     """Extends the parser of a loaded train.py, and hooks NFA in once it has parsed its flags.
 
@@ -101,17 +49,62 @@ def install(module: ModuleType) -> None:
     Traceback (most recent call last):
     SystemExit: the running program is no timm train.py: expected a module-level parser, ...
     """
-    hooks, parser = _Hooks(module), module.parser
-    add_args(parser)
-    parse = parser.parse_args
+    own, parse = _names_of(module), module.parser.parse_args
+    add_args(module.parser)
 
     def parse_args(*args, **kwargs) -> argparse.Namespace:
         values = parse(*args, **kwargs)
-        _check(parser, values)
-        hooks.set_flags(values)
+        _check(module.parser, values)
+        _hook(module, own, values)
         return values
 
-    parser.parse_args = parse_args
+    module.parser.parse_args = parse_args
+
+
+def _names_of(module: ModuleType) -> dict[str, Any]:
+    """The names of a loaded train.py; raises SystemExit where it has not the shape of timm's."""
+    own, path = dict(vars(module)), getattr(module, "__file__", None) or "the running program"
+    lacks = [name for name in ("parser", "create_loader", "main") if name not in own]
+    if lacks or not isinstance(own["parser"], argparse.ArgumentParser):
+        raise SystemExit(
+            f"{path} is no timm train.py: expected a module-level parser, create_loader and "
+            f"main(), it lacks {', '.join(lacks) or 'an ArgumentParser named parser'}"
+        )
+    guard_posterize()
+    return own
+
+
+def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -> None:
+    """Puts the augmentation that parsed flags ask for into the functions of a train.py."""
+    factory = create = own["create_loader"]
+    try:
+        augment = augment_from_args(values)
+    except (ValueError, OSError) as e:
+        own["parser"].error(str(e))
+    if augment is not None:
+        seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
+        fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
+        factory = loader_factory(create, augment, seed, fit, classes, place, cache)
+
+    def create_loader(dataset: Any, *args, **kwargs) -> Any:
+        try:
+            return factory(dataset, *args, **kwargs)
+        except NFAError as e:
+            raise SystemExit(f"error: {e}") from None
+
+    def train_one_epoch(epoch: int, *args, **kwargs) -> Any:
+        for loader in (*args, *kwargs.values()):
+            if isinstance(loader, NFALoader):  # a resumed training draws its own epoch's numbers
+                loader.epoch = epoch
+        return own["train_one_epoch"](epoch, *args, **kwargs)
+
+    def create_naflex_loader(*args, **kwargs) -> Any:
+        if factory is not create:
+            raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
+        return own["create_naflex_loader"](*args, **kwargs)
+
+    hooks = (create_loader, train_one_epoch, create_naflex_loader)
+    vars(module).update({f.__name__: f for f in hooks if f.__name__ in own})
 
 
 def _check(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
@@ -146,14 +139,13 @@ def _use_timm_beside(path: Path) -> None:
 
 def main() -> None:
     """Runs the train.py whose path is the first argument, with the arguments after it."""
-    script = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-    if not script.endswith(".py"):
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "nothing")
+    if path.suffix != ".py":
         epilog = f"{WHERE}. After its path --help shows its own."
         parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=epilog)
         add_args(parser)
-        parser.parse_args([script] if script in ("-h", "--help") else [])  # shows it and ends
-        parser.error(f"expected the path of a train.py first, got {script}; {WHERE}")
-    path = Path(script)
+        parser.parse_args([a for a in sys.argv[1:2] if a in ("-h", "--help")])  # shows it and ends
+        parser.error(f"expected the path of a train.py first, got {path}; {WHERE}")
     if not path.is_file():
         raise SystemExit(f"no file {path}\nusage: {USAGE}")
     _use_timm_beside(path)

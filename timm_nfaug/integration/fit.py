@@ -1,7 +1,4 @@
-"""Fits the modes of an augmentation to a dataset's images, read without the training's random crops.
-
-That is through a shallow copy with another transform, or from a dataset given for it.
-"""
+"""Fits the modes of an augmentation to a dataset's images, read without the training's transform."""
 
 import copy
 import functools
@@ -160,7 +157,12 @@ def _images_to_read(
 ) -> _First:
     """A loader of the images that `fit_to_dataset` reads, at the flow's size."""
     wanted, to_levels = _images_wanted(augment), functools.partial(_levels, augment.change.size)
-    data = base if plain else _read_through(base, to_levels)
+    data = base if plain else copy.copy(base)
+    if not plain:
+        if isinstance(inspect.getattr_static(base, "transform", property()), property):
+            own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
+            raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
+        set_transform(data, to_levels)
     if isinstance(base, IterableDataset):
         workers, count = max(workers, 1), wanted * classes  # a worker's copy of it moves on
         if hasattr(data, "set_loader_cfg"):  # timm's readers share out a stream among workers
@@ -193,15 +195,6 @@ def _collated(to_levels: Callable, samples: list[Any]) -> Any:
     """A batch (images, labels) of samples whose images are tensors, or PIL images of any size."""
     pil = isinstance(samples[0][0], Image.Image)
     return default_collate([(to_levels(x) if pil else x, k) for x, k, *_ in samples])
-
-
-def _read_through(base: Any, transform: Callable) -> Any:
-    """A shallow copy with this transform."""
-    if isinstance(inspect.getattr_static(base, "transform", property()), property):
-        own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
-        raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
-    set_transform(data := copy.copy(base), transform)
-    return data
 
 
 def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> int:

@@ -44,8 +44,7 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         f"name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})"
     )
     fit = (
-        "take class Gaussians and modes from the training set before the first epoch: for a flow that "
-        f"was trained on other classes (always so with --nfa-flow {LINEAR})"
+        f"first fit a flow of other classes to the training set (as --nfa-flow {LINEAR} always is)"
     )
     place = (
         "on the batch, on its device, or on each image, in the loader's workers (default: batch)"
