@@ -224,9 +224,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
 
 def main(argv: list[str] | None = None) -> None:
     """Draws the picture that command-line arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m timm_nfaug.preview", description="Draws pictures of what a flow does."
-    )
+    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Draws pictures.")
     args = _parsed(parser, argv)
     try:
         sheet = _draw(args)

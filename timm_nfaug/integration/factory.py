@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, _check_classes, _process_rank, check_channels, fit_to_dataset, on_device
+from .fit import NFAError, _check_channels, _check_classes, _on_device, fit_to_dataset
 from .loader import NFALoader, _find_mixup
 from .workers import FLAG, INSTEAD, WorkerDataset, _check_workers
 
@@ -28,11 +28,10 @@ def loader_factory(
 
     Args:
         seed: key of the random numbers, with the process's rank, epoch and batch.
-        fit: fit to the first training dataset, as every process does alike.
-        num_classes: for `fit` where the dataset does not know its classes.
+        fit: fit to the first training dataset, or to `fit_dataset`, as every process does alike.
+        num_classes, fit_dataset: as for `wrap_loader`.
         place: "batch", or "dataset": image by image in the loader's workers.
         cache: directory of a cache of tangents, made here; NFA then runs from it, in the workers.
-        fit_dataset: for `fit`, as for `wrap_loader`, where the dataset has no `transform` to replace.
 
     >>> import timm_nfaug as nfa
     >>> loader_factory(len, nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=0.0)) is len
@@ -74,13 +73,10 @@ class _Factory:
         return NFALoader(loader, on_batches, mean, std, self.seed, mixup, erasing, splits)
 
     def _check(self, given: dict[str, Any]) -> None:
-        """Refuses what does not go together."""
         if self.place == "dataset" or self.cache:
             flag = "--nfa-cache" if self.cache else FLAG
             if given.get("use_multi_epochs_loader"):
-                raise NFAError(
-                    f"{flag} cannot tell the epochs of --use-multi-epochs-loader; drop one"
-                )
+                raise NFAError(f"{flag} cannot tell the epochs: drop --use-multi-epochs-loader")
             if given.get("input_size_choices"):
                 raise NFAError(f"{flag} does not work with --train-img-sizes; {INSTEAD}")
             _check_workers(given["dataset"], self.augment, flag)
@@ -88,7 +84,7 @@ class _Factory:
             raise NFAError("--aug-splits needs the prefetcher to join them; drop --no-prefetcher")
         size = given.get("input_size")
         if self.fit and isinstance(size, (tuple, list)) and len(size) == 3:
-            check_channels(self.augment, size[0], "the training asks for")
+            _check_channels(self.augment, size[0], "the training asks for")
 
     def _fit(self, given: dict[str, Any], mean: Any, std: Any) -> None:
         device = "cpu" if self.place == "dataset" else given.get("device", "cpu")
@@ -100,10 +96,10 @@ class _Factory:
     def _augmented(self, dataset: Any, device: Any) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
         if self.place == "dataset" and not self.cache:
-            return WorkerDataset(dataset, self.augment, self.seed, _process_rank())
+            return WorkerDataset(dataset, self.augment, self.seed)
         if not self.cache:
             return dataset
-        augment = on_device(self.augment, device)
+        augment = _on_device(self.augment, device)
         try:
             cache = NFACache.build(augment, dataset, self.cache)  # other ranks wait for it
             return CachedNFADataset(dataset, cache, augment.strength, augment.p, seed=self.seed)
@@ -112,7 +108,7 @@ class _Factory:
 
 
 def _arguments(function: Callable, *args, **kwargs) -> dict[str, Any]:
-    """The arguments of a call as keywords, with those of a **kwargs parameter unpacked."""
+    """The arguments of a call as keywords."""
     bound = inspect.signature(function).bind_partial(*args, **kwargs)
     return dict(zip(bound.signature.parameters, bound.args)) | bound.kwargs
 

@@ -40,12 +40,7 @@ class NFAError(ValueError):
     """
 
 
-def check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
-    """Raises NFAError where images have other channels than the flow takes.
-
-    >>> import timm_nfaug as nfa
-    >>> check_channels(nfa.NFAugment.to_fit(nfa.create_flow("linear")), 3)
-    """
+def _check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
     if given != (taken := augment.change.size[0]):
         raise NFAError(
             f"the flow takes images of {taken} channels, {source} {given}; convert the images, take "
@@ -54,7 +49,6 @@ def check_channels(augment: NFAugment, given: int, source: str = "the loader giv
 
 
 def _check_classes(dataset: Any, augment: NFAugment) -> None:
-    """Raises NFAError where labels name other classes to the flow than to the dataset."""
     own, flow = _class_names(_unwrapped(dataset)), getattr(augment, "flow", None)
     names = [] if flow is None else flow.config.class_names
     if augment.labels == "given" and own and names and own != names:
@@ -65,26 +59,17 @@ def _check_classes(dataset: Any, augment: NFAugment) -> None:
         )
 
 
-def on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
-    """Returns the augmentation with its flow on a device: itself, or with a copy of the flow.
-
-    >>> import timm_nfaug as nfa
-    >>> on_device(nfa.NFAugment.to_fit(nfa.create_flow("linear")), "meta").flow.device.type
-    'meta'
-    """
+def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
     flow, device = getattr(augment, "flow", None), torch.device(device)
     if flow is None or device in (flow.device, torch.device(flow.device.type)):
         return augment
-    return augment.replace(flow=copy.deepcopy(flow).to(device))
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
 
 
 def _process_rank() -> int:
     """Rank by torch.distributed once that runs, before it by torchrun's RANK; 0 without either."""
-    return dist.get_rank() if _distributed() else int(os.environ.get("RANK", 0))
+    running = dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if running else int(os.environ.get("RANK", 0))
 
 
 def fit_to_dataset(
@@ -94,12 +79,8 @@ def fit_to_dataset(
     """Fits a copy of the augmentation to a dataset that hands PIL images to its `transform`.
 
     Reads up to `FIT_IMAGES` images of each class, spread over the dataset; all where labels cannot
-    be had without the images; of a stream as many in all, the first ones.
-
-    Args:
-        num_classes: where the dataset does not know its classes.
-        workers, device: processes that read, and where the modes are computed.
-        fit_dataset: is read in place of the dataset, as it is; a loader of batches to its end.
+    be had without the images; of a stream as many in all, the first ones. A `fit_dataset` is read
+    in place of the dataset, as it is; a loader of batches to its end.
 
     >>> import timm_nfaug as nfa
     >>> from torchvision.datasets import FakeData
@@ -107,13 +88,13 @@ def fit_to_dataset(
     >>> fit_to_dataset(augment, FakeData(20, (3, 32, 32), 2), num_classes=2).flow.num_classes
     2
     """
-    start, plain, augment = time.monotonic(), fit_dataset is not None, on_device(augment, device)
+    start, plain, augment = time.monotonic(), fit_dataset is not None, _on_device(augment, device)
     base = _unwrapped(fit_dataset if plain else dataset)
     stream = isinstance(base, IterableDataset)
     if plain and (stream or not isinstance(base, Dataset)):
         return _fit_to_batches(augment, base, num_classes)
     classes = _count_classes(augment, base, num_classes)
-    loader = _images_to_read(augment, base, classes, workers, plain)
+    loader = _images(augment, base, classes, workers, plain)
     try:
         augment = _fit_to_batches(augment, loader, classes)
     except (TypeError, ValueError) as e:
@@ -129,7 +110,7 @@ def fit_to_dataset(
 def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) -> NFAugment:
     """Fits a copy of the augmentation to a loader's batches; all processes take those of rank 0."""
     fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
-    if _distributed():  # of a stream each process reads its own part
+    if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
         device = "cuda" if "nccl" in dist.get_backend() else "cpu"
         for tensor in (*fitted.flow.prior.state_dict().values(), fitted.flow.log_prior):
             dist.broadcast(shared := tensor.to(device), 0)
@@ -152,17 +133,15 @@ class _First:
                 return
 
 
-def _images_to_read(
-    augment: NFAugment, base: Any, classes: int, workers: int, plain: bool
-) -> _First:
-    """A loader of the images that `fit_to_dataset` reads, at the flow's size."""
+def _images(augment: NFAugment, base: Any, classes: int, workers: int, plain: bool) -> _First:
+    """The images that `fit_to_dataset` reads, in batches at the flow's size."""
     wanted, to_levels = _images_wanted(augment), functools.partial(_levels, augment.change.size)
-    data = base if plain else copy.copy(base)
+    data = base
     if not plain:
         if isinstance(inspect.getattr_static(base, "transform", property()), property):
             own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
             raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
-        set_transform(data, to_levels)
+        set_transform(data := copy.copy(base), to_levels)
     if isinstance(base, IterableDataset):
         workers, count = max(workers, 1), wanted * classes  # a worker's copy of it moves on
         if hasattr(data, "set_loader_cfg"):  # timm's readers share out a stream among workers
@@ -249,13 +228,12 @@ def _evenly(items: list, count: int) -> list:
 
 def _unwrapped(dataset: Any) -> Any:
     """The dataset inside those that timm puts around one."""
-    wrapper = isinstance(dataset, AugMixDataset) or _is_scheduled(dataset)
-    return dataset.dataset if wrapper else dataset
+    inside = isinstance(dataset, AugMixDataset) or _is_scheduled(dataset)
+    return dataset.dataset if inside else dataset
 
 
 def _is_scheduled(dataset: Any) -> bool:
-    """Whether it is timm's dataset of several transforms, which older versions lack."""
-    return type(dataset).__name__ == "ScheduledTransformDataset"
+    return type(dataset).__name__ == "ScheduledTransformDataset"  # which older timms lack
 
 
 def _class_to_idx(dataset: Any) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..moves import list_moves
 from ..spec import parse_config
-from .fit import NFAError, check_channels
+from .fit import NFAError, _check_channels
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 LINEAR_SIZE = 32  # side; larger images go through the lift
@@ -43,12 +43,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a bundled "
         f"name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})"
     )
-    fit = (
-        f"first fit a flow of other classes to the training set (as --nfa-flow {LINEAR} always is)"
-    )
-    place = (
-        "on the batch, on its device, or on each image, in the loader's workers (default: batch)"
-    )
+    fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
+    place = "where it runs: on batches, on their device, or on images, in the loader's workers"
     cache = (
         "of a deep flow: compute once, into this directory, how it changes each training image, so "
         "that epochs need no flow; NFA then comes before crop and flip, in the loader's workers"
@@ -56,7 +52,7 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     add("--aug", type=_checked, metavar="NFA", help=what)
     add("--nfa-flow", default=LINEAR, metavar="NAME", help=flow)
     add("--nfa-fit", action="store_true", help=fit)
-    add("--nfa-place", choices=PLACES, default="batch", help=f"where it runs: {place}")
+    add("--nfa-place", choices=PLACES, default="batch", help=f"{place} (default: batch)")
     add("--nfa-cache", metavar="DIR", help=f"{cache} (default: none)")
 
 
@@ -82,7 +78,7 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     else:
         augment = nf_augment_transform(args.aug, args.nfa_flow)
     if (channels := _asked_size(args)[0]) is not None:
-        check_channels(augment, channels, "--in-chans or --input-size asks for")
+        _check_channels(augment, channels, "--in-chans or --input-size asks for")
     augment.flow.set_net_dtype(_net_dtype(args))
     return augment
 
@@ -98,7 +94,6 @@ def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
 
 
 def _needs_fit(args: Any) -> bool:
-    """Whether the flags ask for modes of the training set."""
     return bool(args.nfa_fit or args.nfa_flow == LINEAR)
 
 

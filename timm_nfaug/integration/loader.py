@@ -1,7 +1,6 @@
-"""NFALoader: a training loader's batches with NFA on hard labels, then mixup, then RandomErasing.
+"""NFALoader: a training loader's batches with NFA on hard labels, then timm's mixup and erasing.
 
-timm mixes in the collate function and erases inside the prefetcher, before a wrapper sees the batch;
-here both leave the loader and run after NFA, on the batch, with timm's own code.
+timm's own place for these, collate function and prefetcher, comes before a wrapper sees the batch.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from torch import Tensor
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, _process_rank, check_channels, on_device
+from .fit import NFAError, _check_channels, _on_device, _process_rank
 from .workers import WorkerDataset
 
 
@@ -63,7 +62,7 @@ class NFALoader:
             dataset.set_epoch(epoch)
         for i, (images, target, *rest) in enumerate(self.loader):
             if self.augment is not None:
-                self.augment = on_device(self.augment, images.device)
+                self.augment = _on_device(self.augment, images.device)
                 images = self._augmented(self.augment, images, target, epoch, i)
             if self.mixup is not None:
                 images, target = Mixup.__call__(self.mixup, images, target)
@@ -73,7 +72,7 @@ class NFALoader:
 
     def _augmented(self, augment: NFAugment, images: Tensor, target: Tensor, *key: int) -> Tensor:
         if images.ndim == 4:
-            check_channels(augment, images.shape[1])
+            _check_channels(augment, images.shape[1])
         clean = len(images) // self.splits if self.splits > 1 else 0
         g = keyed_generator(self.seed, _process_rank(), *key)
         new, _ = augment(images[clean:], target[clean:], generator=g)

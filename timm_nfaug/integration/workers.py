@@ -12,7 +12,7 @@ from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import _Wrapped
 from ..data.transforms import set_transform, without_transform
-from .fit import NFAError, on_device
+from .fit import NFAError, _on_device, _process_rank
 
 # of timm and torchvision
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}
@@ -20,7 +20,6 @@ FLAG, INSTEAD = "--nfa-place dataset", "take --nfa-place batch"
 
 
 def _check_workers(dataset: Any, augment: NFAugment, flag: str = FLAG) -> None:
-    """Raises NFAError where the images of a dataset cannot be augmented one by one."""
     if isinstance(dataset, AugMixDataset):
         raise NFAError(f"{flag} does not work with --aug-splits; {INSTEAD}")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -34,11 +33,8 @@ class WorkerDataset(_Wrapped):
 
     Steps of `transform` before the conversion to a tensor go to a copy of the dataset, the rest runs
     after NFA. The random numbers of a sample follow from seed, rank, epoch, index and the image
-    itself, so that two crops of one image in an epoch (``--aug-repeats``) are moved differently.
-
-    Args:
-        dataset: map-style; is left as it is. timm's `create_loader` sets the `transform` of this one.
-        augment: of 1 or 3 channels; works on the CPU. Its own `seed` plays no part.
+    itself, so that two crops of one image in an epoch (``--aug-repeats``) are moved differently; the
+    augmentation, of 1 or 3 channels, works on the CPU.
 
     >>> import timm_nfaug as nfa
     >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
@@ -46,13 +42,13 @@ class WorkerDataset(_Wrapped):
     (40, 40)
     """
 
-    def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0, rank: int = 0):
+    def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0):
         _check_workers(dataset, augment)
         super().__init__(without_transform(dataset), seed)
-        self.augment, self.rank = on_device(augment, "cpu"), rank
+        self.augment, self.rank = _on_device(augment, "cpu"), _process_rank()
 
     @property
-    def transform(self) -> Any:  # what runs after NFA
+    def transform(self) -> Any:  # runs after NFA
         return self._after
 
     @transform.setter
@@ -63,8 +59,7 @@ class WorkerDataset(_Wrapped):
         steps = list(getattr(transform, "transforms", ()))
         at = next((i for i, step in enumerate(steps) if type(step).__name__ in TO_TENSOR), None)
         if at is None:
-            lack = "found no conversion to a tensor in the transform, before which NFA would run"
-            raise NFAError(f"{lack}; {INSTEAD}. The transform: {transform}")
+            raise NFAError(f"no conversion to a tensor, {INSTEAD}; the transform is {transform}")
         set_transform(self.base, Compose(steps[:at]))
         self._after = Compose(steps[at:])
 

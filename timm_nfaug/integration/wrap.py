@@ -30,13 +30,12 @@ def wrap_loader(
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
-        loader: timm's, or anything that gives batches (images, labels) in every pass anew: hard
-            labels (B,), uint8 or float images on any device.
+        loader: timm's, or any that gives batches (images, labels) in every pass anew: labels (B,),
+            hard, and images uint8 or float, on any device.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
-        fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, or
-            a loader of batches. Needed where the dataset has a `transform` and is neither timm's
-            nor torchvision's.
+        fit_dataset: (PIL image or tensor, label) pairs without random augmentation, or a loader, for
+            the fit; needed where a dataset neither timm's nor torchvision's has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
@@ -65,12 +64,12 @@ def wrap_loader(
 
 def _check(args: Any, dataset: Any) -> None:
     """Refuses what would need another loader or dataset than the one that is there."""
-    built = "is for the launcher; here the loader is built already"
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
-        raise NFAError(f"--nfa-place dataset {built}: {instead}")
+        raise NFAError(f"--nfa-place dataset comes too late, the loader is built: {instead}")
     if getattr(args, "nfa_cache", None):
-        raise NFAError(f"--nfa-cache {built}: put CachedNFADataset around the dataset")
+        instead = "put CachedNFADataset around the dataset"
+        raise NFAError(f"--nfa-cache comes too late, the loader is built: {instead}")
     # where timm's create_loader puts transforms
     own = [getattr(dataset, name, None) for name in ("transform", "normalize")]
     own += dataset.transforms if fit._is_scheduled(dataset) else ()
@@ -93,14 +92,13 @@ def _bare(loader: Any) -> Any:
 def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     """The augmentation, with the channels and size of the loader's images where it is linear."""
     if _is_stream(loader) and isinstance(loader, Iterator):
-        once = f"a {type(loader).__name__} gives its images once, and the training needs them again"
-        raise NFAError(f"{once}; wrap a list or a loader")
+        raise NFAError(f"a {type(loader).__name__} gives its images once; wrap a list or a loader")
     first = next(iter(_in_order(loader, 0, 2)), None)
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
             augment = augment_from_args(args, tuple(images.shape[1:])) or augment
-        fit.check_channels(augment, images.shape[1])
+        fit._check_channels(augment, images.shape[1])
     return augment
 
 
@@ -118,7 +116,7 @@ def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: 
     whole = _in_order(loader, workers)
     if _is_stream(loader):
         whole = fit._First(loader, fit._images_wanted(augment) * (num_classes or 1))
-    return fit._fit_to_batches(fit.on_device(augment, device), whole, num_classes)
+    return fit._fit_to_batches(fit._on_device(augment, device), whole, num_classes)
 
 
 def _is_stream(loader: Any) -> bool:
