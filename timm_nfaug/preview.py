@@ -195,7 +195,9 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     return preview_augmentation(flow, images, args.strengths, 2, args.modes, args.kind, args.seed)
 
 
-def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
+    """Draws the picture that command-line arguments ask for."""
+    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Draws pictures.")
     add, usual = parser.add_argument, "(default: %(default)s)"
     flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
     add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")
@@ -219,13 +221,6 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
         parser.error(f"--count takes at least 1 image, got {args.count}")
     if args.images is None and (args.flow == "linear" or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Draws the picture that command-line arguments ask for."""
-    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Draws pictures.")
-    args = _parsed(parser, argv)
     try:
         sheet = _draw(args)
     except (ValueError, FileNotFoundError) as e:

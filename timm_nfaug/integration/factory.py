@@ -53,7 +53,8 @@ class _Factory:
     fit_dataset: Any
 
     def __call__(self, dataset: Any, *args, **kwargs) -> Any:
-        given = _arguments(self.create_loader, dataset, *args, **kwargs)
+        bound = inspect.signature(self.create_loader).bind_partial(dataset, *args, **kwargs)
+        given = dict(zip(bound.signature.parameters, bound.args)) | bound.kwargs
         if not given.get("is_training") or given.get("no_aug"):
             return self.create_loader(dataset, *args, **kwargs)
         self._check(given)
@@ -105,12 +106,6 @@ class _Factory:
             return CachedNFADataset(dataset, cache, augment.strength, augment.p, seed=self.seed)
         except (ValueError, TypeError, OSError) as e:
             raise NFAError(f"--nfa-cache {self.cache}: {e}") from None
-
-
-def _arguments(function: Callable, *args, **kwargs) -> dict[str, Any]:
-    """The arguments of a call as keywords."""
-    bound = inspect.signature(function).bind_partial(*args, **kwargs)
-    return dict(zip(bound.signature.parameters, bound.args)) | bound.kwargs
 
 
 def _take_erasing(given: dict[str, Any]) -> RandomErasing | None:

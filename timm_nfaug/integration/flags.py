@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .._utils.checks import check_choice
 from ..augment import DEFAULT_FLOW, NFAugment, nf_augment_transform
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
@@ -13,7 +14,6 @@ from ..spec import parse_config
 from .fit import NFAError, _check_channels
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
-LINEAR_SIZE = 32  # side; larger images go through the lift
 PLACES = ("batch", "dataset")
 
 
@@ -59,8 +59,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
 def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:
     """Makes the augmentation that parsed flags ask for, if any; modes may have to be fitted yet.
 
-    `shape` is that of the images, (C, H, W), for what `args` leave open. Flags that do not go
-    together raise a ValueError, a flow that cannot be loaded that or an OSError.
+    `shape` is that of the images, (C, H, W), for what `args` leave open. Raises ValueError where
+    flags do not go together, and OSError where a flow cannot be loaded.
 
     >>> add_args(parser := argparse.ArgumentParser())
     >>> augment_from_args(parser.parse_args(["--aug", "nfa"]), (1, 28, 28)).change.size
@@ -68,8 +68,7 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     """
     if not getattr(args, "aug", None):
         return None
-    if args.nfa_place not in PLACES:  # argparse does not check what a --config file says
-        raise NFAError(f"nfa_place must be one of {', '.join(PLACES)}, got {args.nfa_place!r}")
+    check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
     if args.nfa_flow == LINEAR:
         return _linear(args, shape)
     if args.nfa_fit:
@@ -87,8 +86,8 @@ def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
     if getattr(args, "nfa_cache", None):
         raise NFAError("a linear flow costs next to nothing without: drop --nfa-cache")
     channels, side = _asked_size(args)
-    c, h, w = shape or (3, LINEAR_SIZE, LINEAR_SIZE)
-    side = min(LINEAR_SIZE, side or min(h, w))
+    c, h, w = shape or (3, 32, 32)
+    side = min(32, side or min(h, w))  # larger images go through the lift
     flow = create_flow(LINEAR, input_size=(channels or c, side, side))
     return NFAugment.to_fit(flow, **parse_config(args.aug))
 

@@ -36,7 +36,6 @@ class NFALoader:
         augment: None where the dataset does it (`WorkerDataset`, `CachedNFADataset`).
         seed: key of the random numbers, with rank, batch and the attribute `epoch`, which is counted
             from 0 unless it is set before a pass.
-        mixup, erasing: applied after NFA, in this order.
         splits: number of augmentation splits in a batch; the first stays clean.
 
     >>> import timm_nfaug as nfa
