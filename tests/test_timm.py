@@ -34,8 +34,8 @@ import timm_nfaug as nfa
 from timm_nfaug.integration import NFAError, NFALoader, loader_factory
 from timm_nfaug.integration import fit as timm_fit
 from timm_nfaug.integration.fit import fit_to_dataset
-from timm_nfaug.integration.flags import augment_from_args
-from timm_nfaug.integration.workers import WorkerDataset
+from timm_nfaug.integration.flags import _augment_from_args
+from timm_nfaug.integration.workers import _WorkerDataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -577,7 +577,7 @@ def parsed(*flags):
 )
 def test_sizes_as_scripts_give_them(sizes, wanted):
     args = argparse.Namespace(**vars(parsed("--aug", "nfa")), **sizes)
-    assert tuple(augment_from_args(args).flow.config.input_size) == wanted
+    assert tuple(_augment_from_args(args).flow.config.input_size) == wanted
 
 
 def test_wrapping_a_plain_loader(toy_images):
@@ -885,7 +885,7 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
         "own": lambda: own,
         "handing": lambda: Handing(own),
         "levels": lambda: Own(levels, y, lambda data, i: data.images[i]),
-        "worker": lambda: WorkerDataset(own, off),
+        "worker": lambda: _WorkerDataset(own, off),
         "copies": lambda: nfa.NFAugmentedDataset(
             Own(own.images, y, lambda data, i: data.images[i]), off, copies=1
         ),
@@ -986,7 +986,7 @@ def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images,
         {"nfa_cache": "there"},
     ):  # in workers, and in what later trainings read
         flags = vars(parsed("--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir))) | elsewhere
-        augment = augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
+        augment = _augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
         assert {m.net_dtype for m in augment.flow.modules() if hasattr(m, "net_dtype")} == {None}
 
 
@@ -1137,7 +1137,7 @@ def worker_data(root, cls=ImageFolder):
     augment = to_fit(modes=3)
     dataset = cls(str(root))
     augment = fit_to_dataset(augment, dataset)
-    data = WorkerDataset(dataset, augment, seed=1)
+    data = _WorkerDataset(dataset, augment, seed=1)
     data.transform = create_transform(
         32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0
     )
@@ -1146,7 +1146,7 @@ def worker_data(root, cls=ImageFolder):
 
 
 def test_worker_data_set_in_spawned_workers_and_over_batched_readers(tmp_path):
-    class Batched(ImageFolder):  # torch's loaders prefer this, if WorkerDataset let them see it
+    class Batched(ImageFolder):  # torch's loaders prefer this, if _WorkerDataset let them see it
         def __getitems__(self, indices):
             return [self[i] for i in indices]
 

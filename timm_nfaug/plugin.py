@@ -1,4 +1,4 @@
-"""NFA in an unmodified train.py that is started as always, by timm's own flag for modules to import:
+"""NFA in an unmodified train.py, started as always, by a flag of timm for modules to import:
 
     TIMM_NFAUG="--aug nfa-s0.5-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
 

@@ -1,7 +1,7 @@
 """Pictures of what a flow does: ``python -m timm_nfaug.preview --images DIR --out preview.png``.
 
-Rows of original and augmented images over strengths; with ``--samples`` images drawn from each class
-over temperatures; with ``--interpolate`` the way from one image to the next through the code space.
+Rows of original and augmented images over strengths; with ``--samples`` images of each class drawn
+at temperatures; with ``--interpolate`` the way from one image to the next through the code space.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def preview_augmentation(
 
 @torch.no_grad()
 def _read(flow: ConditionalFlow, images: Labelled) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (B, C, h, w) in [-1, 1] at the flow's size, and labels, given or guessed, with names."""
+    """Images (B, C, h, w) in [-1, 1] at the flow's size; labels, given or guessed; their names."""
     large = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
     x = torch.cat([lift.down(image, flow.config.input_size[1:]) for image in large])
     guess = flow.class_logits(x).argmax(1).tolist()
@@ -165,8 +165,7 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
     """Draws rows from each image to the next, at the flow's size.
 
     >>> flow = ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
-    >>> images = [(Image.new("RGB", (32, 32), color), 0) for color in ("red", "blue")]
-    >>> preview_interpolation(flow, images).height
+    >>> preview_interpolation(flow, [(Image.new("RGB", (32, 32)), 0)] * 2).height
     126
     """
     if len(images) < 2:
@@ -197,7 +196,9 @@ def _draw(args: argparse.Namespace) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """Draws the picture that command-line arguments ask for."""
-    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Draws pictures.")
+    parser = argparse.ArgumentParser(
+        "python -m timm_nfaug.preview", description="Draws what flows do"
+    )
     add, usual = parser.add_argument, "(default: %(default)s)"
     flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
     add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")

@@ -1,8 +1,7 @@
-"""Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train path/to/train.py --aug nfa``.
+"""Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train train.py --aug nfa``.
 
 The script is loaded as a module, its parser gets the flags of `add_args`, its `create_loader` is
-replaced, and its `main()` is called. timm's RandAugment is kept from ending a training under Pillow
-13. Everything else, `--config` and `args.yaml` included, is the script's own.
+replaced, and its `main()` is called. All else, `--config` and `args.yaml` included, is its own.
 """
 
 import argparse
@@ -16,13 +15,10 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.flags import _needs_fit, augment_from_args
+from .integration.flags import _augment_from_args, _needs_fit
 from .integration.pillow import guard_posterize
 
-USAGE = (
-    "python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] "
-    "[--nfa-fit] [--nfa-place batch|dataset] [--nfa-cache DIR] [train.py's flags]"
-)
+USAGE = "python -m timm_nfaug.train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
 WHERE = "train.py comes with timm's repository, not with its package: copy it from there"
 
 
@@ -78,13 +74,15 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
     """Puts the augmentation that parsed flags ask for into the functions of a train.py."""
     factory = create = own["create_loader"]
     try:
-        augment = augment_from_args(values)
+        augment = _augment_from_args(values)
     except (ValueError, OSError) as e:
         own["parser"].error(str(e))
     if augment is not None:
         seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
         fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
         factory = loader_factory(create, augment, seed, fit, classes, place, cache)
+    if factory is not create and getattr(values, "naflex_loader", False):  # its batches are patches
+        raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
 
     def create_loader(dataset: Any, *args, **kwargs) -> Any:
         try:
@@ -98,13 +96,8 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
                 loader.epoch = epoch
         return own["train_one_epoch"](epoch, *args, **kwargs)
 
-    def create_naflex_loader(*args, **kwargs) -> Any:
-        if factory is not create:
-            raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
-        return own["create_naflex_loader"](*args, **kwargs)
-
-    hooks = (create_loader, train_one_epoch, create_naflex_loader)
-    vars(module).update({f.__name__: f for f in hooks if f.__name__ in own})
+    for hook in (create_loader, train_one_epoch):
+        setattr(module, hook.__name__, hook)
 
 
 def _check(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
 from .fit import NFAError, _check_channels, _check_classes, _on_device, fit_to_dataset
 from .loader import NFALoader, _find_mixup
-from .workers import FLAG, INSTEAD, WorkerDataset, _check_workers
+from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
 
 def loader_factory(
@@ -97,7 +97,7 @@ class _Factory:
     def _augmented(self, dataset: Any, device: Any) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
         if self.place == "dataset" and not self.cache:
-            return WorkerDataset(dataset, self.augment, self.seed)
+            return _WorkerDataset(dataset, self.augment, self.seed)
         if not self.cache:
             return dataset
         augment = _on_device(self.augment, device)

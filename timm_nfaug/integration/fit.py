@@ -1,4 +1,4 @@
-"""Fits the modes of an augmentation to a dataset's images, read without the training's transform."""
+"""Fits the modes of an augmentation to a dataset, read without the training's transform."""
 
 import copy
 import functools
@@ -43,8 +43,8 @@ class NFAError(ValueError):
 def _check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
     if given != (taken := augment.change.size[0]):
         raise NFAError(
-            f"the flow takes images of {taken} channels, {source} {given}; convert the images, take "
-            f"--nfa-flow linear with --in-chans {given}, or train a flow on such images"
+            f"the flow takes images of {taken} channels, {source} {given}; convert the images, "
+            f"take --nfa-flow linear with --in-chans {given}, or train a flow on such images"
         )
 
 
@@ -54,8 +54,8 @@ def _check_classes(dataset: Any, augment: NFAugment) -> None:
     if augment.labels == "given" and own and names and own != names:
         few, has = (", ".join(n[:4] + [f"... ({len(n)})"] * (len(n) > 4)) for n in (names, own))
         raise NFAError(
-            f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those of "
-            "the dataset, train a flow for it, or let the flow choose with -lposterior"
+            f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those "
+            "of the dataset, train a flow for it, or let the flow choose with -lposterior"
         )
 
 
@@ -198,7 +198,7 @@ def _report(augment: NFAugment, which: str, seconds: float) -> None:
 
 
 def _labels(dataset: Any) -> list[int] | None:
-    """The label of every sample, as timm's readers and torchvision's datasets hold them, or None."""
+    """The label of each sample, where timm's reader or torchvision's dataset holds them, or None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     reader = getattr(dataset, "reader", dataset)

@@ -35,13 +35,13 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument_group("NFA (timm_nfaug) augmentation parameters").add_argument
     what = (
-        "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, m "
-        f"kind ({', '.join(list_moves())}), l labels (given, posterior, none); nfa alone is "
+        "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, "
+        f"m kind ({', '.join(list_moves())}), l labels (given, posterior, none); nfa alone is "
         "nfa-s0.5-k32-p0.5 (default: none)"
     )
     flow = (
-        f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a bundled "
-        f"name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})"
+        f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a "
+        f"bundled name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
     place = "where it runs: on batches, on their device, or on images, in the loader's workers"
@@ -56,15 +56,11 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     add("--nfa-cache", metavar="DIR", help=f"{cache} (default: none)")
 
 
-def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:
-    """Makes the augmentation that parsed flags ask for, if any; modes may have to be fitted yet.
+def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:
+    """The augmentation that parsed flags ask for, if any; modes may have to be fitted yet.
 
     `shape` is that of the images, (C, H, W), for what `args` leave open. Raises ValueError where
     flags do not go together, and OSError where a flow cannot be loaded.
-
-    >>> add_args(parser := argparse.ArgumentParser())
-    >>> augment_from_args(parser.parse_args(["--aug", "nfa"]), (1, 28, 28)).change.size
-    (1, 28, 28)
     """
     if not getattr(args, "aug", None):
         return None
@@ -97,7 +93,7 @@ def _needs_fit(args: Any) -> bool:
 
 
 def _net_dtype(args: Any) -> torch.dtype | None:
-    """Precision of a training with --amp; full in workers, and in a cache, which others may read."""
+    """Precision of a training with --amp; full in workers and in a cache, which others may read."""
     if args.nfa_place != "batch" or getattr(args, "nfa_cache", None) or not getattr(args, "amp", 0):
         return None
     known = {"bfloat16": torch.bfloat16, "float16": torch.float16}

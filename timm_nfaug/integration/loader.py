@@ -16,7 +16,7 @@ from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
 from .fit import NFAError, _check_channels, _on_device, _process_rank
-from .workers import WorkerDataset
+from .workers import _WorkerDataset
 
 
 def _find_mixup(collate_fn: Any) -> FastCollateMixup | None:
@@ -33,8 +33,8 @@ class NFALoader:
     Args:
         loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]) and hard
             labels (B,), on any device.
-        augment: None where the dataset does it (`WorkerDataset`, `CachedNFADataset`).
-        seed: key of the random numbers, with rank, batch and the attribute `epoch`, which is counted
+        augment: None where the dataset does it, in the loader's workers.
+        seed: key of the random numbers, with rank, batch and the attribute `epoch`, which counts
             from 0 unless it is set before a pass.
         splits: number of augmentation splits in a batch; the first stays clean.
 
@@ -57,7 +57,7 @@ class NFALoader:
     def __iter__(self) -> Iterator[tuple]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         dataset = getattr(self.loader, "dataset", None)
-        if isinstance(dataset, (WorkerDataset, CachedNFADataset)):
+        if isinstance(dataset, (_WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
         for i, (images, target, *rest) in enumerate(self.loader):
             if self.augment is not None:

@@ -1,4 +1,4 @@
-"""WorkerDataset: NFA on the single images of a dataset, in the loader's workers."""
+"""NFA on the single images of a dataset, in the loader's workers."""
 
 import zlib
 from typing import Any
@@ -28,18 +28,12 @@ def _check_workers(dataset: Any, augment: NFAugment, flag: str = FLAG) -> None:
         raise NFAError(f"{flag} takes L or RGB, the flow images of {channels} channels; {INSTEAD}")
 
 
-class WorkerDataset(_Wrapped):
+class _WorkerDataset(_Wrapped):
     """A dataset of (PIL image, label) whose images are augmented after crop, flip and RandAugment.
 
-    Steps of `transform` before the conversion to a tensor go to a copy of the dataset, the rest runs
-    after NFA. The random numbers of a sample follow from seed, rank, epoch, index and the image
-    itself, so that two crops of one image in an epoch (``--aug-repeats``) are moved differently; the
-    augmentation, of 1 or 3 channels, works on the CPU.
-
-    >>> import timm_nfaug as nfa
-    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
-    >>> WorkerDataset([(Image.new("RGB", (40, 40)), 0)], augment)[0][0].size
-    (40, 40)
+    Steps of `transform` before the conversion to a tensor go to a copy of the dataset, the others
+    run after NFA, on the CPU. The random numbers of a sample follow from seed, rank, epoch, index
+    and image, so that crops of one image in an epoch (``--aug-repeats``) are moved differently.
     """
 
     def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0):

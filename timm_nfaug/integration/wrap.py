@@ -16,7 +16,7 @@ from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from . import fit
 from .fit import NFAError
-from .flags import LINEAR, _needs_fit, augment_from_args
+from .flags import LINEAR, _augment_from_args, _needs_fit
 from .loader import NFALoader, _find_mixup
 
 
@@ -26,7 +26,7 @@ def wrap_loader(
 ) -> Any:  # fmt: skip
     """A training loader with the augmentation that flags ask for; itself if they ask for none.
 
-    Mixup and erasing of timm's prefetcher run after NFA. `args.seed` (0 without one), rank, epoch and
+    Mixup and erasing of timm's prefetcher run after NFA. `args.seed`, by default 0, rank, epoch and
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
@@ -34,15 +34,15 @@ def wrap_loader(
             hard, and images uint8 or float, on any device.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
-        fit_dataset: (PIL image or tensor, label) pairs without random augmentation, or a loader, for
-            the fit; needed where a dataset neither timm's nor torchvision's has a `transform`.
+        fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, or
+            a loader; needed where a dataset neither timm's nor torchvision's has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
     >>> wrap_loader([], argparse.Namespace(aug=None))
     []
     """
-    augment = augment_from_args(args)
+    augment = _augment_from_args(args)
     if augment is None or augment.idle:
         return loader
     dataset, mixup = getattr(loader, "dataset", None), None
@@ -66,10 +66,9 @@ def _check(args: Any, dataset: Any) -> None:
     """Refuses what would need another loader or dataset than the one that is there."""
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
-        raise NFAError(f"--nfa-place dataset comes too late, the loader is built: {instead}")
+        raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
     if getattr(args, "nfa_cache", None):
-        instead = "put CachedNFADataset around the dataset"
-        raise NFAError(f"--nfa-cache comes too late, the loader is built: {instead}")
+        raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
     # where timm's create_loader puts transforms
     own = [getattr(dataset, name, None) for name in ("transform", "normalize")]
     own += dataset.transforms if fit._is_scheduled(dataset) else ()
@@ -97,7 +96,7 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
-            augment = augment_from_args(args, tuple(images.shape[1:])) or augment
+            augment = _augment_from_args(args, tuple(images.shape[1:])) or augment
         fit._check_channels(augment, images.shape[1])
     return augment
 
