@@ -20,7 +20,7 @@ from ._utils.files import write_atomically
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .integration.fit import _evenly, fit_to_dataset
+from .integration.fit import _evenly, _fit_to_dataset
 from .moves import list_moves
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
@@ -182,7 +182,7 @@ def _draw(args: argparse.Namespace) -> Image.Image:
         find_images(args.images, 1, 0, [])  # refuses a folder without images
         dataset = create_dataset("", root=str(args.images), split="train")
         augment = NFAugment.to_fit(create_flow("linear"), modes=args.modes or 32)
-        flow = fit_to_dataset(augment, dataset).flow
+        flow = _fit_to_dataset(augment, dataset).flow
     else:
         flow = ConditionalFlow.from_pretrained(args.flow)
     if args.samples:

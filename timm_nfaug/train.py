@@ -45,16 +45,25 @@ def install(module: ModuleType) -> None:
     Traceback (most recent call last):
     SystemExit: the running program is no timm train.py: expected a module-level parser, ...
     """
-    own, parse = _names_of(module), module.parser.parse_args
-    add_args(module.parser)
+    own, parser = _names_of(module), module.parser
+    parse = parser.parse_args
+    add_args(parser)
+    add_args(plain := argparse.ArgumentParser())
+    usual = {k: v for k, v in vars(plain.parse_args([])).items() if k != "aug"}
 
     def parse_args(*args, **kwargs) -> argparse.Namespace:
         values = parse(*args, **kwargs)
-        _check(module.parser, values)
+        if str(getattr(values, "aa", None)).startswith("nfa"):  # NFA in the workers
+            if values.aug:
+                parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
+            values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
+        if not values.aug and (given := [k for k, v in usual.items() if getattr(values, k) != v]):
+            flag = f"--{given[0].replace('_', '-')}"
+            parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
         _hook(module, own, values)
         return values
 
-    module.parser.parse_args = parse_args
+    parser.parse_args = parse_args
 
 
 def _names_of(module: ModuleType) -> dict[str, Any]:
@@ -98,20 +107,6 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
 
     for hook in (create_loader, train_one_epoch):
         setattr(module, hook.__name__, hook)
-
-
-def _check(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
-    """Takes ``--aa nfa-...`` as NFA in the workers; refuses flags of NFA that would do nothing."""
-    if str(getattr(values, "aa", None)).startswith("nfa"):
-        if values.aug:
-            parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
-        values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
-    add_args(own := argparse.ArgumentParser())
-    usual = vars(own.parse_args([]))
-    given = [k for k, v in usual.items() if k != "aug" and getattr(values, k) != v]
-    if given and not values.aug:
-        flag = f"--{given[0].replace('_', '-')}"
-        parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
 
 
 def _use_timm_beside(path: Path) -> None:

@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, _check_channels, _check_classes, _on_device, fit_to_dataset
+from .fit import NFAError, _check_channels, _check_classes, _fit_to_dataset, _on_device
 from .loader import NFALoader, _find_mixup
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
@@ -23,8 +23,6 @@ def loader_factory(
     fit_dataset: Any = None,
 ) -> Callable:  # fmt: skip
     """A `create_loader` with augmented training loaders; others and `no_aug` are left as they are.
-
-    At strength 0 or p 0 it is timm's `create_loader` itself.
 
     Args:
         seed: key of the random numbers, with the process's rank, epoch and batch.
@@ -64,7 +62,11 @@ class _Factory:
         mean = adapt_to_chs(given.get("mean", IMAGENET_DEFAULT_MEAN), channels)
         std = adapt_to_chs(given.get("std", IMAGENET_DEFAULT_STD), channels)
         if self.fit:  # last of the checks, as it may read many images
-            self._fit(given, mean, std)
+            own = self.augment.replace(mean=mean, std=std)
+            device = "cpu" if self.place == "dataset" else given.get("device", "cpu")
+            how = self.num_classes, given.get("num_workers", 1), device, self.fit_dataset
+            fitted = _fit_to_dataset(own, dataset, *how)
+            self.augment, self.fit = self.augment.replace(flow=fitted.flow), False
         else:
             _check_classes(dataset, self.augment)
         given["dataset"] = self._augmented(dataset, given.get("device", "cpu"))
@@ -87,13 +89,6 @@ class _Factory:
         if self.fit and isinstance(size, (tuple, list)) and len(size) == 3:
             _check_channels(self.augment, size[0], "the training asks for")
 
-    def _fit(self, given: dict[str, Any], mean: Any, std: Any) -> None:
-        device = "cpu" if self.place == "dataset" else given.get("device", "cpu")
-        own, data = self.augment.replace(mean=mean, std=std), given["dataset"]
-        how = given.get("num_workers", 1), device, self.fit_dataset
-        fitted = fit_to_dataset(own, data, self.num_classes, *how)
-        self.augment, self.fit = self.augment.replace(flow=fitted.flow), False
-
     def _augmented(self, dataset: Any, device: Any) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
         if self.place == "dataset" and not self.cache:
@@ -110,10 +105,9 @@ class _Factory:
 
 def _take_erasing(given: dict[str, Any]) -> RandomErasing | None:
     """Takes random erasing out of the arguments of create_loader, as that would make it."""
-    if not given.get("re_prob"):
+    if not (p := given.pop("re_prob", 0)):
         return None
     mode, count = given.get("re_mode", "const"), given.get("re_count", 1)
     splits = (given.get("num_aug_splits") or 2) if given.get("re_split") else 0
     device = given.get("device", "cuda") if given.get("use_prefetcher", True) else "cpu"
-    p = given.pop("re_prob")
     return RandomErasing(p, mode=mode, max_count=count, num_splits=splits, device=device)

@@ -72,7 +72,7 @@ def _process_rank() -> int:
     return dist.get_rank() if running else int(os.environ.get("RANK", 0))
 
 
-def fit_to_dataset(
+def _fit_to_dataset(
     augment: NFAugment, dataset: Any, num_classes: int | None = None, workers: int = 0,
     device: torch.device | str = "cpu", fit_dataset: Any = None,
 ) -> NFAugment:  # fmt: skip
@@ -81,12 +81,6 @@ def fit_to_dataset(
     Reads up to `FIT_IMAGES` images of each class, spread over the dataset; all where labels cannot
     be had without the images; of a stream as many in all, the first ones. A `fit_dataset` is read
     in place of the dataset, as it is; a loader of batches to its end.
-
-    >>> import timm_nfaug as nfa
-    >>> from torchvision.datasets import FakeData
-    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2)
-    >>> fit_to_dataset(augment, FakeData(20, (3, 32, 32), 2), num_classes=2).flow.num_classes
-    2
     """
     start, plain, augment = time.monotonic(), fit_dataset is not None, _on_device(augment, device)
     base = _unwrapped(fit_dataset if plain else dataset)
@@ -101,9 +95,16 @@ def fit_to_dataset(
         raise NFAError(f"{type(base).__name__} cannot be read to find modes: {e}; {REMEDY}") from e
     if augment.labels != "none" and len(names := _class_names(base)) == classes:
         augment.flow.config.class_names = names
-    which = f"the first {loader.read} images of a stream"
-    which = which if stream else f"{loader.read} of {len(base)} images"
-    _report(augment, which, time.monotonic() - start)
+    if _process_rank() == 0:
+        which = f"the first {loader.read} images of a stream"
+        which = which if stream else f"{loader.read} of {len(base)} images"
+        found, seconds = (augment.flow.prior.mode_std > 0).sum(1), time.monotonic() - start
+        _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, which, seconds)
+        if few := int((found < augment.modes).sum()):
+            text = (
+                "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
+            )
+            _logger.warning(text, few, classes, augment.modes, int(found.min()))
     return augment
 
 
@@ -134,7 +135,7 @@ class _First:
 
 
 def _images(augment: NFAugment, base: Any, classes: int, workers: int, plain: bool) -> _First:
-    """The images that `fit_to_dataset` reads, in batches at the flow's size."""
+    """The images that `_fit_to_dataset` reads, in batches at the flow's size."""
     wanted, to_levels = _images_wanted(augment), functools.partial(_levels, augment.change.size)
     data = base
     if not plain:
@@ -187,18 +188,8 @@ def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> in
     raise NFAError(f"{name} does not know its classes; say how many there are with --num-classes")
 
 
-def _report(augment: NFAugment, which: str, seconds: float) -> None:
-    if _process_rank() > 0:
-        return
-    found = (augment.flow.prior.mode_std > 0).sum(1)
-    _logger.info("NFA: modes of %d classes from %s in %.1f s", len(found), which, seconds)
-    if few := int((found < augment.modes).sum()):
-        text = "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
-        _logger.warning(text, few, len(found), augment.modes, int(found.min()))
-
-
 def _labels(dataset: Any) -> list[int] | None:
-    """The label of each sample, where timm's reader or torchvision's dataset holds them, or None."""
+    """Label of each sample, where timm's reader or torchvision's dataset holds them, or None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     reader = getattr(dataset, "reader", dataset)

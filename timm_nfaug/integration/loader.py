@@ -34,8 +34,7 @@ class NFALoader:
         loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]) and hard
             labels (B,), on any device.
         augment: None where the dataset does it, in the loader's workers.
-        seed: key of the random numbers, with rank, batch and the attribute `epoch`, which counts
-            from 0 unless it is set before a pass.
+        seed: key of the random numbers, with rank, batch and `epoch`, which counts the passes.
         splits: number of augmentation splits in a batch; the first stays clean.
 
     >>> import timm_nfaug as nfa

@@ -108,7 +108,7 @@ def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: 
     base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
     known = isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
     if fit_dataset is not None or known or by_timm or fit._is_scheduled(dataset):
-        return fit.fit_to_dataset(augment, dataset, num_classes, workers, device, fit_dataset)
+        return fit._fit_to_dataset(augment, dataset, num_classes, workers, device, fit_dataset)
     if getattr(base, "transform", None) is not None:
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
