@@ -2,9 +2,8 @@
 
     TIMM_NFAUG="--aug nfa-s0.5-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
 
-train.py imports the module once it has parsed its flags and before it builds its loaders; importing
-it elsewhere is an error. `args.yaml` holds only that the plugin was there: a training started from
-it without TIMM_NFAUG ends with an error and not without NFA.
+`args.yaml` holds only that the plugin was there: a training started from it without TIMM_NFAUG ends
+with an error and not without NFA. Importing it outside of a train.py is an error, too.
 """
 
 import argparse

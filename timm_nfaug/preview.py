@@ -147,16 +147,14 @@ def _read(flow: ConditionalFlow, images: Labelled) -> tuple[Tensor, Tensor, list
 
 
 @torch.no_grad()
-def _preview_samples(
-    flow: ConditionalFlow, temperatures: list[float], mean_scale: float, seed: int
-) -> Image.Image:
+def _preview_samples(flow: ConditionalFlow, args: argparse.Namespace) -> Image.Image:
     """Draws rows of 3 samples of a class at each temperature, from the same noise at each."""
     labels = range(min(10, flow.num_classes))
     y = torch.arange(len(labels)).repeat_interleave(3)
-    noise = [torch.Generator().manual_seed(seed) for _ in temperatures]
-    drawn = [flow.sample(y, t, mean_scale, g) for t, g in zip(temperatures, noise)]
+    noise = lambda: torch.Generator().manual_seed(args.seed)
+    drawn = [flow.sample(y, t, args.mean_scale, noise()) for t in args.temperatures]
     rows = [[to_pil(image) for x in drawn for image in x[y == k]] for k in labels]
-    titles = [f"T {t:g}" for t in temperatures for _ in range(3)]
+    titles = [f"T {t:g}" for t in args.temperatures for _ in range(3)]
     return draw_grid(rows, titles, [class_name(flow, k) for k in labels])
 
 
@@ -186,7 +184,7 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     else:
         flow = ConditionalFlow.from_pretrained(args.flow)
     if args.samples:
-        return _preview_samples(flow, args.temperatures, args.mean_scale, args.seed)
+        return _preview_samples(flow, args)
     found = find_images(args.images, args.count, args.seed, flow.config.class_names)
     images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
     if args.interpolate:

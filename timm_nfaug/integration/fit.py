@@ -26,6 +26,7 @@ _logger = logging.getLogger(__name__)
 FIT_IMAGES = 256  # per class, or 8 per mode where that is more
 FIT_IMAGES_POOLED = 10_000  # in all, where the modes are of no class
 BATCH = 256
+FEW = "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
 REMEDY = (
     "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
     "pretrained flow, which needs no fit: --nfa-flow NAME"
@@ -101,10 +102,7 @@ def _fit_to_dataset(
         found, seconds = (augment.flow.prior.mode_std > 0).sum(1), time.monotonic() - start
         _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, which, seconds)
         if few := int((found < augment.modes).sum()):
-            text = (
-                "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
-            )
-            _logger.warning(text, few, classes, augment.modes, int(found.min()))
+            _logger.warning(FEW, few, classes, augment.modes, int(found.min()))
     return augment
 
 
@@ -158,7 +156,6 @@ def _images(augment: NFAugment, base: Any, classes: int, workers: int, plain: bo
 
 
 def _images_wanted(augment: NFAugment) -> int:
-    """Images per class, or of all where there are no classes."""
     return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
 
 
@@ -212,7 +209,6 @@ def _spread(labels: list[int], count: int) -> list[int]:
 
 
 def _evenly(items: list, count: int) -> list:
-    """Up to `count` of the items, evenly spaced."""
     n = min(count, len(items))
     return [items[i * len(items) // n] for i in range(n)]
 

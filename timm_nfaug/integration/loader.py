@@ -1,7 +1,4 @@
-"""NFALoader: a training loader's batches with NFA on hard labels, then timm's mixup and erasing.
-
-timm's own place for these, collate function and prefetcher, comes before a wrapper sees the batch.
-"""
+"""NFALoader: NFA on a loader's batches with hard labels, then the mixup and erasing of timm."""
 
 from collections.abc import Iterator
 from typing import Any

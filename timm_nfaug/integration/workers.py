@@ -14,7 +14,6 @@ from ..data.datasets import _Wrapped
 from ..data.transforms import set_transform, without_transform
 from .fit import NFAError, _on_device, _process_rank
 
-# of timm and torchvision
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}
 FLAG, INSTEAD = "--nfa-place dataset", "take --nfa-place batch"
 

@@ -30,8 +30,7 @@ def wrap_loader(
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
-        loader: timm's, or any that gives batches (images, labels) in every pass anew: labels (B,),
-            hard, and images uint8 or float, on any device.
+        loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
         fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, or
@@ -69,8 +68,7 @@ def _check(args: Any, dataset: Any) -> None:
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
     if getattr(args, "nfa_cache", None):
         raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
-    # where timm's create_loader puts transforms
-    own = [getattr(dataset, name, None) for name in ("transform", "normalize")]
+    own = [getattr(dataset, name, None) for name in ("transform", "normalize")]  # as timm's
     own += dataset.transforms if fit._is_scheduled(dataset) else ()
     if any(isinstance(step, RandomErasing) for t in own for step in getattr(t, "transforms", ())):
         raise NFAError(
