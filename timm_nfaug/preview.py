@@ -178,7 +178,10 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
 def _draw(args: argparse.Namespace) -> Image.Image:
     if args.flow == "linear":  # as a training on these images would fit it
         find_images(args.images, 1, 0, [])  # refuses a folder without images
-        dataset = create_dataset("", root=str(args.images), split="train")
+        try:
+            dataset = create_dataset("", root=str(args.images), split="train")
+        except RuntimeError as e:  # of timm: no images of its own formats
+            raise ValueError(str(e)) from None
         augment = NFAugment.to_fit(create_flow("linear"), modes=args.modes or 32)
         flow = _fit_to_dataset(augment, dataset).flow
     else:
@@ -194,9 +197,7 @@ def _draw(args: argparse.Namespace) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """Draws the picture that command-line arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m timm_nfaug.preview", description="Draws what flows do"
-    )
+    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Shows a flow.")
     add, usual = parser.add_argument, "(default: %(default)s)"
     flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
     add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")

@@ -62,7 +62,6 @@ def wrap_loader(
 
 
 def _check(args: Any, dataset: Any) -> None:
-    """Refuses what would need another loader or dataset than the one that is there."""
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
