@@ -76,9 +76,12 @@ def test_eigen_images_of_a_folder(image_folder, tmp_path, capsys):
         ]
         assert np.abs(cells[1] - cells[0]).mean() > 2 < np.abs(cells[2] - cells[0]).mean()
     (tmp_path / "none").mkdir()
+    (tmp_path / "webp").mkdir()  # which timm's reader of folders does not look for
+    Image.new("RGB", (8, 8)).save(tmp_path / "webp" / "a.webp")
     for flags, message in (
         (["--samples"], "--images is required"),
-        (["--images", str(tmp_path / "none")], "found 0 images"),
+        (["--images", str(tmp_path / "none")], "holds no images"),
+        (["--images", str(tmp_path / "webp")], "found 0 images"),
     ):
         with pytest.raises(SystemExit):
             main(["--flow", "linear", *flags])

@@ -33,9 +33,9 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pi
 import timm_nfaug as nfa
 from timm_nfaug.integration import NFAError, NFALoader, loader_factory
 from timm_nfaug.integration import fit as timm_fit
-from timm_nfaug.integration.fit import check_classes, fit_to_batches, fit_to_dataset
-from timm_nfaug.integration.flags import augment_from_args
-from timm_nfaug.integration.workers import WorkerDataset
+from timm_nfaug.integration.fit import _fit_to_dataset
+from timm_nfaug.integration.flags import _augment_from_args
+from timm_nfaug.integration.workers import _WorkerDataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
@@ -84,7 +84,7 @@ def test_fit_counts_the_labels_not_the_names(tmp_path, caplog):
     augment = to_fit(modes=8)
     state = torch.get_rng_state()
     with caplog.at_level("INFO"):
-        augment = fit_to_dataset(augment, dataset)
+        augment = _fit_to_dataset(augment, dataset)
     assert torch.equal(torch.get_rng_state(), state) and dataset.transform is None
     assert augment.flow.num_classes == 4
     assert (augment.flow.prior.mode_std > 0).sum(1).tolist() == [8, 0, 8, 0]
@@ -106,7 +106,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         create_dataset("", root=str(tmp_path / "data.tar")),
     ):
         augment = to_fit(modes=3)
-        augment = fit_to_dataset(augment, dataset)
+        augment = _fit_to_dataset(augment, dataset)
         found.append(augment.flow.prior.mode_std)
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
@@ -114,7 +114,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         flow = nfa.create_flow(
             "linear", num_classes=2, class_names=["x", "y"], prior={"num_modes": 2}
         )
-        check_classes(
+        timm_fit._check_classes(
             AugMixDataset(create_dataset("", root=str(root)), num_splits=3),
             nfa.NFAugment(flow, modes=2),
         )
@@ -135,7 +135,7 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
         few.parent.mkdir(parents=True, exist_ok=True)
         few.symlink_to(samples[i][0])
     by_hand = to_fit(modes=1)
-    by_hand = fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")))
+    by_hand = _fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")))
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 4)
     reversed_labels = ImageFolder(
         str(root), target_transform=lambda k: 1 - k
@@ -148,7 +148,7 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
     ):
         augment = to_fit(modes=1)
         with caplog.at_level("INFO"):
-            augment = fit_to_dataset(augment, dataset)
+            augment = _fit_to_dataset(augment, dataset)
         read = "24 of 24" if dataset is reversed_labels else "16 of 24"
         assert f"modes of 2 classes from {read} images" in caplog.messages[-1], type(
             dataset
@@ -165,7 +165,7 @@ def test_fit_without_classes_reads_a_part_of_all_images(tmp_path, monkeypatch, c
     dataset.class_to_idx = dataset.targets = None
     augment = to_fit(modes=1, labels="none")
     with caplog.at_level("INFO"):
-        augment = fit_to_dataset(augment, dataset)
+        augment = _fit_to_dataset(augment, dataset)
     assert "modes of 1 classes from 8 of 24 images" in caplog.text and augment.flow.num_classes == 1
     x = torch.rand(4, 3, 40, 40)
     assert not torch.equal(augment(x, torch.tensor([0, 7, 900, 3]))[0], x)
@@ -194,10 +194,10 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
     whole, part, map_style = to_fit(modes=3), to_fit(modes=1), to_fit(modes=3)
     state = torch.get_rng_state()
     with caplog.at_level("INFO"):
-        whole = fit_to_dataset(whole, stream, workers=workers)
+        whole = _fit_to_dataset(whole, stream, workers=workers)
     assert "modes of 2 classes from the first 24 images of a stream" in caplog.messages[-1]
     assert torch.equal(torch.get_rng_state(), state) and stream.transform is None
-    map_style = fit_to_dataset(map_style, ImageFolder(str(root)))
+    map_style = _fit_to_dataset(map_style, ImageFolder(str(root)))
     torch.testing.assert_close(whole.flow.prior.mu, map_style.flow.prior.mu)
     torch.testing.assert_close(whole.flow.prior.mode_std, map_style.flow.prior.mode_std)
     assert whole.flow.config.class_names == ["a", "b"]
@@ -206,7 +206,7 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
     )  # 8 a mode, so 16 in all, in batches of up to 256
     monkeypatch.setattr(timm_fit, "BATCH", 4)
     with caplog.at_level("INFO"):
-        part = fit_to_dataset(part, stream, workers=workers)
+        part = _fit_to_dataset(part, stream, workers=workers)
     assert "from the first 16 images of a stream" in caplog.messages[-1]
 
     def batches(augment):
@@ -244,7 +244,8 @@ def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
         DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2
     )
     given.clear()
-    by_hand = fit_to_batches(to_fit(modes=2), DataLoader(Endless(), batch_size=10), 2, first=True)
+    first = timm_fit._First(DataLoader(Endless(), batch_size=10), 2 * 20)
+    by_hand = timm_fit._fit_to_batches(to_fit(modes=2), first, 2)
     assert len(given) == 40
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
     x = next(iter(loader))[0]
@@ -282,7 +283,7 @@ def fit_a_share(rank, root, out):
     reader = Tree(root)
     reader.samples = reader.samples[rank::2]
     augment = to_fit(modes=2)
-    augment = fit_to_dataset(augment, IterableImageDataset("", reader))
+    augment = _fit_to_dataset(augment, IterableImageDataset("", reader))
     torch.save(augment.flow.state_dict(), out / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -323,7 +324,7 @@ def test_what_cannot_be_fitted_is_named(tmp_path):
         NFAError,
         match="TensorDataset does not know its classes; say how many there are with --num-classes",
     ):
-        fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)))
+        _fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)))
     dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))
     with pytest.raises(NFAError, match="takes images of 3 channels, the training asks for 1"):
         loader_factory(create_loader, to_fit(), fit=True)(
@@ -576,7 +577,7 @@ def parsed(*flags):
 )
 def test_sizes_as_scripts_give_them(sizes, wanted):
     args = argparse.Namespace(**vars(parsed("--aug", "nfa")), **sizes)
-    assert tuple(augment_from_args(args).flow.config.input_size) == wanted
+    assert tuple(_augment_from_args(args).flow.config.input_size) == wanted
 
 
 def test_wrapping_a_plain_loader(toy_images):
@@ -742,7 +743,7 @@ def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folde
     data = ImageFolder(str(image_folder / "train"), crop)
     loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
     by_hand = to_fit(modes=2)
-    by_hand = fit_to_dataset(by_hand, data)
+    by_hand = _fit_to_dataset(by_hand, data)
     assert (
         torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
         and data.transform is crop
@@ -884,7 +885,7 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
         "own": lambda: own,
         "handing": lambda: Handing(own),
         "levels": lambda: Own(levels, y, lambda data, i: data.images[i]),
-        "worker": lambda: WorkerDataset(own, off),
+        "worker": lambda: _WorkerDataset(own, off),
         "copies": lambda: nfa.NFAugmentedDataset(
             Own(own.images, y, lambda data, i: data.images[i]), off, copies=1
         ),
@@ -942,7 +943,7 @@ def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
     scheduled = pytest.importorskip("timm.data.scheduled_sampler")
     folder = create_dataset("", root=str(image_folder), split="train")
     by_hand = to_fit(modes=2)
-    by_hand = fit_to_dataset(by_hand, folder)
+    by_hand = _fit_to_dataset(by_hand, folder)
     for prefetcher in (True, False):
         batches = timm_loader(folder, input_size_choices=[32, 48], use_prefetcher=prefetcher)
         loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
@@ -985,7 +986,7 @@ def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images,
         {"nfa_cache": "there"},
     ):  # in workers, and in what later trainings read
         flags = vars(parsed("--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir))) | elsewhere
-        augment = augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
+        augment = _augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
         assert {m.net_dtype for m in augment.flow.modules() if hasattr(m, "net_dtype")} == {None}
 
 
@@ -1121,22 +1122,22 @@ def test_fit_reads_without_the_transform_that_torchvision_holds_twice(tmp_path):
     root = tree(tmp_path / "data", ["a", "b"])
     plain, pair = to_fit(modes=3), to_fit(modes=3)
     dataset = ImageFolder(str(root))
-    plain = fit_to_dataset(plain, dataset)
+    plain = _fit_to_dataset(plain, dataset)
 
     class Pair(ImageFolder):  # as VOC, COCO and others of torchvision read
         def __getitem__(self, i):
             path, k = self.samples[i]
             return self.transforms(self.loader(path), k)
 
-    pair = fit_to_dataset(pair, Pair(str(root), transform=lambda image: 1 / 0))
+    pair = _fit_to_dataset(pair, Pair(str(root), transform=lambda image: 1 / 0))
     assert torch.equal(plain.flow.prior.modes, pair.flow.prior.modes)
 
 
 def worker_data(root, cls=ImageFolder):
     augment = to_fit(modes=3)
     dataset = cls(str(root))
-    augment = fit_to_dataset(augment, dataset)
-    data = WorkerDataset(dataset, augment, seed=1)
+    augment = _fit_to_dataset(augment, dataset)
+    data = _WorkerDataset(dataset, augment, seed=1)
     data.transform = create_transform(
         32, is_training=True, hflip=0.0, scale=(1, 1), ratio=(1, 1), color_jitter=0.0
     )
@@ -1145,7 +1146,7 @@ def worker_data(root, cls=ImageFolder):
 
 
 def test_worker_data_set_in_spawned_workers_and_over_batched_readers(tmp_path):
-    class Batched(ImageFolder):  # torch's loaders prefer this, if WorkerDataset let them see it
+    class Batched(ImageFolder):  # torch's loaders prefer this, if _WorkerDataset let them see it
         def __getitems__(self, indices):
             return [self[i] for i in indices]
 

@@ -1,14 +1,10 @@
-"""NFA in an unmodified train.py that is started as always, by timm's own flag for modules to import:
+"""NFA in an unmodified train.py, started as always, by a flag of timm for modules to import:
 
     TIMM_NFAUG="--aug nfa-s0.5-k32-p0.5" python train.py --device-modules timm_nfaug.plugin ...
 
-train.py imports the module once it has parsed its flags and before it builds its loaders; importing
-it elsewhere is an error. Its parser does not know the flags of NFA, so they come from the
-environment, and `args.yaml` holds only that the plugin was there: a training started from it
-without TIMM_NFAUG ends with an error and not without NFA.
+`args.yaml` holds only that the plugin was there: a training started from it without TIMM_NFAUG ends
+with an error and not without NFA. Importing it outside of a train.py is an error, too.
 """
-
-from __future__ import annotations
 
 import argparse
 import logging
@@ -17,32 +13,25 @@ import shlex
 import sys
 
 from .integration import add_args
-from .train import Hooks
+from .train import _hook, _names_of
 
 VARIABLE = "TIMM_NFAUG"
 
 
-def _flags() -> argparse.Namespace:
-    """The flags in the environment, parsed."""
-    text = os.environ.get(VARIABLE, "")
+def _install() -> None:
+    """Hooks NFA into the train.py that is running, by the flags in the environment."""
+    script = sys.modules["__main__"]
+    if getattr(getattr(script, "__spec__", None), "name", None) == "timm_nfaug.train":
+        raise SystemExit("error: the launcher needs no plugin; drop it from --device-modules")
+    names, text = _names_of(script), os.environ.get(VARIABLE, "")
     usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'
     parser = argparse.ArgumentParser(prog=VARIABLE, usage=usage, add_help=False)
     add_args(parser)
-    values = parser.parse_args(shlex.split(text))
-    if not values.aug:
+    own = parser.parse_args(shlex.split(text))
+    if not own.aug:
         parser.error(f"expected --aug in the environment variable {VARIABLE}, got {text!r}")
-    return values
-
-
-def _install() -> None:
-    """Hooks NFA into the train.py that is running."""
-    script = sys.modules["__main__"]
-    if getattr(getattr(script, "__spec__", None), "name", None) == "timm_nfaug.train":
-        drop = "drop timm_nfaug.plugin from --device-modules"
-        raise SystemExit(f"error: the launcher needs no plugin; {drop}")
-    hooks, own = Hooks(script), _flags()
     parse = getattr(script, "_parse_args", lambda: (script.parser.parse_args(),))
-    hooks.set_flags(argparse.Namespace(**vars(parse()[0]) | vars(own)))
+    _hook(script, names, argparse.Namespace(**vars(parse()[0]) | vars(own)))
     logging.getLogger(__name__).info("NFA: %s from %s", own.aug, VARIABLE)
 
 

@@ -1,10 +1,8 @@
 """Pictures of what a flow does: ``python -m timm_nfaug.preview --images DIR --out preview.png``.
 
-Rows of original and augmented images over strengths; with ``--samples`` images drawn from each class
-over temperatures; with ``--interpolate`` the way from one image to the next through the code space.
+Rows of original and augmented images over strengths; with ``--samples`` images of each class drawn
+at temperatures; with ``--interpolate`` the way from one image to the next through the code space.
 """
-
-from __future__ import annotations
 
 import argparse
 import itertools
@@ -12,7 +10,7 @@ import math
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from timm.data import create_dataset
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -22,7 +20,7 @@ from ._utils.files import write_atomically
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .integration.fit import fit_to_dataset
+from .integration.fit import _evenly, _fit_to_dataset
 from .moves import list_moves
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
@@ -50,10 +48,10 @@ def draw_grid(
         y = TOP + i * side
         pen.text((left - 6, y + cell / 2), name, "black", font, anchor="rm")
         for j, image in enumerate(row):
-            scale = cell / max(image.size)
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            sheet.paste(image.convert("RGB").resize(size, resample), (left + j * side, y))
+            small = max(image.size) < cell
+            resample = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            image = ImageOps.contain(image.convert("RGB"), (cell, cell), resample)
+            sheet.paste(image, (left + j * side, y))
     return sheet
 
 
@@ -71,13 +69,10 @@ def find_images(
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
     if not files:
         raise ValueError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     by_folder: dict[Path, list[Path]] = {}
-    for i in order:
+    for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist():
         by_folder.setdefault(files[i].parent, []).append(files[i])
-    folders = [by_folder[k] for k in sorted(by_folder)]
-    if len(folders) > count:
-        folders = [folders[i * len(folders) // count] for i in range(count)]
+    folders = _evenly([by_folder[k] for k in sorted(by_folder)], count)
     turns = itertools.zip_longest(*folders)  # one of each folder, a second one of each, ...
     picked = [p for turn in turns for p in turn if p is not None][:count]
     labels = {name: k for k, name in enumerate(class_names)}
@@ -85,21 +80,21 @@ def find_images(
 
 
 def load_image(path: Path, channels: int) -> Image.Image:
-    """Reads an image in grey (1 channel) or colour.
+    """Reads an image in grey (1 channel) or colour; raises ValueError where it cannot be read.
 
-    >>> load_image(Path("no such file"), channels=3)
+    >>> load_image(Path(__file__), channels=3)
     Traceback (most recent call last):
-    ValueError: cannot read no such file: [Errno 2] No such file or directory: '...no such file'
+    ValueError: cannot read ...
     """
     try:
         with Image.open(path) as image:
             return image.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError) as e:
+    except OSError as e:
         raise ValueError(f"cannot read {path}: {e}") from e
 
 
 def to_pil(x: Tensor) -> Image.Image:
-    """One image (C, H, W) in [-1, 1] as a PIL image.
+    """Makes a PIL image of one image (C, H, W) in [-1, 1].
 
     >>> to_pil(torch.zeros(3, 8, 6)).size
     (6, 8)
@@ -108,7 +103,7 @@ def to_pil(x: Tensor) -> Image.Image:
 
 
 def class_name(flow: ConditionalFlow, label: int) -> str:
-    """The name that the flow knows for a label, or its number.
+    """Returns the name that the flow knows for a label, or its number.
 
     >>> class_name(create_flow("linear"), 3)
     '3'
@@ -131,49 +126,35 @@ def preview_augmentation(
     """
     augment = NFAugment(flow, modes=modes or min(32, flow.prior.num_modes), p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
-    rows, names = [], [class_name(flow, k) for k in _labels(flow, images)]
+    _, _, names = _read(flow, images)
+    rows = [[image] for image, _ in images]
     for i, (image, label) in enumerate(images):
-        inputs, row = (image,) if label is None else (image, label), [image]
+        names[i] = names[i] if label is not None else f"({names[i]})"
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
-            moved = augment(*inputs, generator=g)
-            row.append(moved if label is None else moved[0])
-        rows.append(row)
-        names[i] = f"({names[i]})" if label is None else names[i]
+            rows[i].append(augment(image, label, generator=g)[0])
     return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
 
 
-def _small(flow: ConditionalFlow, images: Labelled) -> Tensor:
-    """Images (B, C, h, w) in [-1, 1], of the flow's size."""
-    levels = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
-    return torch.cat([lift.down(x, flow.config.input_size[1:]) for x in levels])
+@torch.no_grad()
+def _read(flow: ConditionalFlow, images: Labelled) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (B, C, h, w) in [-1, 1] at the flow's size; labels, given or guessed; their names."""
+    large = [pixels.levels_to_model(TF.pil_to_tensor(image)).unsqueeze(0) for image, _ in images]
+    x = torch.cat([lift.down(image, flow.config.input_size[1:]) for image in large])
+    guess = flow.class_logits(x).argmax(1).tolist()
+    labels = [own if label is None else label for (_, label), own in zip(images, guess)]
+    return x, torch.tensor(labels), [class_name(flow, k) for k in labels]
 
 
 @torch.no_grad()
-def _labels(flow: ConditionalFlow, images: Labelled) -> list[int]:
-    """Labels of images; the flow's guess where they are not known."""
-    guess = flow.class_logits(_small(flow, images)).argmax(1).tolist()
-    return [own if label is None else label for (_, label), own in zip(images, guess)]
-
-
-@torch.no_grad()
-def preview_samples(
-    flow: ConditionalFlow, temperatures: list[float], columns: int = 3, classes: int = 10,
-    mean_scale: float = 1.0, seed: int = 0,
-) -> Image.Image:  # fmt: skip
-    """Draws rows of `columns` samples of a class at each temperature, from the same noise at each.
-
-    >>> preview_samples(ConditionalFlow.from_pretrained("linear.cifar10_jpeg"), [1.0]).height
-    1026
-    """
-    labels = range(min(classes, flow.num_classes))
-    y = torch.tensor(labels).repeat_interleave(columns)
-    rows: list[list[Image.Image]] = [[] for _ in labels]
-    for t in temperatures:
-        x = flow.sample(y, t, mean_scale, torch.Generator().manual_seed(seed))
-        for k, image in zip(y.tolist(), x, strict=True):
-            rows[k].append(to_pil(image))
-    titles = [f"T {t:g}" for t in temperatures for _ in range(columns)]
+def _preview_samples(flow: ConditionalFlow, args: argparse.Namespace) -> Image.Image:
+    """Draws rows of 3 samples of a class at each temperature, from the same noise at each."""
+    labels = range(min(10, flow.num_classes))
+    y = torch.arange(len(labels)).repeat_interleave(3)
+    noise = lambda: torch.Generator().manual_seed(args.seed)
+    drawn = [flow.sample(y, t, args.mean_scale, noise()) for t in args.temperatures]
+    rows = [[to_pil(image) for x in drawn for image in x[y == k]] for k in labels]
+    titles = [f"T {t:g}" for t in args.temperatures for _ in range(3)]
     return draw_grid(rows, titles, [class_name(flow, k) for k in labels])
 
 
@@ -182,39 +163,46 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
     """Draws rows from each image to the next, at the flow's size.
 
     >>> flow = ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
-    >>> images = [(Image.new("RGB", (32, 32), color), 0) for color in ("red", "blue")]
-    >>> preview_interpolation(flow, images).height
+    >>> preview_interpolation(flow, [(Image.new("RGB", (32, 32)), 0)] * 2).height
     126
     """
     if len(images) < 2:
         raise ValueError(f"--interpolate needs at least 2 images, got {len(images)}")
-    x, labels = _small(flow, images), _labels(flow, images)
-    y = torch.tensor(labels)
+    x, y, names = _read(flow, images)
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
-    names = [class_name(flow, k) for k in labels]
     pairs = [f"{a} - {b}" for a, b in itertools.pairwise(names)]
     titles = [f"{i / (steps - 1):.2f}" for i in range(steps)]
     return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs)
 
 
-def _eigen_images(root: Path, modes: int) -> ConditionalFlow:
-    """The linear flow of an ImageFolder tree, or of its train folder, as a training would fit it."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"no directory {root}")
-    try:
-        dataset = create_dataset("", root=str(root), split="train")
-    except RuntimeError as e:  # of timm: no images
-        raise ValueError(str(e)) from None
-    return fit_to_dataset(NFAugment.to_fit(create_flow("linear"), modes=modes), dataset).flow
+def _draw(args: argparse.Namespace) -> Image.Image:
+    if args.flow == "linear":  # as a training on these images would fit it
+        find_images(args.images, 1, 0, [])  # refuses a folder without images
+        try:
+            dataset = create_dataset("", root=str(args.images), split="train")
+        except RuntimeError as e:  # of timm: no images of its own formats
+            raise ValueError(str(e)) from None
+        augment = NFAugment.to_fit(create_flow("linear"), modes=args.modes or 32)
+        flow = _fit_to_dataset(augment, dataset).flow
+    else:
+        flow = ConditionalFlow.from_pretrained(args.flow)
+    if args.samples:
+        return _preview_samples(flow, args)
+    found = find_images(args.images, args.count, args.seed, flow.config.class_names)
+    images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
+    if args.interpolate:
+        return preview_interpolation(flow, images)
+    return preview_augmentation(flow, images, args.strengths, 2, args.modes, args.kind, args.seed)
 
 
-def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
+    """Draws the picture that command-line arguments ask for."""
+    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Shows a flow.")
     add, usual = parser.add_argument, "(default: %(default)s)"
     flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
     add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
-    kinds = f"the picture: {', '.join(FORMATS)}"
-    add("--out", type=Path, default=Path("preview.png"), help=f"{kinds} {usual}")
+    add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")
     add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
@@ -233,29 +221,6 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
         parser.error(f"--count takes at least 1 image, got {args.count}")
     if args.images is None and (args.flow == "linear" or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
-    return args
-
-
-def _draw(args: argparse.Namespace) -> Image.Image:
-    if args.flow == "linear":
-        flow = _eigen_images(args.images, args.modes or 32)
-    else:
-        flow = ConditionalFlow.from_pretrained(args.flow)
-    if args.samples:
-        return preview_samples(flow, args.temperatures, mean_scale=args.mean_scale, seed=args.seed)
-    found = find_images(args.images, args.count, args.seed, flow.config.class_names)
-    images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
-    if args.interpolate:
-        return preview_interpolation(flow, images)
-    own = args.modes, args.kind, args.seed
-    return preview_augmentation(flow, images, args.strengths, 2, *own)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Draws the picture that command-line arguments ask for."""
-    about = "Draws pictures of what a flow does."
-    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description=about)
-    args = _parsed(parser, argv)
     try:
         sheet = _draw(args)
     except (ValueError, FileNotFoundError) as e:

@@ -1,11 +1,8 @@
-"""Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train path/to/train.py --aug nfa``.
+"""Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train train.py --aug nfa``.
 
 The script is loaded as a module, its parser gets the flags of `add_args`, its `create_loader` is
-replaced, and its `main()` is called. timm's RandAugment is kept from ending a training under Pillow
-13. Everything else, `--config` and `args.yaml` included, is the script's own.
+replaced, and its `main()` is called. All else, `--config` and `args.yaml` included, is its own.
 """
-
-from __future__ import annotations
 
 import argparse
 import importlib.util
@@ -18,13 +15,10 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.flags import augment_from_args, needs_fit
+from .integration.flags import _augment_from_args, _needs_fit
 from .integration.pillow import guard_posterize
 
-USAGE = (
-    "python -m timm_nfaug.train path/to/timm/train.py [--aug nfa-s0.5-k32-p0.5] [--nfa-flow NAME] "
-    "[--nfa-fit] [--nfa-place batch|dataset] [--nfa-cache DIR] [train.py's flags]"
-)
+USAGE = "python -m timm_nfaug.train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
 WHERE = "train.py comes with timm's repository, not with its package: copy it from there"
 
 
@@ -38,107 +32,81 @@ def load_script(path: Path) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_script"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     # classes of the script pickle by this name, under which a spawned worker finds the file
-    sys.modules[name] = module
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class Hooks:
-    """NFA in the functions of a loaded train.py, which do what they did until `set_flags`.
-
-    Raises SystemExit where the module is not of the shape of timm's train.py.
-
-    >>> script = ModuleType("script")
-    >>> script.parser, script.create_loader, script.main = argparse.ArgumentParser(), list, None
-    >>> hooks = Hooks(script)
-    >>> script.create_loader("ab")
-    ['a', 'b']
-    """
-
-    def __init__(self, module: ModuleType):
-        own, path = vars(module), getattr(module, "__file__", None) or "the running program"
-        lacks = [name for name in ("parser", "create_loader", "main") if name not in own]
-        if lacks or not isinstance(own["parser"], argparse.ArgumentParser):
-            raise SystemExit(
-                f"{path} is no timm train.py: expected a module-level parser, create_loader and "
-                f"main(), it lacks {', '.join(lacks) or 'an ArgumentParser named parser'}"
-            )
-        guard_posterize()
-        self.parser: argparse.ArgumentParser = own["parser"]
-        self.factory: Any = own["create_loader"]
-        names = ("create_loader", "train_one_epoch", "create_naflex_loader")
-        self.own: dict[str, Any] = {name: own[name] for name in names if name in own}
-        own.update({name: getattr(self, f"_{name}") for name in self.own})
-
-    def set_flags(self, values: argparse.Namespace) -> None:
-        """Takes the augmentation that parsed flags ask for."""
-        try:
-            augment = augment_from_args(values)
-        except (ValueError, OSError) as e:
-            self.parser.error(str(e))
-        self.factory = create = self.own["create_loader"]
-        if augment is not None:
-            seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
-            fit, place, cache = needs_fit(values), values.nfa_place, values.nfa_cache
-            self.factory = loader_factory(create, augment, seed, fit, classes, place, cache)
-
-    def _create_loader(self, dataset: Any, *args, **kwargs) -> Any:
-        try:
-            return self.factory(dataset, *args, **kwargs)
-        except NFAError as e:
-            raise SystemExit(f"error: {e}") from None
-
-    def _train_one_epoch(self, epoch: int, *args, **kwargs) -> Any:
-        """A resumed training draws the numbers of its epoch, not those of the first."""
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, NFALoader):
-                value.epoch = epoch
-        return self.own["train_one_epoch"](epoch, *args, **kwargs)
-
-    def _create_naflex_loader(self, *args, **kwargs) -> Any:
-        if self.factory is not self.own["create_loader"]:
-            why = "whose batches are patches; drop one of them"
-            raise SystemExit(f"--aug nfa does not work with --naflex-loader, {why}")
-        return self.own["create_naflex_loader"](*args, **kwargs)
 
 
 def install(module: ModuleType) -> None:
     """Extends the parser of a loaded train.py, and hooks NFA in once it has parsed its flags.
 
-    >>> script = ModuleType("script")
-    >>> script.parser, script.create_loader, script.main = argparse.ArgumentParser(), list, None
-    >>> install(script)
-    >>> script.parser.parse_args(["--aug", "nfa"]).nfa_place
-    'batch'
+    >>> install(ModuleType("script"))
+    Traceback (most recent call last):
+    SystemExit: the running program is no timm train.py: expected a module-level parser, ...
     """
-    hooks, parser = Hooks(module), module.parser
-    add_args(parser)
+    own, parser = _names_of(module), module.parser
     parse = parser.parse_args
+    add_args(parser)
+    add_args(plain := argparse.ArgumentParser())
+    usual = {k: v for k, v in vars(plain.parse_args([])).items() if k != "aug"}
 
     def parse_args(*args, **kwargs) -> argparse.Namespace:
         values = parse(*args, **kwargs)
-        _check(parser, values)
-        hooks.set_flags(values)
+        if str(getattr(values, "aa", None)).startswith("nfa"):  # NFA in the workers
+            if values.aug:
+                parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
+            values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
+        if not values.aug and (given := [k for k, v in usual.items() if getattr(values, k) != v]):
+            flag = f"--{given[0].replace('_', '-')}"
+            parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
+        _hook(module, own, values)
         return values
 
     parser.parse_args = parse_args
 
 
-def _check(parser: argparse.ArgumentParser, values: argparse.Namespace) -> None:
-    """Takes ``--aa nfa-...`` as NFA in the workers; refuses flags of NFA that would do nothing."""
-    if str(getattr(values, "aa", None)).startswith("nfa"):
-        if values.aug:
-            both = f"--aa {values.aa} and --aug {values.aug} both ask for NFA"
-            parser.error(f"{both}; drop one of them")
-        values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
-    add_args(own := argparse.ArgumentParser())
-    usual = vars(own.parse_args([]))
-    given = [k for k, v in usual.items() if k != "aug" and getattr(values, k) != v]
-    if given and not values.aug:
-        flag = f"--{given[0].replace('_', '-')}"
-        parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
+def _names_of(module: ModuleType) -> dict[str, Any]:
+    """The names of a loaded train.py; raises SystemExit where it has not the shape of timm's."""
+    own, path = dict(vars(module)), getattr(module, "__file__", None) or "the running program"
+    lacks = [name for name in ("parser", "create_loader", "main") if name not in own]
+    if lacks or not isinstance(own["parser"], argparse.ArgumentParser):
+        raise SystemExit(
+            f"{path} is no timm train.py: expected a module-level parser, create_loader and "
+            f"main(), it lacks {', '.join(lacks) or 'an ArgumentParser named parser'}"
+        )
+    guard_posterize()
+    return own
+
+
+def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -> None:
+    """Puts the augmentation that parsed flags ask for into the functions of a train.py."""
+    factory = create = own["create_loader"]
+    try:
+        augment = _augment_from_args(values)
+    except (ValueError, OSError) as e:
+        own["parser"].error(str(e))
+    if augment is not None:
+        seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
+        fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
+        factory = loader_factory(create, augment, seed, fit, classes, place, cache)
+    if factory is not create and getattr(values, "naflex_loader", False):  # its batches are patches
+        raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
+
+    def create_loader(dataset: Any, *args, **kwargs) -> Any:
+        try:
+            return factory(dataset, *args, **kwargs)
+        except NFAError as e:
+            raise SystemExit(f"error: {e}") from None
+
+    def train_one_epoch(epoch: int, *args, **kwargs) -> Any:
+        for loader in (*args, *kwargs.values()):
+            if isinstance(loader, NFALoader):  # a resumed training draws its own epoch's numbers
+                loader.epoch = epoch
+        return own["train_one_epoch"](epoch, *args, **kwargs)
+
+    for hook in (create_loader, train_one_epoch):
+        setattr(module, hook.__name__, hook)
 
 
 def _use_timm_beside(path: Path) -> None:
@@ -159,18 +127,17 @@ def _use_timm_beside(path: Path) -> None:
 
 def main() -> None:
     """Runs the train.py whose path is the first argument, with the arguments after it."""
-    if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "nothing")
+    if path.suffix != ".py":
         epilog = f"{WHERE}. After its path --help shows its own."
         parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=epilog)
         add_args(parser)
         parser.parse_args([a for a in sys.argv[1:2] if a in ("-h", "--help")])  # shows it and ends
-        got = " ".join(sys.argv[1:2]) or "nothing"
-        parser.error(f"expected the path of a train.py first, got {got}; {WHERE}")
-    path = Path(sys.argv[1])
+        parser.error(f"expected the path of a train.py first, got {path}; {WHERE}")
     if not path.is_file():
         raise SystemExit(f"no file {path}\nusage: {USAGE}")
     _use_timm_beside(path)
-    sys.argv = sys.argv[1:]
+    del sys.argv[0]
     module = load_script(path)
     install(module)
     module.main()

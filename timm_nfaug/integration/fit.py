@@ -1,17 +1,12 @@
-"""Fits the modes of an augmentation to a dataset's images, read without the training's random crops.
-
-That is through a shallow copy with another transform, or from a dataset given for it.
-"""
-
-from __future__ import annotations
+"""Fits the modes of an augmentation to a dataset, read without the training's transform."""
 
 import copy
 import functools
 import inspect
-import itertools
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +26,7 @@ _logger = logging.getLogger(__name__)
 FIT_IMAGES = 256  # per class, or 8 per mode where that is more
 FIT_IMAGES_POOLED = 10_000  # in all, where the modes are of no class
 BATCH = 256
+FEW = "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
 REMEDY = (
     "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
     "pretrained flow, which needs no fit: --nfa-flow NAME"
@@ -45,121 +41,73 @@ class NFAError(ValueError):
     """
 
 
-def check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
-    """Raises NFAError where images have other channels than the flow takes.
-
-    >>> import timm_nfaug as nfa
-    >>> check_channels(nfa.NFAugment.to_fit(nfa.create_flow("linear")), 3)
-    """
+def _check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
     if given != (taken := augment.change.size[0]):
         raise NFAError(
-            f"the flow takes images of {taken} channels, {source} {given}; convert the images, take "
-            f"--nfa-flow linear with --in-chans {given}, or train a flow on such images"
+            f"the flow takes images of {taken} channels, {source} {given}; convert the images, "
+            f"take --nfa-flow linear with --in-chans {given}, or train a flow on such images"
         )
 
 
-def check_classes(dataset: Any, augment: NFAugment) -> None:
-    """Raises NFAError where labels name other classes to the flow than to the dataset.
-
-    >>> import timm_nfaug as nfa
-    >>> check_classes([], nfa.NFAugment.to_fit(nfa.create_flow("linear")))
-    """
-    own, flow = _class_names(unwrapped(dataset)), getattr(augment, "flow", None)
+def _check_classes(dataset: Any, augment: NFAugment) -> None:
+    own, flow = _class_names(_unwrapped(dataset)), getattr(augment, "flow", None)
     names = [] if flow is None else flow.config.class_names
     if augment.labels == "given" and own and names and own != names:
         few, has = (", ".join(n[:4] + [f"... ({len(n)})"] * (len(n) > 4)) for n in (names, own))
         raise NFAError(
-            f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those of "
-            "the dataset, train a flow for it, or let the flow choose with -lposterior"
+            f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those "
+            "of the dataset, train a flow for it, or let the flow choose with -lposterior"
         )
 
 
-def on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
-    """The augmentation with its flow on a device: itself, or a copy with a copy of the flow.
-
-    >>> import timm_nfaug as nfa
-    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"))
-    >>> on_device(augment, "cpu") is augment, on_device(augment, "meta").flow.device.type
-    (True, 'meta')
-    """
+def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
     flow, device = getattr(augment, "flow", None), torch.device(device)
     if flow is None or device in (flow.device, torch.device(flow.device.type)):
         return augment
-    return augment.replace(flow=copy.deepcopy(flow).to(device))
+    return augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
 
 
-def process_rank() -> int:
-    """Rank by torch.distributed once that runs, before it by torchrun's RANK; 0 without either.
-
-    >>> process_rank()
-    0
-    """
+def _process_rank() -> int:
+    """Rank by torch.distributed once that runs, before it by torchrun's RANK; 0 without either."""
     running = dist.is_available() and dist.is_initialized()
     return dist.get_rank() if running else int(os.environ.get("RANK", 0))
 
 
-def fit_to_dataset(
+def _fit_to_dataset(
     augment: NFAugment, dataset: Any, num_classes: int | None = None, workers: int = 0,
-    device: torch.device | str = "cpu", plain: bool = False,
+    device: torch.device | str = "cpu", fit_dataset: Any = None,
 ) -> NFAugment:  # fmt: skip
-    """A copy of the augmentation, fitted to a dataset that hands PIL images to its `transform`.
+    """Fits a copy of the augmentation to a dataset that hands PIL images to its `transform`.
 
     Reads up to `FIT_IMAGES` images of each class, spread over the dataset; all where labels cannot
-    be had without the images; of a stream as many in all, the first ones.
-
-    Args:
-        num_classes: K, where the dataset does not know its classes.
-        workers, device: processes that read, and where the modes are computed.
-        plain: it is a `fit_dataset`: read as it is; a loader of batches is read to its end.
-
-    >>> import timm_nfaug as nfa
-    >>> from torchvision.datasets import FakeData
-    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2)
-    >>> fit_to_dataset(augment, FakeData(20, (3, 32, 32), 2), num_classes=2).flow.num_classes
-    2
+    be had without the images; of a stream as many in all, the first ones. A `fit_dataset` is read
+    in place of the dataset, as it is; a loader of batches to its end.
     """
-    start, base, augment = time.monotonic(), unwrapped(dataset), on_device(augment, device)
+    start, plain, augment = time.monotonic(), fit_dataset is not None, _on_device(augment, device)
+    base = _unwrapped(fit_dataset if plain else dataset)
     stream = isinstance(base, IterableDataset)
     if plain and (stream or not isinstance(base, Dataset)):
-        return fit_to_batches(augment, base, num_classes)
-    classes, size = _count_classes(augment, base, num_classes), augment.change.size
-    data, wanted = base if plain else _read_through(base, size), _images_wanted(augment)
-    if stream:
-        workers, wanted = max(workers, 1), wanted * classes  # a worker's copy of it moves on
-        if hasattr(data, "set_loader_cfg"):  # timm's readers share out a stream among workers
-            data.reader = copy.copy(data.reader)
-            data.set_loader_cfg(num_workers=workers)
-    elif (labels := [0] * len(base) if augment.labels == "none" else _labels(base)) is not None:
-        data = Subset(data, _spread(labels, wanted))
-    collate, g = functools.partial(_collated, size), torch.Generator()
-    loader: Any = DataLoader(data, BATCH, num_workers=workers, collate_fn=collate, generator=g)
-    loader = _First(loader, wanted) if stream else loader
+        return _fit_to_batches(augment, base, num_classes)
+    classes = _count_classes(augment, base, num_classes)
+    loader = _images(augment, base, classes, workers, plain)
     try:
-        augment = fit_to_batches(augment, loader, classes)
+        augment = _fit_to_batches(augment, loader, classes)
     except (TypeError, ValueError) as e:
         raise NFAError(f"{type(base).__name__} cannot be read to find modes: {e}; {REMEDY}") from e
     if augment.labels != "none" and len(names := _class_names(base)) == classes:
         augment.flow.config.class_names = names
-    read = f"the first {loader.images} images of a stream" if stream else ""
-    _report(augment, read or f"{len(data)} of {len(base)} images", time.monotonic() - start)
+    if _process_rank() == 0:
+        which = f"the first {loader.read} images of a stream"
+        which = which if stream else f"{loader.read} of {len(base)} images"
+        found, seconds = (augment.flow.prior.mode_std > 0).sum(1), time.monotonic() - start
+        _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, which, seconds)
+        if few := int((found < augment.modes).sum()):
+            _logger.warning(FEW, few, classes, augment.modes, int(found.min()))
     return augment
 
 
-def fit_to_batches(
-    augment: NFAugment, loader: Any, num_classes: int | None = None, first: bool = False
-) -> NFAugment:
-    """A copy of the augmentation, fitted to a loader's batches; all processes take those of rank 0.
-
-    Args:
-        first: read only the first ones, as many as `fit_to_dataset` reads of a stream.
-
-    >>> import timm_nfaug as nfa
-    >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
-    >>> fit_to_batches(augment, [torch.rand(8, 3, 32, 32)]).flow.num_classes
-    1
-    """
-    if first:
-        loader = _First(loader, _images_wanted(augment) * (num_classes or 1))
+def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) -> NFAugment:
+    """Fits a copy of the augmentation to a loader's batches; all processes take those of rank 0."""
     fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
     if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
         device = "cuda" if "nccl" in dist.get_backend() else "cpu"
@@ -170,18 +118,45 @@ def fit_to_batches(
 
 
 class _First:
-    """The batches of a loader until `count` images have come; `images` says how many have."""
+    """The batches of a loader until `count` images have come; `read` says how many have."""
 
     def __init__(self, loader: Any, count: int):
-        self.loader, self.count, self.images = loader, count, 0
+        self.loader, self.count, self.read = loader, count, 0
         self.dataset = getattr(loader, "dataset", None)  # which may know its classes
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
-            self.images += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            self.read += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
             yield batch
-            if self.images >= self.count:
+            if self.read >= self.count:
                 return
+
+
+def _images(augment: NFAugment, base: Any, classes: int, workers: int, plain: bool) -> _First:
+    """The images that `_fit_to_dataset` reads, in batches at the flow's size."""
+    wanted, to_levels = _images_wanted(augment), functools.partial(_levels, augment.change.size)
+    data = base
+    if not plain:
+        if isinstance(inspect.getattr_static(base, "transform", property()), property):
+            own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
+            raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
+        set_transform(data := copy.copy(base), to_levels)
+    if isinstance(base, IterableDataset):
+        workers, count = max(workers, 1), wanted * classes  # a worker's copy of it moves on
+        if hasattr(data, "set_loader_cfg"):  # timm's readers share out a stream among workers
+            data.reader = copy.copy(data.reader)
+            data.set_loader_cfg(num_workers=workers)
+    else:
+        labels = [0] * len(base) if augment.labels == "none" else _labels(base)
+        data = data if labels is None else Subset(data, _spread(labels, wanted))
+        count = len(data)
+    collate, g = functools.partial(_collated, to_levels), torch.Generator()
+    loader = DataLoader(data, BATCH, num_workers=workers, collate_fn=collate, generator=g)
+    return _First(loader, count)
+
+
+def _images_wanted(augment: NFAugment) -> int:
+    return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
 
 
 def _levels(size: tuple[int, int, int], image: Any) -> Tensor:
@@ -193,25 +168,10 @@ def _levels(size: tuple[int, int, int], image: Any) -> Tensor:
     return pil_to_tensor(image.resize((size[2], size[1]), Image.Resampling.BICUBIC))
 
 
-def _collated(size: tuple[int, int, int], samples: list[Any]) -> Any:
+def _collated(to_levels: Callable, samples: list[Any]) -> Any:
     """A batch (images, labels) of samples whose images are tensors, or PIL images of any size."""
     pil = isinstance(samples[0][0], Image.Image)
-    return default_collate([(_levels(size, x) if pil else x, k) for x, k, *_ in samples])
-
-
-def _read_through(base: Any, size: tuple[int, int, int]) -> Any:
-    """A shallow copy whose images come as levels of this size."""
-    if isinstance(inspect.getattr_static(base, "transform", property()), property):
-        own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
-        raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
-    data = copy.copy(base)
-    set_transform(data, functools.partial(_levels, size))
-    return data
-
-
-def _images_wanted(augment: NFAugment) -> int:
-    """Images of a class, or of all where there are none."""
-    return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
+    return default_collate([(to_levels(x) if pil else x, k) for x, k, *_ in samples])
 
 
 def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> int:
@@ -225,27 +185,15 @@ def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> in
     raise NFAError(f"{name} does not know its classes; say how many there are with --num-classes")
 
 
-def _report(augment: NFAugment, read: str, seconds: float) -> None:
-    if process_rank() > 0:
-        return
-    found = (augment.flow.prior.mode_std > 0).sum(1)
-    _logger.info("NFA: modes of %d classes from %s in %.1f s", len(found), read, seconds)
-    if few := int((found < augment.modes).sum()):
-        text = "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
-        _logger.warning(text, few, len(found), augment.modes, int(found.min()))
-
-
 def _labels(dataset: Any) -> list[int] | None:
-    """The label of every sample, as timm's readers and torchvision's datasets hold them, or None."""
+    """Label of each sample, where timm's reader or torchvision's dataset holds them, or None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     reader = getattr(dataset, "reader", dataset)
     try:
-        found = getattr(reader, "targets", None)
-        if found is None and hasattr(reader, "iter_targets"):  # timm's reader of the Hub's datasets
-            found = list(reader.iter_targets())
-        elif found is None:
-            found = [k for _, k in reader.samples]
+        if (found := getattr(reader, "targets", None)) is None:  # timm's for the Hub gives each one
+            one_by_one = hasattr(reader, "iter_targets")
+            found = list(reader.iter_targets()) if one_by_one else [k for _, k in reader.samples]
         labels = [int(k) for k in torch.as_tensor(found).tolist()]
     except (AttributeError, TypeError, ValueError, RuntimeError):  # none, or no integers
         return None
@@ -257,34 +205,26 @@ def _spread(labels: list[int], count: int) -> list[int]:
     members: dict[int, list[int]] = {}
     for i, k in enumerate(labels):
         members.setdefault(k, []).append(i)
-    few = [
-        own if len(own) <= count else [own[j * len(own) // count] for j in range(count)]
-        for own in members.values()
-    ]
-    return sorted(itertools.chain(*few))
+    return sorted(i for own in members.values() for i in _evenly(own, count))
 
 
-def unwrapped(dataset: Any) -> Any:
-    """The dataset inside those that timm puts around one.
-
-    >>> unwrapped([1, 2])
-    [1, 2]
-    """
-    wrapper = isinstance(dataset, AugMixDataset) or is_scheduled(dataset)
-    return dataset.dataset if wrapper else dataset
+def _evenly(items: list, count: int) -> list:
+    n = min(count, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
 
 
-def is_scheduled(dataset: Any) -> bool:
-    """Whether it is timm's dataset of several transforms, which older versions lack.
+def _unwrapped(dataset: Any) -> Any:
+    """The dataset inside those that timm puts around one."""
+    inside = isinstance(dataset, AugMixDataset) or _is_scheduled(dataset)
+    return dataset.dataset if inside else dataset
 
-    >>> is_scheduled([])
-    False
-    """
-    return type(dataset).__name__ == "ScheduledTransformDataset"
+
+def _is_scheduled(dataset: Any) -> bool:
+    return type(dataset).__name__ == "ScheduledTransformDataset"  # which older timms lack
 
 
 def _class_to_idx(dataset: Any) -> dict[str, int]:
-    """Of timm's readers (that of tar files has its own name for it) and torchvision's datasets."""
+    """Labels by class name, from timm's readers (also of tar files) and torchvision's datasets."""
     owners = (getattr(dataset, "reader", dataset), dataset)
     found = (getattr(o, n, None) for o in owners for n in ("class_to_idx", "class_name_to_idx"))
     return next(filter(None, found), {})

@@ -1,10 +1,4 @@
-"""NFALoader: a training loader's batches with NFA on hard labels, then mixup, then RandomErasing.
-
-timm mixes in the collate function and erases inside the prefetcher, before a wrapper sees the batch;
-here both leave the loader and run after NFA, on the batch, with timm's own code.
-"""
-
-from __future__ import annotations
+"""NFALoader: NFA on a loader's batches with hard labels, then the mixup and erasing of timm."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,20 +12,15 @@ from torch import Tensor
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, check_channels, on_device, process_rank
-from .workers import WorkerDataset
+from .fit import NFAError, _check_channels, _on_device, _process_rank
+from .workers import _WorkerDataset
 
 
-def find_mixup(collate_fn: Any) -> FastCollateMixup | None:
-    """The mixup that a collate function does, or None; raises NFAError if it cannot mix batches.
-
-    >>> find_mixup(FastCollateMixup(0.8)).mixup_alpha
-    0.8
-    """
+def _find_mixup(collate_fn: Any) -> FastCollateMixup | None:
+    """The mixup that a collate function does, or None; raises NFAError if it cannot mix batches."""
     mixup = collate_fn if isinstance(collate_fn, FastCollateMixup) else None
     if mixup is not None and "half" in mixup.mode:
-        where = "exists only inside timm's collate function"
-        raise NFAError(f"mixup mode 'half' {where}; use batch, pair or elem")
+        raise NFAError("mixup mode 'half' needs timm's collate function; use batch, pair or elem")
     return mixup
 
 
@@ -41,17 +30,14 @@ class NFALoader:
     Args:
         loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]) and hard
             labels (B,), on any device.
-        augment: None where the dataset does it (`WorkerDataset`, `CachedNFADataset`).
-        seed: key of the random numbers, with rank, batch and the attribute `epoch`, which is counted
-            from 0 unless it is set before a pass.
-        mixup, erasing: applied after NFA, in this order.
+        augment: None where the dataset does it, in the loader's workers.
+        seed: key of the random numbers, with rank, batch and `epoch`, which counts the passes.
         splits: number of augmentation splits in a batch; the first stays clean.
 
     >>> import timm_nfaug as nfa
     >>> augment = nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
-    >>> loader = NFALoader([(torch.rand(4, 3, 32, 32), torch.zeros(4))], augment, None, None)
-    >>> [images.shape for images, _ in loader], loader.epoch
-    ([torch.Size([4, 3, 32, 32])], 1)
+    >>> len(NFALoader([(torch.rand(4, 3, 32, 32), torch.zeros(4))], augment, None, None))
+    1
     """
 
     def __init__(
@@ -67,11 +53,11 @@ class NFALoader:
     def __iter__(self) -> Iterator[tuple]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         dataset = getattr(self.loader, "dataset", None)
-        if isinstance(dataset, (WorkerDataset, CachedNFADataset)):
+        if isinstance(dataset, (_WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
         for i, (images, target, *rest) in enumerate(self.loader):
             if self.augment is not None:
-                self.augment = on_device(self.augment, images.device)
+                self.augment = _on_device(self.augment, images.device)
                 images = self._augmented(self.augment, images, target, epoch, i)
             if self.mixup is not None:
                 images, target = Mixup.__call__(self.mixup, images, target)
@@ -81,9 +67,9 @@ class NFALoader:
 
     def _augmented(self, augment: NFAugment, images: Tensor, target: Tensor, *key: int) -> Tensor:
         if images.ndim == 4:
-            check_channels(augment, images.shape[1])
+            _check_channels(augment, images.shape[1])
         clean = len(images) // self.splits if self.splits > 1 else 0
-        g = keyed_generator(self.seed, process_rank(), *key)
+        g = keyed_generator(self.seed, _process_rank(), *key)
         new, _ = augment(images[clean:], target[clean:], generator=g)
         return torch.cat([images[:clean], new]) if clean else new
 

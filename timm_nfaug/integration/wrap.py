@@ -1,7 +1,5 @@
 """wrap_loader: NFA in a training script of one's own, around the loader that it has built."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +16,8 @@ from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from . import fit
 from .fit import NFAError
-from .flags import LINEAR, augment_from_args, needs_fit
-from .loader import NFALoader, find_mixup
+from .flags import LINEAR, _augment_from_args, _needs_fit
+from .loader import NFALoader, _find_mixup
 
 
 def wrap_loader(
@@ -28,54 +26,49 @@ def wrap_loader(
 ) -> Any:  # fmt: skip
     """A training loader with the augmentation that flags ask for; itself if they ask for none.
 
-    Mixup and erasing of timm's prefetcher run after NFA. `args.seed` (0 without one), rank, epoch and
+    Mixup and erasing of timm's prefetcher run after NFA. `args.seed`, by default 0, rank, epoch and
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
-        loader: timm's, or anything that gives batches (images, labels) in every pass anew: hard
-            labels (B,), uint8 or float images on any device.
+        loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
         fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, or
-            a loader of batches. Needed where the dataset has a `transform` and is neither timm's
-            nor torchvision's.
+            a loader; needed where a dataset neither timm's nor torchvision's has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
     >>> wrap_loader([], argparse.Namespace(aug=None))
     []
     """
-    augment = augment_from_args(args)
+    augment = _augment_from_args(args)
     if augment is None or augment.idle:
         return loader
     dataset, mixup = getattr(loader, "dataset", None), None
     _check(args, dataset)
     if isinstance(loader, PrefetchLoader):
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
-        erasing, mixup = loader.random_erasing or erasing, find_mixup(loader.loader.collate_fn)
+        erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
         loader = _bare(loader)
-    if needs_fit(args):
-        num_classes = num_classes or getattr(args, "num_classes", None)
+    if _needs_fit(args):
         with random_numbers_apart():
             augment = _sized(augment, args, loader).replace(mean=mean, std=std)
+            num_classes = num_classes or getattr(args, "num_classes", None)
             augment = _fit(augment, loader, num_classes, fit_dataset)
     else:
-        fit.check_classes(dataset, augment)
+        fit._check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), mixup, erasing, splits)
 
 
 def _check(args: Any, dataset: Any) -> None:
-    """Refuses what would need another loader or dataset than the one that is there."""
-    built = "is for the launcher; here the loader is built already"
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
-        raise NFAError(f"--nfa-place dataset {built}: {instead}")
+        raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
     if getattr(args, "nfa_cache", None):
-        raise NFAError(f"--nfa-cache {built}: put CachedNFADataset around the dataset")
-    # where timm's create_loader puts transforms
-    own = [getattr(dataset, name, None) for name in ("transform", "normalize")]
-    own += dataset.transforms if fit.is_scheduled(dataset) else ()
+        raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
+    own = [getattr(dataset, name, None) for name in ("transform", "normalize")]  # as timm's
+    own += dataset.transforms if fit._is_scheduled(dataset) else ()
     if any(isinstance(step, RandomErasing) for t in own for step in getattr(t, "transforms", ())):
         raise NFAError(
             "the dataset's transform erases before NFA can run; take timm's prefetcher, or leave "
@@ -87,7 +80,7 @@ def _bare(loader: Any) -> Any:
     """A copy of timm's loader without mixup and erasing."""
     loader = copy.copy(loader)
     loader.loader, loader.random_erasing = copy.copy(loader.loader), None
-    if find_mixup(loader.loader.collate_fn):
+    if _find_mixup(loader.loader.collate_fn):
         loader.loader.collate_fn = fast_collate
     return loader
 
@@ -95,33 +88,31 @@ def _bare(loader: Any) -> Any:
 def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     """The augmentation, with the channels and size of the loader's images where it is linear."""
     if _is_stream(loader) and isinstance(loader, Iterator):
-        once = f"a {type(loader).__name__} gives its images once, and the training needs them again"
-        raise NFAError(f"{once}; wrap a list or a loader")
-    first = next(iter(loader if _is_stream(loader) else _in_order(loader, 0, 2)), None)
+        raise NFAError(f"a {type(loader).__name__} gives its images once; wrap a list or a loader")
+    first = next(iter(_in_order(loader, 0, 2)), None)
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
-            augment = augment_from_args(args, tuple(images.shape[1:])) or augment
-        fit.check_channels(augment, images.shape[1])
+            augment = _augment_from_args(args, tuple(images.shape[1:])) or augment
+        fit._check_channels(augment, images.shape[1])
     return augment
 
 
 def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: Any) -> NFAugment:
     """Fits to what can be read without the training's augmentation, the same in every process."""
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
-    base, inner = fit.unwrapped(dataset), getattr(loader, "loader", loader)
-    workers = getattr(inner, "num_workers", 0)
-    if fit_dataset is not None:
-        return fit.fit_to_dataset(augment, fit_dataset, num_classes, workers, device, plain=True)
-    by_timm = isinstance(loader, PrefetchLoader) or fit.is_scheduled(dataset)
-    if by_timm or isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset)):
-        return fit.fit_to_dataset(augment, dataset, num_classes, workers, device)
+    workers = getattr(getattr(loader, "loader", loader), "num_workers", 0)
+    base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
+    known = isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
+    if fit_dataset is not None or known or by_timm or fit._is_scheduled(dataset):
+        return fit._fit_to_dataset(augment, dataset, num_classes, workers, device, fit_dataset)
     if getattr(base, "transform", None) is not None:
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
-    stream = _is_stream(loader)
-    whole = loader if stream else _in_order(loader, workers)
-    return fit.fit_to_batches(fit.on_device(augment, device), whole, num_classes, stream)
+    whole = _in_order(loader, workers)
+    if _is_stream(loader):
+        whole = fit._First(loader, fit._images_wanted(augment) * (num_classes or 1))
+    return fit._fit_to_batches(fit._on_device(augment, device), whole, num_classes)
 
 
 def _is_stream(loader: Any) -> bool:
@@ -131,15 +122,15 @@ def _is_stream(loader: Any) -> bool:
 
 def _in_order(loader: Any, workers: int, batch_size: int | None = None) -> Any:
     """All of the dataset, in order, whatever a loader's sampler gives this process; of torch's."""
-    loader = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if not isinstance(loader, DataLoader):
-        return loader
-    data: Any = loader.dataset
-    size = batch_size or loader.batch_size or 256
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if _is_stream(loader) or not isinstance(inner, DataLoader):
+        return loader if _is_stream(loader) else inner
+    data: Any = inner.dataset
+    size = batch_size or inner.batch_size or 256
     return DataLoader(
         data,
-        None if loader.batch_sampler is None else size,  # None: the dataset gives batches
+        None if inner.batch_sampler is None else size,  # None: the dataset gives batches
         # indices of timm's dataset of several transforms name one of them: its first
-        sampler=[(i, 0) for i in range(len(data))] if fit.is_scheduled(data) else None,
-        collate_fn=loader.collate_fn, num_workers=workers, generator=torch.Generator(),
+        sampler=[(i, 0) for i in range(len(data))] if fit._is_scheduled(data) else None,
+        collate_fn=inner.collate_fn, num_workers=workers, generator=torch.Generator(),
     )  # fmt: skip
