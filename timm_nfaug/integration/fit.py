@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 FIT_IMAGES = 256  # per class, or 8 per mode where that is more
 FIT_IMAGES_POOLED = 10_000  # in all, where the modes are of no class
 BATCH = 256
-FEW = "NFA: for want of images %d of %d classes have fewer than %d modes; the fewest: %d"
+FEW = "NFA: %d of %d classes have too few images for %d modes; the fewest modes found: %d"
 REMEDY = (
     "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
     "pretrained flow, which needs no fit: --nfa-flow NAME"
