@@ -88,7 +88,9 @@ def test_fit_counts_the_labels_not_the_names(tmp_path, caplog):
     assert torch.equal(torch.get_rng_state(), state) and dataset.transform is None
     assert augment.flow.num_classes == 4
     assert (augment.flow.prior.mode_std > 0).sum(1).tolist() == [8, 0, 8, 0]
-    assert "2 of 4 classes have too few images for 8 modes; the fewest modes found: 0" in caplog.text
+    assert (
+        "2 of 4 classes have too few images for 8 modes; the fewest modes found: 0" in caplog.text
+    )
     x = torch.rand(4, 3, 32, 32)
     moved, _ = augment(x, torch.arange(4))
     assert ((moved - x).abs() > 1e-5).flatten(1).any(1).tolist() == [True, False, True, False]

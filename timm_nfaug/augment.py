@@ -241,9 +241,9 @@ class NFAugment(v2.Transform):
         generator: torch.Generator | None = None,
     ) -> dict[str, Any]:
         """Draws for one call: rows (b,) that change (None: all), their noise (b, n), their labels."""
-        count = count_images(flat_inputs[0])
-        if any(count_images(image) != count for image in flat_inputs[1:]):
-            counts = sorted({count_images(image) for image in flat_inputs})
+        count, *more = {count_images(image) for image in flat_inputs}
+        if more:
+            counts = sorted([count, *more])
             raise ValueError(f"images in one call must come in batches of one length, got {counts}")
         if labels is not None and len(labels) != count:
             raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor
 CHUNK = 200_000  # values worked on at a time on a CPU, so that they stay in its cache
 # Added to a change in levels before it is enlarged: positive values are rounded by cutting off the
 # fraction, and the 256 too many vanish in the conversion to uint8, without a pass over the image.
-SHIFT = 256.5
+SHIFT = np.float32(256.5)
 
 Limits = Sequence[float]  # a number for each channel
 
@@ -81,7 +81,7 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     109
     """
     levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, -1)  # (H, W * C)
-    change = change + np.float32(SHIFT)
+    change = change + SHIFT
     c, h, w = change.shape
     if (h, w) == (image.height, image.width):
         out = _added(levels, change.reshape(c, -1).T.reshape(h, -1))
@@ -91,11 +91,10 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     wide = (lines @ _bilinear(w, image.width, lines.device)).view(c, h, -1)
     lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
     which, weights = _neighbours(h, image.height)
-    out = np.empty_like(levels)
     step = max(1, CHUNK // levels.shape[1])
-    for i in range(0, len(levels), step):
-        part = slice(i, i + step)
-        out[part] = _added(levels[part], _mixed(lines, which[part], weights[part]).numpy())
+    chunks = [slice(i, i + step) for i in range(0, len(levels), step)]
+    parts = [_added(levels[i], _mixed(lines, which[i], weights[i]).numpy()) for i in chunks]
+    out = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return PIL.Image.frombytes(image.mode, image.size, out)
 
 
@@ -125,7 +124,13 @@ def enlarged(change: Tensor, size: Sequence[int]) -> Tensor:
 
 def _mixed(lines: Tensor, which: Tensor, weights: Tensor) -> Tensor:
     """Lines (M, W), each a weighted sum of two of the lines (N, W); the rest is (M, 2)."""
-    return F.embedding_bag(which, lines, mode="sum", per_sample_weights=weights)
+    two, own = _every_second(len(which)), weights.view(-1)
+    return F.embedding_bag(which.view(-1), lines, two, mode="sum", per_sample_weights=own)
+
+
+@functools.lru_cache(maxsize=64)
+def _every_second(count: int) -> Tensor:
+    return torch.arange(0, 2 * count, 2)  # kept, as torch would make it at every call
 
 
 @functools.lru_cache(maxsize=64)

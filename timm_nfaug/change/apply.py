@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import lift, pixels
 from ..moves.base import draw_noise
 
-LEVELS = 128  # uint8 levels in a unit of the range [-1, 1]
+LEVELS = np.float32(128)  # uint8 levels in a unit of the range [-1, 1]
 
 
 def draw(count: int, p: float, noise_size: int, g: torch.Generator) -> tuple[Tensor | None, Tensor]:
@@ -73,7 +73,7 @@ def add_change(
     """
     if isinstance(image, PIL.Image.Image):
         own = change if change.is_cpu else change.cpu()
-        return lift.add_to_image(image, own.numpy()[0] * np.float32(LEVELS))
+        return lift.add_to_image(image, own.numpy()[0] * LEVELS)
     c, scale = image.shape[1], torch.tensor(LEVELS / 255)
     low, high = [0.0] * c, [1.0] * c
     if image.dtype == torch.uint8:

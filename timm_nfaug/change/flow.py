@@ -9,6 +9,9 @@ from ..moves.base import Move
 from .base import Change, Images
 
 
+_ONLY_CLASS = torch.zeros(1, dtype=torch.int64)
+
+
 class FlowChange(Change):
     """Encodes, moves, decodes, and subtracts: ``f^-1(f(x) + move) - x``.
 
@@ -59,7 +62,7 @@ class LinearChange(FlowChange):
     def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
         flow, z = self.flow, None
         if y is None and flow.num_classes == 1:
-            y = torch.zeros(len(noise), dtype=torch.int64)
+            y = _ONLY_CLASS if len(noise) == 1 else _ONLY_CLASS.expand(len(noise))
         if y is None or self.move.needs_code:
             with torch.no_grad():
                 z, y = flow.encode(self._small(images), y if y is None else y.to(flow.device))
