@@ -8,7 +8,6 @@ from ..flows.model import ConditionalFlow
 from ..moves.base import Move
 from .base import Change, Images
 
-
 _ONLY_CLASS = torch.zeros(1, dtype=torch.int64)
 
 
