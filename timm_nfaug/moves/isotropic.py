@@ -27,8 +27,6 @@ class Isotropic(Move):
 
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
         prior, n = flow.prior, self.modes
-        variance = (
-            prior.mode_std[:, :n].square() if prior.num_modes else prior.variance.topk(n).values
-        )
-        energy = variance.sum(1)  # (K,)
+        squares = prior.mode_std[:, :n] ** 2 if prior.num_modes else prior.variance.topk(n)[0]
+        energy = squares.sum(1)  # (K,)
         return noise * (self.strength * (energy / flow.dim).sqrt()[y]).unsqueeze(1)
