@@ -467,7 +467,7 @@ def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
         with pytest.raises(ValueError, match=f"kind pca or axes; {kind}"):
             NFACache.build(nfa.NFAugment(augment.flow, modes=4, kind=kind), base, tmp_path)
     own = nfa.NFAugment.from_change(Brightness(), labels="none")
-    with pytest.raises(ValueError, match="a cache is for deep flows with class Gaussians"):
+    with pytest.raises(ValueError, match="a cache is for changes by a flow, got Brightness"):
         NFACache.build(own, base, tmp_path)
     for step in (0.0, -0.5, float("nan"), float("inf"), "0.5", True):
         with pytest.raises(ValueError, match="step must be a finite number above 0, .* got"):

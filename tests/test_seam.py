@@ -165,3 +165,53 @@ def test_a_new_move_works_everywhere(sign, flows, toy_images, tmp_path, image_fo
         made = make_arm(arm, data, None, Settings(modes=4, p=1.0, move=sign))
         moved = made.levels(levels, y, torch.Generator().manual_seed(0))
         assert made.levels.augment.kind == sign and not torch.equal(moved, levels)
+
+
+def test_what_a_change_gives_and_is_given_is_checked(flows, toy_images):
+    class Short(Change):
+        size, num_classes, noise_size = (3, 2, 2), 3, 1
+
+        def change(self, images, y, noise):
+            return torch.zeros(1, 3, 2, 2)
+
+    levels, y = toy_images
+    with pytest.raises(ValueError, match=r"Short.change must return \(60, 3, 2, 2\), got \(1, 3"):
+        nfa.NFAugment.from_change(Short(), p=1.0)(levels, y)
+    with pytest.raises(TypeError, match="Change, got int"):
+        nfa.NFAugment.from_change(3)
+    with pytest.raises(ValueError, match="labels="):
+        nfa.NFAugment.from_change(Short(), labels="none")
+    own = nfa.NFAugment.from_change(Short())
+    for call in (lambda: own.replace(strength=0.3), lambda: own.fit([(levels, y)], 3)):
+        with pytest.raises(TypeError, match="Change of your own has no"):
+            call()
+    with pytest.raises(ValueError, match="changes by a flow, got Short"):
+        nfa.NFACache.build(own, [(levels[0], 0)], "unused")
+    by_flow = nfa.NFAugment.from_change(FlowChange(flows["deep"], base.create_move("pca", 4)))
+    assert by_flow.flow is flows["deep"] and by_flow.replace(strength=0.25).strength == 0.25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_checked_where_the_noise_is_given(flows, kind):
+    augment = nfa.NFAugment(flows["linear"], modes=4, p=1.0, kind=kind)
+    x = torch.zeros(3, 3, 32, 32)
+    noise = torch.ones(3, augment.change.noise_size)
+    for y in ([-1, 0, 1], [0, 1, 3], [1.0, 1.0, 1.0], [1], [[0], [1], [2]]):
+        with pytest.raises((ValueError, TypeError), match="labels must be"):
+            augment.augment(x, torch.tensor(y), noise)
+        with pytest.raises((ValueError, TypeError), match="labels must be"):
+            augment.change.change(lambda: x, torch.tensor(y), noise)
+    few = torch.tensor([0, 2, 1], dtype=torch.uint8)
+    assert torch.equal(augment.augment(x, few, noise), augment.augment(x, few.long(), noise))
+
+
+def test_inference_mode_and_autocast_leave_nothing_behind(flows):
+    image = Image.new("RGB", (20, 20), (90, 120, 30))
+    for kind in KINDS:
+        augment = nfa.NFAugment(flows["linear"], modes=4, p=1.0, kind=kind)
+        moved = lambda a=augment: a(image, 2, generator=torch.Generator().manual_seed(0))[0]
+        with torch.inference_mode():
+            first = moved()
+        with torch.autocast("cpu"):
+            assert moved().tobytes() == first.tobytes()
+        assert moved().tobytes() == first.tobytes()

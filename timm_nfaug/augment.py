@@ -10,9 +10,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from . import lift, pixels
-from ._utils.checks import check_choice, check_probability
+from ._utils.checks import check_choice, check_labels, check_probability
 from ._utils.random import keyed_generator
-from .change import Change, add_change, change_of, draw, to_model
+from .change import Change, FlowChange, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
@@ -76,12 +76,7 @@ class NFAugment(v2.Transform):
                 f"flow must be a ConditionalFlow, got {type(flow).__name__}; "
                 "see NFAugment.from_pretrained"
             )
-        if labels == "none" and flow.num_classes > 1:
-            raise ValueError(
-                f'labels="none" takes one set of modes for all images, the flow has '
-                f"{flow.num_classes} classes; find one with "
-                'NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
-            )
+        _check_pooled(labels, flow.num_classes)
         self._set_up(p, labels, mean, std, seed)
         self._use(flow, create_move(kind, modes, strength))
 
@@ -89,7 +84,7 @@ class NFAugment(v2.Transform):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
-        self.p, self.labels = check_probability(p), check_choice("labels", labels, LABELS)
+        self.p, self.labels = p, labels
         self.mean, self.std, self.seed = mean, std, seed
         self.fallbacks = 0
         self._own: tuple[Any, torch.Generator | None] = (None, None)
@@ -99,7 +94,11 @@ class NFAugment(v2.Transform):
         self.flow = flow  # registered: `to` and `state_dict` find its weights
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "flow" and value is not getattr(self.change, "flow", value):
+        if name == "p":
+            value = check_probability(value)
+        elif name == "labels":
+            check_choice("labels", value, LABELS)
+        elif name == "flow" and value is not getattr(self.change, "flow", value):
             raise AttributeError("the flow of an NFAugment stays; make one by replace(flow=...)")
         super().__setattr__(name, value)
 
@@ -108,9 +107,14 @@ class NFAugment(v2.Transform):
         cls, change: Change, p: float = 0.5, labels: str = "given", mean=None, std=None, seed=None
     ) -> "NFAugment":
         """The augmentation with a `Change` of your own; arguments as for the class."""
+        if not isinstance(change, Change):
+            raise TypeError(f"expected a timm_nfaug.change.Change, got {type(change).__name__}")
+        _check_pooled(labels, change.num_classes)
         augment = cls.__new__(cls)
         augment._set_up(p, labels, mean, std, seed)
         augment.change = change
+        if isinstance(change, FlowChange):
+            augment.flow = change.flow
         return augment
 
     @classmethod
@@ -170,6 +174,8 @@ class NFAugment(v2.Transform):
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty, shrinkage: as for `timm_nfaug.fit.fit_flow`.
         """
+        if not hasattr(self, "flow"):
+            raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
         batches = fitting_batches(loader, size, pooled, self.mean, self.std)
         classes, names = count_classes(loader, num_classes, pooled)
@@ -182,6 +188,10 @@ class NFAugment(v2.Transform):
         """A copy with other settings (arguments of the class) that shares the flow."""
         same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed")}
         if not hasattr(self, "flow"):
+            if unknown := settings.keys() - same:
+                raise TypeError(
+                    f"a Change of your own has no {', '.join(sorted(unknown))} to replace"
+                )
             return self.from_change(self.change, **same | settings)
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
         return NFAugment(**{"flow": self.flow} | same | moved | settings)
@@ -289,6 +299,8 @@ class NFAugment(v2.Transform):
             noise: (B, n), as `make_params` draws it.
         """
         check_image(x, self.change.size[0])
+        if y is not None:
+            y = check_labels(y, self.change.num_classes, torch.as_tensor(y).device, len(x))
         if not len(x):
             return x.clone()
         change, c = self._change(lambda: x, y, noise).to(x.device), x.shape[1]
@@ -313,6 +325,14 @@ class NFAugment(v2.Transform):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_own": (None, None)}  # generators do not pickle for a worker
+
+
+def _check_pooled(labels: str, num_classes: int) -> None:
+    if labels == "none" and num_classes > 1:
+        raise ValueError(
+            f'labels="none" takes one set of modes for all images, the flow has {num_classes} '
+            'classes; find one with NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
+        )
 
 
 def nf_augment_transform(

@@ -140,7 +140,8 @@ def check_range(x: Tensor) -> None:
 @functools.lru_cache(maxsize=4096)
 def _one_label(label: int, num_classes: int) -> Tensor:
     """One label as a tensor (1,), not to be changed; kept, as the labels of a dataset recur."""
-    return check_labels(torch.tensor([label]), num_classes, torch.device("cpu"))
+    with torch.inference_mode(False):  # it may be used outside of it later
+        return check_labels(torch.tensor([label]), num_classes, torch.device("cpu"))
 
 
 def _image_positions(flat: list[Any]) -> list[int]:

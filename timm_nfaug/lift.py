@@ -88,12 +88,13 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
         return PIL.Image.frombytes(image.mode, image.size, out)
     # torch's product, as numpy's would start threads of its own in every worker
     lines = torch.from_numpy(change).reshape(c * h, w)
-    wide = (lines @ _bilinear(w, image.width, lines.device)).view(c, h, -1)
-    lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
     which, weights = _neighbours(h, image.height)
     step = max(1, CHUNK // levels.shape[1])
     chunks = [slice(i, i + step) for i in range(0, len(levels), step)]
-    parts = [_added(levels[i], _mixed(lines, which[i], weights[i]).numpy()) for i in chunks]
+    with torch.autocast("cpu", enabled=False):
+        wide = (lines @ _bilinear(w, image.width, lines.device)).view(c, h, -1)
+        lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
+        parts = [_added(levels[i], _mixed(lines, which[i], weights[i]).numpy()) for i in chunks]
     out = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return PIL.Image.frombytes(image.mode, image.size, out)
 

@@ -41,7 +41,7 @@ class Change(ABC):
         """The change (B, c, h, w), in units of the range [-1, 1].
 
         Args:
-            images: gives the images (B, c, H, W) in [-1, 1], of any size.
+            images: gives the images (B, c, H, W) in [-1, 1], of any size; not to be written to.
             y: labels (B,), or None where the change finds the class itself.
             noise: standard normal (B, noise_size).
         """
@@ -53,6 +53,9 @@ class Change(ABC):
                 change = self.change(images, y, noise)
         else:
             change = self.change(images, y, noise)
+        if change.shape != (len(noise), *self.size):
+            got, wanted = tuple(change.shape), (len(noise), *self.size)
+            raise ValueError(f"{type(self).__name__}.change must return {wanted}, got {got}")
         if change.requires_grad or change.dtype != torch.float32:
             change = change.detach().float()
         low, high = change.aminmax() if len(change) else (0.0, 0.0)

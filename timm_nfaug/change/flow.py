@@ -38,7 +38,8 @@ class FlowChange(Change):
         flow, x = self.flow, self._small(images)
         z, y = flow.encode(x, y if y is None else y.to(flow.device))
         y = flow.gaussian_labels(y, len(noise))
-        move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
+        with flow._full_precision():
+            move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
         return flow.inverse(z + move) - x
 
     def _small(self, images: Images) -> Tensor:
@@ -65,10 +66,15 @@ class LinearChange(FlowChange):
         if y is None or self.move.needs_code:
             with torch.no_grad():
                 z, y = flow.encode(self._small(images), y if y is None else y.to(flow.device))
+        single = len(y) == len(noise) == 1 and y.dtype == torch.int64
+        if not single or not 0 <= int(y) < flow.num_classes:
+            y = flow.gaussian_labels(y, len(noise))
         like = flow.log_prior
-        if not (like.is_cpu and like.dtype == torch.float32 and noise.is_cpu and y.is_cpu):
-            noise, y = noise.to(like), y.to(like.device)
-        return self.move.displacement(flow, y, noise, z).view(len(noise), *self.size)
+        if like.is_cpu and like.dtype == torch.float32 and noise.is_cpu and y.is_cpu:
+            return self.move.displacement(flow, y, noise, z).view(len(noise), *self.size)
+        with flow._full_precision():
+            move = self.move.displacement(flow, y.to(like.device), noise.to(like), z)
+        return move.view(len(noise), *self.size)
 
 
 def change_of(flow: ConditionalFlow, move: Move) -> Change:

@@ -166,6 +166,8 @@ class _Source:
     def __init__(self, augment: NFAugment, base: Any, step: float, batch_size: int):
         change = augment.change
         if type(change) is not FlowChange or change.flow.config.code_rows:  # as a LinearChange
+            if not isinstance(change, FlowChange):
+                raise ValueError(f"a cache is for changes by a flow, got {type(change).__name__}")
             what = "a cache is for deep flows with class Gaussians"
             raise ValueError(f"{what}; the linear flow costs next to nothing without")
         self.flow, self.move = flow, move = change.flow, change.move

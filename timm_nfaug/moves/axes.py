@@ -4,6 +4,7 @@
 of the class's diagonal Gaussian (Enescu & Sahbi, ACCV 2024).
 """
 
+import torch
 from torch import Tensor
 
 from ..flows.model import ConditionalFlow as Flow
@@ -23,7 +24,11 @@ class Axes(Move):
 
     name = "axes"
 
+    @torch.no_grad()
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
-        variance, axes = flow.prior.variance.topk(self.modes, dim=1)  # (K, modes)
+        own, place = y.unique(return_inverse=True)
+        variance, axes = flow.prior.variance[own].topk(
+            self.modes, dim=1
+        )  # (classes among y, modes)
         move = noise.new_zeros(len(y), flow.dim)
-        return move.scatter_(1, axes[y], noise * (self.strength * variance.sqrt()[y]))
+        return move.scatter_(1, axes[place], noise * (self.strength * variance.sqrt()[place]))

@@ -4,6 +4,7 @@ Its mean square length is that of the pca move with as many modes (of the axes m
 stores no modes), so that a comparison shows what the directions alone are worth.
 """
 
+import torch
 from torch import Tensor
 
 from ..flows.model import ConditionalFlow as Flow
@@ -25,6 +26,7 @@ class Isotropic(Move):
     def noise_size(self, flow: Flow) -> int:
         return flow.dim
 
+    @torch.no_grad()
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
         prior, n = flow.prior, self.modes
         squares = prior.mode_std[:, :n] ** 2 if prior.num_modes else prior.variance.topk(n)[0]

@@ -31,6 +31,7 @@ class Rotation(PCA):
     def noise_size(self, flow: Flow) -> int:
         return self.modes + 1  # the last one gives the angle
 
+    @torch.no_grad()
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
         if z is None:
             raise ValueError("a rotation needs the codes z; pass z=")
