@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from . import lift, pixels
 from ._utils.checks import check_choice, check_labels, check_probability
-from ._utils.random import keyed_generator
+from ._utils.random import own_generator
 from .change import Change, FlowChange, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
@@ -87,7 +87,7 @@ class NFAugment(v2.Transform):
         self.p, self.labels = p, labels
         self.mean, self.std, self.seed = mean, std, seed
         self.fallbacks = 0
-        self._own: tuple[Any, torch.Generator | None] = (None, None)
+        self._own: tuple[Any, torch.Generator] | None = None
 
     def _use(self, flow: ConditionalFlow, move: Move) -> None:
         self.change: Change = change_of(flow, move)
@@ -245,10 +245,7 @@ class NFAugment(v2.Transform):
         return found.nested()
 
     def make_params(
-        self,
-        flat_inputs: list[Any],
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, flat_inputs: list[Any], labels: Tensor | None = None, generator=None
     ) -> dict[str, Any]:
         """Draws for one call: rows (b,) that change (None: all), their noise (b, n), their labels."""
         count, *more = {count_images(image) for image in flat_inputs}
@@ -310,21 +307,12 @@ class NFAugment(v2.Transform):
         """The transform's own generator, made anew in each worker so that no two draw alike."""
         worker = get_worker_info()
         key = None if worker is None else (worker.id, worker.seed)
-        if self._own[1] is None or self._own[0] != key:
-            if self.seed is None:
-                seed = torch.initial_seed() if worker is None else worker.seed
-                own = torch.Generator().manual_seed(seed % 2**63)
-            elif worker is None:
-                own = torch.Generator().manual_seed(self.seed % 2**63)
-            else:  # the loader's part is another one in each epoch
-                own = keyed_generator(self.seed, worker.seed)
-            self._own = (key, own)
-        generator = self._own[1]
-        assert generator is not None
-        return generator
+        if self._own is None or self._own[0] != key:
+            self._own = (key, own_generator(self.seed, None if worker is None else worker.seed))
+        return self._own[1]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_own": (None, None)}  # generators do not pickle for a worker
+        return {**self.__dict__, "_own": None}  # generators do not pickle for a worker
 
 
 def _check_pooled(labels: str, num_classes: int) -> None:
@@ -336,12 +324,8 @@ def _check_pooled(labels: str, num_classes: int) -> None:
 
 
 def nf_augment_transform(
-    config: str,
-    flow: ConditionalFlow | str = DEFAULT_FLOW,
-    mean=None,
-    std=None,
-    seed: int | None = None,
-) -> "NFAugment":
+    config: str, flow: ConditionalFlow | str = DEFAULT_FLOW, mean=None, std=None, seed=None
+) -> NFAugment:
     """Makes an `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
 
     Args:

@@ -20,6 +20,18 @@ def keyed_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
+def own_generator(seed: int | None, worker_seed: int | None = None) -> torch.Generator:
+    """A generator for this process; in a DataLoader worker its stream is the worker's and epoch's own.
+
+    >>> own_generator(3).initial_seed()
+    3
+    """
+    if seed is not None and worker_seed is not None:
+        return keyed_generator(seed, worker_seed)
+    found = next(s for s in (seed, worker_seed, torch.initial_seed()) if s is not None)
+    return torch.Generator().manual_seed(found % 2**63)
+
+
 @contextlib.contextmanager
 def random_numbers_apart() -> Iterator[None]:
     """Seeds the CPU's global generators alike in every process, and puts their states back after.
