@@ -25,9 +25,9 @@ from timm.data import (
     create_transform,
 )
 from timm.data.random_erasing import RandomErasing
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import Compose, Grayscale, ToTensor
+from torchvision.transforms import Compose, Grayscale, ToTensor, v2
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pil_image
 
 import timm_nfaug as nfa
@@ -1174,3 +1174,62 @@ def test_what_a_batch_holds_beside_images_and_labels_passes(toy_images):
     loader = DataLoader(list(zip(levels, y.tolist(), range(60))), batch_size=20)
     wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-p1"), num_classes=3)
     assert torch.equal(torch.cat([index for _, _, index in wrapped]), torch.arange(60))
+
+
+def _flags(*flags):
+    parser = argparse.ArgumentParser()
+    nfa.add_args(parser)
+    return parser.parse_args(list(flags))
+
+
+def test_batches_of_another_kind_are_refused():
+    """They would be taken apart image by image, or end in an error of another place."""
+    images = torch.rand(8, 3, 32, 32)
+    flags = _flags("--aug", "nfa-p1-k4-lnone")
+    for loader in ([images, images], DataLoader(TensorDataset(images), 4)):
+        wrapped = nfa.wrap_loader(loader, flags)
+        with pytest.raises(NFAError, match=r"expected batches \(images, labels"):
+            next(iter(wrapped))
+
+
+def test_more_kinds_of_data_can_be_fitted_to():
+    x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 3
+    flags = _flags("--aug", "nfa-p1-k4")
+    column = DataLoader(TensorDataset(x, y[:, None]), 4)  # labels (B, 1)
+    assert nfa.wrap_loader(column, flags, num_classes=3).augment.flow.num_classes == 3
+    pairs = [(image, int(k)) for image, k in zip(x, y)]
+
+    class Own(Dataset):
+        transform, classes = staticmethod(lambda image: image), 3
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            return self.transform(x[i]), int(y[i])
+
+    loader = DataLoader(Own(), 4)
+    with pytest.raises(NFAError, match="fit_dataset="):
+        nfa.wrap_loader(loader, flags, num_classes=3)
+    for data in (pairs, DataLoader(TensorDataset(x, y), 4)):
+        wrapped = nfa.wrap_loader(loader, flags, num_classes=3, fit_dataset=data)
+        assert wrapped.augment.flow.num_classes == 3
+    with pytest.raises(NFAError, match=r"gives dict, not \(image, label\)"):
+        dicts = [{"image": x[0], "label": 0}]
+
+        class Dicts(Dataset):
+            def __len__(self):
+                return 1
+
+            def __getitem__(self, i):
+                return dicts[i]
+
+        nfa.wrap_loader(loader, flags, num_classes=3, fit_dataset=Dicts())
+
+
+def test_erasing_inside_a_subset_is_refused(image_folder):
+    steps = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.RandomErasing(1.0)]
+    inner = ImageFolder(image_folder / "train", v2.Compose(steps))
+    loader = DataLoader(Subset(inner, range(12)), 4)
+    with pytest.raises(NFAError, match="erasing="):
+        nfa.wrap_loader(loader, _flags("--aug", "nfa-p1-k4"), num_classes=3)

@@ -78,7 +78,8 @@ def fitting_batches(
         if mean is None:
             check_range(x)
         x = lift.down(to_model(x, mean, std), size[1:])
-        yield x, torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y)
+        y = torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y)
+        yield x, y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def count_classes(
@@ -97,6 +98,7 @@ def count_classes(
             f"expected a loader of batches, got a dataset, {kind}: DataLoader(dataset, 256)"
         )
     names = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
+    names = names if isinstance(names, (list, tuple)) else None
     if pooled or num_classes is None:
         if names is None and not pooled:
             raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")

@@ -124,7 +124,8 @@ def preview_augmentation(
     >>> preview_augmentation(flow, [(Image.new("RGB", (32, 32)), 0)], [0.5, 1.0]).height
     126
     """
-    augment = NFAugment(flow, modes=modes or min(32, flow.prior.num_modes), p=1.0, kind=kind)
+    modes = min(32, flow.prior.num_modes) if modes is None else modes
+    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, _, names = _read(flow, images)
     rows = [[image] for image, _ in images]
@@ -182,7 +183,9 @@ def _draw(args: argparse.Namespace) -> Image.Image:
             dataset = create_dataset("", root=str(args.images), split="train")
         except RuntimeError as e:  # of timm: no images of its own formats
             raise ValueError(str(e)) from None
-        augment = NFAugment.to_fit(create_flow("linear"), modes=args.modes or 32)
+        augment = NFAugment.to_fit(
+            create_flow("linear"), modes=32 if args.modes is None else args.modes
+        )
         flow = _fit_to_dataset(augment, dataset).flow
     else:
         flow = ConditionalFlow.from_pretrained(args.flow)
@@ -222,10 +225,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.images is None and (args.flow == "linear" or not args.samples):
         parser.error("--images is required (only --samples of a pretrained flow goes without)")
     try:
-        sheet = _draw(args)
-    except (ValueError, FileNotFoundError) as e:
+        sheet, kind = _draw(args), FORMATS[args.out.suffix.lower()]
+        write_atomically(args.out, lambda p: sheet.save(p, format=kind))
+    except (ValueError, OSError) as e:
         parser.exit(2, f"error: {e}\n")
-    write_atomically(args.out, lambda p: sheet.save(p, format=FORMATS[args.out.suffix.lower()]))
     print(f"{args.out}: {sheet.width} x {sheet.height}")
 
 

@@ -86,7 +86,7 @@ def _fit_to_dataset(
     start, plain, augment = time.monotonic(), fit_dataset is not None, _on_device(augment, device)
     base = _unwrapped(fit_dataset if plain else dataset)
     stream = isinstance(base, IterableDataset)
-    if plain and (stream or not isinstance(base, Dataset)):
+    if plain and (stream or not (isinstance(base, Dataset) or _gives_images(base))):
         return _fit_to_batches(augment, base, num_classes)
     classes = _count_classes(augment, base, num_classes)
     loader = _images(augment, base, classes, workers, plain)
@@ -104,6 +104,14 @@ def _fit_to_dataset(
         if few := int((found < augment.modes).sum()):
             _logger.warning(FEW, few, classes, augment.modes, int(found.min()))
     return augment
+
+
+def _gives_images(data: Any) -> bool:
+    """Whether a list, or the like, holds single images and not batches."""
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data)):
+        return False
+    image = data[0][0] if isinstance(data[0], (tuple, list)) else None
+    return isinstance(image, Image.Image) or (isinstance(image, Tensor) and image.ndim == 3)
 
 
 def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) -> NFAugment:
@@ -170,6 +178,8 @@ def _levels(size: tuple[int, int, int], image: Any) -> Tensor:
 
 def _collated(to_levels: Callable, samples: list[Any]) -> Any:
     """A batch (images, labels) of samples whose images are tensors, or PIL images of any size."""
+    if not isinstance(samples[0], (tuple, list)) or len(samples[0]) < 2:
+        raise TypeError(f"it gives {type(samples[0]).__name__}, not (image, label)")
     pil = isinstance(samples[0][0], Image.Image)
     return default_collate([(to_levels(x) if pil else x, k) for x, k, *_ in samples])
 
@@ -179,7 +189,8 @@ def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> in
         return 1
     if mapping := _class_to_idx(base):  # names may share a label, and labels have gaps
         return max(mapping.values()) + 1
-    if count := num_classes or len(getattr(base, "classes", None) or ()):
+    names = getattr(base, "classes", None)
+    if count := num_classes or (len(names) if isinstance(names, (list, tuple)) else 0):
         return count
     name = type(base).__name__
     raise NFAError(f"{name} does not know its classes; say how many there are with --num-classes")

@@ -55,7 +55,8 @@ class NFALoader:
         dataset = getattr(self.loader, "dataset", None)
         if isinstance(dataset, (_WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
-        for i, (images, target, *rest) in enumerate(self.loader):
+        for i, batch in enumerate(self.loader):
+            images, target, *rest = _checked(batch)
             if self.augment is not None:
                 self.augment = _on_device(self.augment, images.device)
                 images = self._augmented(self.augment, images, target, epoch, i)
@@ -89,3 +90,12 @@ class NFALoader:
         if name == "loader":  # not set yet: while unpickling
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+def _checked(batch: Any) -> Any:
+    """A batch (images, labels, ...); anything else would be taken apart image by image."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) > 1
+    if pair and isinstance(batch[0], Tensor):
+        return batch
+    got = type(batch[0] if pair else batch).__name__
+    raise NFAError(f"expected batches (images, labels, ...), got {got}; take a collate_fn for them")

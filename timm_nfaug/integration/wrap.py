@@ -33,8 +33,8 @@ def wrap_loader(
         loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
-        fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, or
-            a loader; needed where a dataset neither timm's nor torchvision's has a `transform`.
+        fit_dataset: for the fit: a map-style dataset of (PIL image or tensor, label) pairs without
+            random augmentation, or a loader; needed where a dataset neither timm's nor torchvision's has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
@@ -67,13 +67,23 @@ def _check(args: Any, dataset: Any) -> None:
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
     if getattr(args, "nfa_cache", None):
         raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
-    own = [getattr(dataset, name, None) for name in ("transform", "normalize")]  # as timm's
+    names = ("transform", "normalize")  # as timm's
+    own = [getattr(data, name, None) for data in _inside(dataset) for name in names]
     own += dataset.transforms if fit._is_scheduled(dataset) else ()
-    if any(isinstance(step, RandomErasing) for t in own for step in getattr(t, "transforms", ())):
+    steps = [type(step).__name__ for t in own for step in getattr(t, "transforms", ())]
+    if "RandomErasing" in steps:  # timm's or torchvision's
         raise NFAError(
             "the dataset's transform erases before NFA can run; take timm's prefetcher, or leave "
             "re_prob out of create_loader and pass erasing=RandomErasing(...) to wrap_loader"
         )
+
+
+def _inside(dataset: Any) -> Iterator[Any]:
+    """A dataset and those that it is made of, as torch's Subset and ConcatDataset are."""
+    yield dataset
+    for inner in (getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())):
+        if inner is not None:
+            yield from _inside(inner)
 
 
 def _bare(loader: Any) -> Any:
@@ -103,10 +113,11 @@ def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: 
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
     workers = getattr(getattr(loader, "loader", loader), "num_workers", 0)
     base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
-    known = isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
-    if fit_dataset is not None or known or by_timm or fit._is_scheduled(dataset):
+    known = by_timm or isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
+    own_transform = getattr(base, "transform", None) is not None
+    if fit_dataset is not None or (known and own_transform) or fit._is_scheduled(dataset):
         return fit._fit_to_dataset(augment, dataset, num_classes, workers, device, fit_dataset)
-    if getattr(base, "transform", None) is not None:
+    if own_transform:
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
     whole = _in_order(loader, workers)
