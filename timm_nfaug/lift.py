@@ -80,6 +80,9 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     >>> add_to_image(image, change).getpixel((0, 0))
     109
     """
+    if torch.is_autocast_enabled("cpu"):  # a context costs as much as the addition
+        with torch.autocast("cpu", enabled=False):
+            return add_to_image(image, change)
     levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, -1)  # (H, W * C)
     change = change + SHIFT
     c, h, w = change.shape
@@ -91,10 +94,9 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     which, weights = _neighbours(h, image.height)
     step = max(1, CHUNK // levels.shape[1])
     chunks = [slice(i, i + step) for i in range(0, len(levels), step)]
-    with torch.autocast("cpu", enabled=False):
-        wide = (lines @ _bilinear(w, image.width, lines.device)).view(c, h, -1)
-        lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
-        parts = [_added(levels[i], _mixed(lines, which[i], weights[i]).numpy()) for i in chunks]
+    wide = (lines @ _bilinear(w, image.width, lines.device)).view(c, h, -1)
+    lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
+    parts = [_added(levels[i], _mixed(lines, which[i], weights[i]).numpy()) for i in chunks]
     out = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return PIL.Image.frombytes(image.mode, image.size, out)
 
