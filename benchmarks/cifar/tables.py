@@ -137,18 +137,6 @@ def cifar_search() -> str:
     return _comparison("held")
 
 
-def tangents_paired() -> str:
-    """What training with tangents instead of the exact flow changes, for every pair on record."""
-    pairs = [
-        f"`{name}` {comparison.gain(own, exact)} ({len(set(own) & set(exact))} seeds)"
-        for name, own, exact in comparison.tangent_pairs(_runs("test"))
-    ]
-    return (
-        "Classifiers trained with tangents less those with the exact flow, top-1, paired by seed: "
-        f"{'; '.join(pairs)}."
-    )
-
-
 def _comparison(split: str) -> str:
     runs, parts = _runs(split), []
     for (data, _, fraction, _), arms in sorted(comparison.comparisons(runs).items()):
