@@ -266,7 +266,7 @@ class NFAugment(v2.Transform):
         """Augments one image or batch with the random numbers of `make_params`."""
         check_image(inpt, self.change.size[0])
         rows, noise, labels = params["rows"], params["noise"], params["labels"]
-        if not len(noise):
+        if not noise.shape[0]:
             return inpt
         if isinstance(inpt, PIL.Image.Image):
             images = lambda: pixels.levels_to_model(pixels.levels_of(inpt).unsqueeze(0))

@@ -53,12 +53,12 @@ class Change(ABC):
                 change = self.change(images, y, noise)
         else:
             change = self.change(images, y, noise)
-        if change.shape != (len(noise), *self.size):
-            got, wanted = tuple(change.shape), (len(noise), *self.size)
+        if change.shape != (wanted := (noise.shape[0], *self.size)):
+            got = tuple(change.shape)
             raise ValueError(f"{type(self).__name__}.change must return {wanted}, got {got}")
         if change.requires_grad or change.dtype != torch.float32:
             change = change.detach().float()
-        low, high = change.aminmax() if len(change) else (0.0, 0.0)
+        low, high = change.aminmax() if wanted[0] else (0.0, 0.0)
         if -LIMIT <= float(low) and float(high) <= LIMIT:  # false for NaN
             return change, 0
         good = change.sum((1, 2, 3)).isfinite()

@@ -43,7 +43,7 @@ class PCA(Move):
 
     def _by_class(self, flow: Flow, y: Tensor, noise: Tensor) -> Tensor:
         """The displacement by one product for each class among y."""
-        if len(y) == 1:
+        if y.shape[0] == 1:
             return self._along(flow, int(y), noise)
         move = noise.new_empty(len(y), flow.dim)
         counts = torch.bincount(y, minlength=1).tolist()
