@@ -1,5 +1,6 @@
 """timm_nfaug: learned augmentation for timm by class-conditional normalizing flows."""
 
+from ._utils.notices import NFAError, NFAWarning
 from .augment import NFAugment, nf_augment_transform
 from .data import CachedNFADataset, NFACache, NFAugmentedDataset
 from .flows.model import ConditionalFlow
@@ -13,6 +14,8 @@ __all__ = [
     "CachedNFADataset",
     "ConditionalFlow",
     "NFACache",
+    "NFAError",
+    "NFAWarning",
     "NFAugment",
     "NFAugmentedDataset",
     "add_args",

@@ -1,7 +1,7 @@
 """NFA in trainings: flags, loaders of timm and of one's own, and the fit to a dataset."""
 
+from .._utils.notices import NFAError
 from .factory import loader_factory
-from .fit import NFAError
 from .flags import add_args
 from .loader import NFALoader
 from .wrap import wrap_loader

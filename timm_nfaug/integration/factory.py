@@ -9,10 +9,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from timm.data.random_erasing import RandomErasing
 
+from .._utils.notices import NFAError
 from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, _check_channels, _check_classes, _fit_to_dataset, _on_device
+from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
 from .loader import NFALoader, _find_mixup
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 from torchvision.transforms.functional import pil_to_tensor
 
+from .._utils.notices import NFAError
 from ..augment import NFAugment
 from ..data.transforms import set_transform
 
@@ -31,14 +32,6 @@ REMEDY = (
     "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
     "pretrained flow, which needs no fit: --nfa-flow NAME"
 )
-
-
-class NFAError(ValueError):
-    """Says that the data or the flags do not go with NFA, and what would.
-
-    >>> issubclass(NFAError, ValueError)
-    True
-    """
 
 
 def _check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from .._utils.checks import check_choice
+from .._utils.notices import NFAError
 from ..augment import DEFAULT_FLOW, NFAugment, nf_augment_transform
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..moves import list_moves
 from ..spec import parse_config
-from .fit import NFAError, _check_channels
+from .fit import _check_channels
 
 LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 PLACES = ("batch", "dataset")

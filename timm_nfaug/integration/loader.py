@@ -9,10 +9,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from .._utils.notices import NFAError
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
-from .fit import NFAError, _check_channels, _on_device, _process_rank
+from .fit import _check_channels, _on_device, _process_rank
 from .workers import _WorkerDataset
 
 

@@ -8,11 +8,12 @@ from timm.data import AugMixDataset
 from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
 
+from .._utils.notices import NFAError
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import _Wrapped
 from ..data.transforms import set_transform, without_transform
-from .fit import NFAError, _on_device, _process_rank
+from .fit import _on_device, _process_rank
 
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}
 FLAG, INSTEAD = "--nfa-place dataset", "take --nfa-place batch"

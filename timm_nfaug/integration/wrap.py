@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.datasets import VisionDataset
 
+from .._utils.notices import NFAError
 from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from . import fit
-from .fit import NFAError
 from .flags import LINEAR, _augment_from_args, _needs_fit
 from .loader import NFALoader, _find_mixup
 
