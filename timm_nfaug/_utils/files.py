@@ -91,7 +91,11 @@ def _lives(pid: int) -> bool:
 
 
 class InUseError(OSError):
-    """Says that another process works in a directory, and which one."""
+    """Says that another process works in a directory, and which one.
+
+    >>> issubclass(InUseError, OSError)
+    True
+    """
 
 
 @contextlib.contextmanager
@@ -147,6 +151,11 @@ def reserve(path: Path, size: int) -> None:
     """Makes a file of `size` bytes whose space on the disk is taken: writing to it cannot fail.
 
     Where the system cannot reserve, it looks at the free space alone.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reserve(Path(folder, "a.bin"), 1000)
+    ...     Path(folder, "a.bin").stat().st_size
+    1000
 
     Raises:
         OSError: there is not enough room.
