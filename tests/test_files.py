@@ -85,9 +85,11 @@ def test_a_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
 
 def test_a_locked_directory_names_its_holder(tmp_path):
     process = holder(tmp_path, 60)
-    with pytest.raises(InUseError, match=rf"process {process.pid} on .*name another directory"):
-        with locked(tmp_path, wait=False):
-            pass
+    with (
+        pytest.raises(InUseError, match=rf"process {process.pid} on .*name another directory"),
+        locked(tmp_path, wait=False),
+    ):
+        pass
     process.kill()
     process.wait()
     with locked(tmp_path, wait=False):  # a killed holder leaves no lock
