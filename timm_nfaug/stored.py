@@ -35,6 +35,10 @@ SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}  # bytes of the numbers that a
 # larger numbers have squares and products that leave float32
 BOUNDS = {"log_prior": (-math.inf, 1e9), "prior.mode_std": (0.0, 1e9)}
 AGAIN = "download or save the flow again"
+STALE = (
+    "{config} does not belong to the weights beside it, as after a save that was cut short; the "
+    "config inside {weights} is taken, and flow.save_pretrained({directory}) writes both anew"
+)
 Make = Callable[[FlowConfig], "ConditionalFlow"]
 
 
@@ -56,16 +60,22 @@ def write_flow(flow: "ConditionalFlow", directory: Path, half: bool = False) -> 
         OSError: a file could not be written; the flow that was there is whole.
     """
     values = flow.config.to_dict()
-    text = json.dumps(values)
-    FlowConfig.from_dict(_parsed(text.encode(), MAX_CONFIG))
+    FlowConfig.from_dict(_parsed(json.dumps(values, indent=2).encode(), MAX_CONFIG - 100))
     tensors = {k: _stored(k, v, half) for k, v in flow.state_dict().items()}
     for key, tensor in tensors.items():
         _check_numbers(key, tensor)
-    data = save(tensors, {"config": text})  # one key: of several the order would be random
+    numbers = hashlib.sha256(_numbers_of(save(tensors))).hexdigest()
+    inside = {"config": json.dumps(values | {WEIGHTS_KEY: numbers})}
+    data = save(tensors, inside)  # one key: of several the order would be random
     values[WEIGHTS_KEY] = hashlib.sha256(data).hexdigest()
     write_atomically(directory / WEIGHTS_NAME, lambda path: path.write_bytes(data))
     text = json.dumps(values, indent=2) + "\n"
     write_atomically(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _numbers_of(data: bytes) -> memoryview:
+    """What follows the header in a file of safetensors."""
+    return memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
@@ -87,17 +97,20 @@ def read_flow(directory: Path, make: Make) -> "ConditionalFlow":
         ValueError: a file is damaged or does not fit the other, or the flow does not invert.
         OSError: a file cannot be read.
     """
-    path = directory / WEIGHTS_NAME
-    config, digest = _read_config(directory / CONFIG_NAME)
+    path, config_path = directory / WEIGHTS_NAME, directory / CONFIG_NAME
+    config, digest = _read_config(config_path)
     with _named(path, AGAIN), open(path, "rb") as f:  # once: a save may put another in its place
         shapes, inside = _read_header(f)
-        own = _digest(f)
-        config, source = _own_config(config, digest, own, inside, directory)
-        with _named(source, f"correct it, or {AGAIN}"), torch.device("meta"):
+        tied = digest == _digest(f)
+        own = None if tied else _config_inside(inside, f)
+        if own is not None and (own != config or digest is not None):
+            warn(STALE.format(config=config_path, weights=path, directory=repr(str(directory))))
+            config, config_path, tied = own, path, True
+        with _named(config_path, f"correct it, or {AGAIN}"), torch.device("meta"):
             flow = make(config)  # sizes without numbers
-        _check_fit(flow, shapes, source.name)
-        if digest not in (own, None) and source != path:
-            raise ValueError(f"the digest in {source} is of other weights; {AGAIN}, both files")
+        _check_fit(flow, shapes, config_path.name)
+        if not tied:
+            _check_old(config_path, digest)
         f.seek(0)
         _fill(flow, load(f.read()))
         flow.eval().check_sound()
@@ -116,7 +129,7 @@ def _named(path: Path, remedy: str) -> Iterator[None]:
             f"{path} cannot be read as safetensors ({e}); it may be truncated: {remedy}"
         ) from e
     except ValueError as e:
-        if str(path.parent) in str(e):  # it names its file
+        if str(e).startswith(str(path.with_name(CONFIG_NAME))):  # the other file's
             raise
         raise ValueError(f"{path}: {e}; {remedy}") from e
 
@@ -189,32 +202,33 @@ def _read_header(f: BinaryIO) -> tuple[dict[str, tuple[int, ...]], Any]:
     return shapes, metadata.get("config") if isinstance(metadata, dict) else None
 
 
-def _digest(f: BinaryIO) -> str:
-    f.seek(0)
+def _digest(f: BinaryIO, start: int = 0) -> str:
+    f.seek(start)
     found = hashlib.sha256()
     while block := f.read(2**20):
         found.update(block)
     return found.hexdigest()
 
 
-def _own_config(
-    config: FlowConfig, digest: str | None, own: str, inside: Any, directory: Path
-) -> tuple[FlowConfig, Path]:
-    """The config that belongs to weights of digest `own`, and the file that it stands in."""
-    path, weights = directory / CONFIG_NAME, directory / WEIGHTS_NAME
-    if digest == own:
-        return config, path
-    again = f"flow.save_pretrained({str(directory)!r})"
-    if isinstance(inside, str):
-        found = FlowConfig.from_dict(_parsed(inside.encode(), MAX_CONFIG))
-        if digest is not None or found != config:
-            what = f"{path} belongs to other weights, as after a save that was cut short"
-            warn(f"{what}; the config inside {weights} is taken; {again} writes both anew")
-            return found, weights
-    if digest is None:
-        what = f"{path} does not say which weights it belongs to, as of an earlier version"
-        warn(f"{what}; {again} adds it ({WEIGHTS_KEY})")
-    return config, path
+def _config_inside(text: Any, f: BinaryIO) -> FlowConfig | None:
+    """The config that the weights bring along, or None; raises where the numbers are others."""
+    if not isinstance(text, str):
+        return None
+    values = _parsed(text.encode(), MAX_CONFIG)
+    f.seek(0)
+    if values.get(WEIGHTS_KEY) != _digest(f, 8 + int.from_bytes(f.read(8), "little")):
+        raise ValueError("its numbers are not those that were saved")
+    return FlowConfig.from_dict(values)
+
+
+def _check_old(path: Path, digest: str | None) -> None:
+    """Warns of a config without digest; raises for one of other weights."""
+    if digest is not None:
+        what = f"{path}: {WEIGHTS_KEY} is not of the weights beside it"
+        raise ValueError(f"{what}; {AGAIN}, or if you changed them yourself remove {WEIGHTS_KEY}")
+    again = f"flow.save_pretrained({str(path.parent)!r})"
+    what = f"{path} does not say which weights it belongs to, as of an earlier version"
+    warn(f"{what}; {again} adds it ({WEIGHTS_KEY})")
 
 
 def _check_fit(flow: "ConditionalFlow", shapes: dict[str, tuple[int, ...]], source: str) -> None:

@@ -1,0 +1,1 @@
+"""What the package does with damaged files, dying disks and killed processes."""
