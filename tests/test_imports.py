@@ -12,6 +12,7 @@ LAYERS = [
     {"_utils"},
     {"pixels", "lift"},
     {"config"},
+    {"card", "remote"},
     {"hub"},
     {"flows"},
     {"moves"},
