@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from typing import Any
 
 import yaml
@@ -55,12 +56,12 @@ def model_card(config: FlowConfig, name: str, source: str = HERE) -> str:
     """
     info, quoted = config.info, json.dumps(source, ensure_ascii=False)
     front = {
-        "license": info.get("license", "apache-2.0"),
+        "license": " ".join(str(info.get("license", "apache-2.0")).split()),
         "library_name": "timm_nfaug",
         "tags": ["normalizing-flow", "data-augmentation", "timm"],
     }
     return CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf),
         title=_inline(name),
         table="\n".join(f"| {_inline(k)} | {_inline(v)} |" for k, v in _rows(config)),
         note=WHERE if source == HERE else "",

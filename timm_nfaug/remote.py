@@ -76,10 +76,8 @@ def _check_id(repo: str) -> None:
 def fetch(source: Source, local_files_only: bool = False) -> Path:
     """Returns the local directory of a repository's files, all of one commit, downloaded if needed.
 
-    Without an answer from the Hub a complete local copy is used, with an `NFAWarning`; offline and
-    for a commit's full hash it is used without asking.
-
-    It fails after HF_HUB_ETAG_TIMEOUT seconds (10) without an answer, after HF_HUB_DOWNLOAD_TIMEOUT
+    Where the Hub cannot be had a complete local copy is used, with an `NFAWarning`; offline and for
+    a commit's full hash it is used without asking. Without a copy it fails after HF_HUB_ETAG_TIMEOUT seconds (10) without an answer, after HF_HUB_DOWNLOAD_TIMEOUT
     seconds (10) without a byte of a file, and after `patience` in all.
 
     >>> fetch(Source.parse("org/none", ["config.json"]), local_files_only=True)
@@ -234,8 +232,12 @@ def upload(folder: Path, repo: str, revision: str | None, token, commit_message:
     from huggingface_hub import HfApi
 
     more: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
-    send = lambda: HfApi(token=token).upload_folder(repo_id=repo, folder_path=folder, **more)
     size = sum(file.stat().st_size for file in folder.iterdir())
+
+    def send() -> Any:
+        with _no_waits():
+            return HfApi(token=token).upload_folder(repo_id=repo, folder_path=folder, **more)
+
     with _explained(repo):
         info = within(patience(size), send)
     return str(getattr(info, "commit_url", info))
@@ -275,14 +277,15 @@ def explain(e: Exception) -> str:
         if key in keys:
             file = str(getattr(response, "url", "")).rpartition("/")[2]
             return f"{why.format(file=file)}{f' (HTTP {status})' if status else ''}; {remedy}"
-    remedy = "check the connection, HF_ENDPOINT and proxy, or, if it is slow, raise "
-    remedy += f"HF_HUB_DOWNLOAD_TIMEOUT, now {constants.HF_HUB_DOWNLOAD_TIMEOUT} s"
+    times = f"{constants.HF_HUB_ETAG_TIMEOUT} and {constants.HF_HUB_DOWNLOAD_TIMEOUT} s"
+    remedy = "check the connection, HF_ENDPOINT and proxy, or, where it is slow, raise "
+    remedy += f"HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, now {times}"
     if isinstance(e, OSError) and e.errno and not isinstance(e, (ConnectionError, TimeoutError)):
         remedy = "the cache needs room and must be writable; cache_dir= names another"
     return f"{type(e).__name__}: {text}; {remedy}"
 
 
-_UNKNOWN = ("there is no such repository, or it is private", f"check the id, or {LOGIN}")
+_UNKNOWN = ("there is no such repository, or it is private", f"check the id or path, or {LOGIN}")
 KNOWN = {  # classes of huggingface_hub, and what else has this HTTP status
     "GatedRepoError": ("access to it is restricted", f"ask for access on its page, and {LOGIN}"),
     "RevisionNotFoundError": ("it has no such revision", "name a branch, tag or commit of it"),
