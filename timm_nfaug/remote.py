@@ -77,8 +77,9 @@ def fetch(source: Source, local_files_only: bool = False) -> Path:
     """Returns the local directory of a repository's files, all of one commit, downloaded if needed.
 
     Where the Hub cannot be had a complete local copy is used, with an `NFAWarning`; offline and for
-    a commit's full hash it is used without asking. Without a copy it fails after HF_HUB_ETAG_TIMEOUT seconds (10) without an answer, after HF_HUB_DOWNLOAD_TIMEOUT
-    seconds (10) without a byte of a file, and after `patience` in all.
+    a commit's full hash it is used without asking. Without a copy it fails after
+    HF_HUB_ETAG_TIMEOUT seconds (10) without an answer, after HF_HUB_DOWNLOAD_TIMEOUT seconds (10)
+    without a byte of a file, and after `patience` in all.
 
     >>> fetch(Source.parse("org/none", ["config.json"]), local_files_only=True)
     Traceback (most recent call last):
