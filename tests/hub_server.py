@@ -1,17 +1,37 @@
-"""A loopback server that speaks as much of the Hugging Face Hub's protocol as one upload and its downloads need."""
+"""A loopback server that speaks as much of the Hugging Face Hub's protocol as one upload and its downloads need,
+and that can fail as a network does."""
 
 import base64
 import contextlib
 import hashlib
 import json
+import os
+import socket
+import struct
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 MAX_REQUESTS = 100  # a client that goes round in circles is refused
 
 
+def environment(url: str, home: Path, **more: str) -> dict[str, str]:
+    """The environment variables of a process that takes the server at `url` for the Hub."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    env |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+    return env | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | more
+
+
 class Hub(ThreadingHTTPServer):
+    """Repositories in memory.
+
+    `faults` maps (method, end of the path) to what goes wrong there: an HTTP status, "gated", "reset", "stall" (no
+    answer), "drip" (an answer that never ends), "half" (the body stalls), "cut" (the body ends early), "loop" (of
+    redirects) or "portal" (the page of somebody else).
+    """
+
     daemon_threads = True
 
     def __init__(self):
@@ -22,14 +42,47 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}  # sha256 -> content
         self.messages: list[str] = []
         self.requests: list[str] = []
+        self.tokens: dict[str, str] = {}  # private repository -> the token that opens it
+        self.faults: dict[tuple[str, str], str | int] = {}
+        self.before: Callable[[str], None] = lambda request: None
+        self.released = threading.Event()  # ends what stalls
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        sha = hashlib.sha1(str(len(self.commits)).encode()).hexdigest()
+        self.commits[sha] = files
+        return sha
+
+    def put(self, repo: str, folder: Path, branch: str = "main") -> str:
+        """Makes the files of a folder the newest commit of a branch."""
+        files = {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+        sha = self.repos.setdefault(repo, {})[branch] = self.commit(files)
+        return sha
+
+    def handle_error(self, request, client_address):  # of a connection that was reset
+        pass
+
+    @contextlib.contextmanager
+    def refusing(self):
+        """Refuses connections until the block ends."""
+        self.shutdown()
+        self.socket.close()
+        try:
+            yield
+        finally:
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.server_bind()
+            self.server_activate()
+            threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle_any(self):
-        hub, path = self.server, unquote(urlsplit(self.path).path).strip("/").split("/")
+        hub, parts = self.server, urlsplit(self.path).path.strip("/").split("/")
+        path = [unquote(part) for part in parts]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        hub.before(f"{self.command} {self.path}")
         hub.requests.append(f"{self.command} {self.path}")
         if len(hub.requests) > MAX_REQUESTS:
             return self.reply(403, {"error": "too many requests for a test"})
@@ -46,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             values = json.loads(body)
             repo = f"{values['organization']}/{values['name']}"
             status = 409 if repo in hub.repos else 200
-            hub.repos.setdefault(repo, {"main": self.commit({})})
+            hub.repos.setdefault(repo, {"main": hub.commit({})})
             return self.reply(status, {"url": f"{hub.url}/{repo}"})
         if path == ["api", "validate-yaml"]:
             return self.reply(200, {"errors": [], "warnings": []})
@@ -71,11 +124,14 @@ class Handler(BaseHTTPRequestHandler):
                         files[value["path"]] = base64.b64decode(value["content"])
                     elif line["key"] == "lfsFile":
                         files[value["path"]] = hub.large[value["oid"]]
-                sha = branches[revision] = self.commit(files)
+                sha = branches[revision] = hub.commit(files)
                 url = f"{hub.url}/{'/'.join(path[2:4])}/commit/{sha}"
                 return self.reply(200, {"success": True, "commitOid": sha, "commitUrl": url})
         if len(path) >= 5 and path[2] == "resolve":
             branches = hub.repos.get("/".join(path[:2]))
+            token = hub.tokens.get("/".join(path[:2]))
+            if token and self.headers.get("Authorization") != f"Bearer {token}":
+                return self.reply(401, {"error": "Invalid username or password."})
             if branches is None:
                 return self.reply(
                     404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
@@ -95,28 +151,54 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        sha = f"{len(self.server.commits) + 1:040x}"
-        self.server.commits[sha] = files
-        return sha
-
     def reply(self, status: int, content, headers: dict[str, str] | None = None):
+        fault = self.fault()
+        if fault == "stall":
+            self.server.released.wait(60)
+        if fault in ("stall", "reset"):
+            return self.reset()
+        if fault == "drip":
+            return self.drip()
+        if fault == "loop":
+            status, headers = 302, {"Location": self.path}
+        elif fault == "portal":
+            status, content, headers = 200, b"<html>Welcome to our hotel</html>", {}
+        elif fault == "gated":
+            status, content = 403, {"error": "Ask for access"}
+            headers = {"X-Error-Code": "GatedRepo"}
+        elif isinstance(fault, int):
+            status, content, headers = fault, {"error": "no"}, {"Retry-After": "3600"}
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        kind = (
-            "application/vnd.git-lfs+json"
-            if isinstance(content, dict)
-            else "application/octet-stream"
-        )
+        lfs = isinstance(content, dict)
+        kind = "application/vnd.git-lfs+json" if lfs else "application/octet-stream"
         self.send_response(status)
-        for key, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(data)),
-            **(headers or {}),
-        }.items():
+        own = {"Content-Type": kind, "Content-Length": str(len(data)), "Connection": "close"}
+        for key, value in {**own, **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if fault in ("half", "cut") else data)
+        if fault == "half":
+            self.wfile.flush()
+            self.server.released.wait(60)
+
+    def fault(self) -> str | int | None:
+        path = urlsplit(self.path).path
+        fits = lambda method, end: method in ("*", self.command) and path.endswith(end)
+        return next((f for key, f in self.server.faults.items() if fits(*key)), None)
+
+    def reset(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.rfile.close()
+        self.wfile.close()
+
+    def drip(self):
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            while not self.server.released.wait(0.1):
+                self.wfile.write(b"a")
 
     def log_message(self, *args):
         pass
@@ -126,11 +208,10 @@ class Handler(BaseHTTPRequestHandler):
 def running_hub():
     """A `Hub` that answers on 127.0.0.1 until the block ends."""
     hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:
         yield hub
     finally:
+        hub.released.set()
         hub.shutdown()
         hub.server_close()
-        thread.join()

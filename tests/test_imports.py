@@ -12,7 +12,7 @@ LAYERS = [
     {"_utils"},
     {"pixels", "lift"},
     {"config"},
-    {"stored"},
+    {"stored", "card", "remote"},
     {"hub"},
     {"flows"},
     {"moves"},

@@ -119,8 +119,9 @@ class NFAugment(v2.Transform):
 
     @classmethod
     def from_pretrained(
-        cls, name: str = DEFAULT_FLOW, revision: str | None = None, **kwargs
-    ) -> "NFAugment":
+        cls, name: str = DEFAULT_FLOW, revision: str | None = None, token=None, cache_dir=None,
+        local_files_only: bool = False, **kwargs,
+    ) -> "NFAugment":  # fmt: skip
         """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`).
 
         Arguments as for the class; `modes` defaults to 32, or to what the flow stores if less.
@@ -130,7 +131,8 @@ class NFAugment(v2.Transform):
                 "linear has no weights of its own: NFAugment.from_data(loader) finds the "
                 "eigen-images of your data"
             )
-        flow = ConditionalFlow.from_pretrained(name, revision)
+        hub = token, cache_dir, local_files_only
+        flow = ConditionalFlow.from_pretrained(name, revision, *hub)
         kwargs.setdefault("modes", min(32, flow.prior.num_modes))
         return cls(flow, **kwargs)
 
