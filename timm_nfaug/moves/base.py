@@ -15,6 +15,7 @@ from .._utils.checks import check_choice, check_modes, check_strength
 from ..flows.model import ConditionalFlow as Flow
 
 CUT = 3.0  # standard deviations; a cut gives every move a bound
+STILL = 1e-3  # of a code, or of the range [-1, 1]: an eighth of a level, which no image shows
 
 
 class Move(ABC):
@@ -51,6 +52,10 @@ class Move(ABC):
         if self.modes > there:
             wanted = f"{self.modes} modes were asked for; lower modes"
             raise ValueError(f"{what.format(there)}, {wanted}")
+
+    def unmoved(self, flow: Flow) -> Tensor:
+        """Which Gaussians (K,) have no modes, so that it does not move their codes."""
+        return torch.zeros(flow.prior.num_classes, dtype=torch.bool)
 
     @abstractmethod
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
