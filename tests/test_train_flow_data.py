@@ -1,8 +1,13 @@
 """train_flow's settings and datasets: what is read, what is refused, and how images are split."""
 
+import dataclasses
 import hashlib
+import math
+import os
 import pickle
+import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -10,8 +15,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from timm_nfaug import NFAWarning
 from train_flow.__main__ import main
-from train_flow.config import TrainConfig, list_configs, load_config
+from train_flow.config import BOUNDS, TrainConfig, list_configs, load_config
 from train_flow.data import load_data, load_folder, random_shift, stratified_split
 from train_flow.trainer import Trainer
 
@@ -19,9 +25,8 @@ from train_flow.trainer import Trainer
 
 
 @pytest.mark.parametrize("name", list_configs())
-def test_shipped_configs_load(name):
-    config = load_config(name)
-    assert config.data_name, "the card needs a name for the data"
+def test_shipped_configs_load_and_claim_no_data(name):
+    assert load_config(name).data_name == "", "it would stand in the card of a flow of other data"
 
 
 def test_overrides(tmp_path):
@@ -73,17 +78,18 @@ def test_overrides(tmp_path):
         ("flow=3", "flow must be str, got 3"),
         ("prior=3", "prior must be dict.*, got 3"),
         ("objective=gle", "objective must be one of glem.*did you mean 'glem'"),
-        ("val_fraction=1", r"val_fraction must be in \[0, 1\)"),
-        ("batch_size=0", "batch_size must be at least 1"),
         ("data=folder", "image_size is required"),
         ("image_size=16", "images of digits are 8 pixels wide, got image_size 16"),
         ("in_chans=2", "in_chans must be 1 or 3"),  # two channels would be the grey one twice
         ("code_rows=8", "code_rows goes with objective: ce"),
-        ("shift=-1", "must be at least 0, got -1 and 0.01"),
-        ("temperature=0", "temperature must be above 0, got 0"),
-        ("steps=-5", "steps must be at least 0 .*, got -5 and 100; e.g. steps=10000"),
-        ("epochs=0", "epochs above 0, got 400 and 0"),
-        ("epochs=.nan", "epochs above 0, got 400 and nan"),
+        ("lr_floor=0.2", "lr_floor must be at most lr, got 0.2 and 0.1"),
+        ("snapshots=[0]", r"snapshots must be steps, integers of at least 1, got \[0\]"),
+        ("snapshots=[true]", r"snapshots must be steps, integers of at least 1, got \[True\]"),
+        ("network={1: 2}", "network must be dict.*, got {1: 2}"),
+        ("prior=&a {x: *a}", "prior is nested too deeply"),
+        (f"prior={'[' * 2000}", "is not valid YAML"),
+        ("data_name=2001-99-99", "is not valid YAML: month must be in 1..12"),
+        (f"lr={'9' * 400}", "lr must be in|lr must be float"),
         ("gaussian_lr=[]", r"gaussian_lr must be \[fraction, value\] pairs .* e.g. .*; got \[\]"),
         ("gaussian_lr=[0.01]", r"gaussian_lr must be \[fraction, value\] pairs .* got \[0.01\]"),
         ("kld_weight=[[0, 1, 2]]", r"kld_weight must be .* got \[\[0, 1, 2\]\]"),
@@ -98,6 +104,7 @@ def test_overrides(tmp_path):
             "gaussian_lr=[[0, 0.1], [1, 0]]",
             r"values of gaussian_lr must be above 0.* got \[\[0, 0.1\], \[1, 0\]\]",
         ),
+        ("kld_weight=[[0, -1]]", r"values of kld_weight must be at least 0.* got \[\[0, -1\]\]"),
         ("steps", "--set takes key=value, got 'steps'"),
         ("lr.x=1", "lr"),
         ("steps=[1", r"steps=\[1"),
@@ -106,6 +113,50 @@ def test_overrides(tmp_path):
 def test_wrong_settings_are_refused(override, match):
     with pytest.raises(ValueError, match=match):
         load_config("conv_p4_tiny.digits", ["lr=0.1", override])
+
+
+NUMBERS = [
+    f for f in dataclasses.fields(TrainConfig) if str(f.type) in ("int", "float", "int | None")
+]
+
+
+def test_every_number_has_bounds():
+    assert {f.name for f in NUMBERS} - set(BOUNDS) == {"in_chans"}  # 1 or 3
+
+
+@pytest.mark.parametrize("name, bounds", BOUNDS.items())
+def test_numbers_out_of_bounds_are_refused_with_the_bounds(name, bounds):
+    """From YAML, from --set and from Python: the ends of each interval, NaN, infinity, and another type."""
+    low, high = map(float, bounds[1:-1].split(", "))
+    whole = "int" in str(next(f.type for f in NUMBERS if f.name == name))
+    wrong = [low - 1, -math.inf] + ([low] if bounds[0] == "(" else [])
+    wrong += [math.inf, math.nan] if not whole else []
+    wrong += [] if high == math.inf else [high * 2] + ([high] if bounds[-1] == ")" else [])
+    for value in wrong:
+        value = int(value) if whole and math.isfinite(value) else value
+        kind = f"{name} must be int" if whole and not isinstance(value, int) else ""
+        expected = kind or f"{name} must be in {bounds}, got {value!r}"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            TrainConfig(**{"image_size": 32, name: value})
+        text = (
+            str(value)
+            if math.isfinite(value)
+            else {"inf": ".inf", "-inf": "-.inf"}.get(str(value), ".nan")
+        )
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            load_config("linear.cifar10_jpeg", [f"{name}={text}"])
+    for value in ("many", True, [1], {}, b"3", torch.ones(1)):
+        with pytest.raises(ValueError, match=f"{name} must be (int|float)"):
+            TrainConfig(**{"image_size": 32, name: value})
+
+
+def test_settings_of_another_type_are_refused_in_python():
+    for name, value in (
+        ("flow", 3), ("prior", []), ("prior", {1: 2}), ("flip", 1), ("snapshots", {}),
+        ("kld_weight", 5.0), ("gaussian_lr", "x"), ("data_name", None), ("objective", ["ml"]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} must be "):
+            TrainConfig(**{"image_size": 32, name: value})
 
 
 def test_settings_that_do_not_go_together_are_refused():
@@ -136,8 +187,12 @@ def test_wrong_files_are_refused(tmp_path):
     path.write_text("- lr")
     with pytest.raises(ValueError, match="must hold key: value lines, got a list"):
         load_config(path)
-    path.write_text("lr: [1")
-    with pytest.raises(ValueError, match="list.yaml"):
+    for text in (b"lr: [1", b"lr: \xff\xfe\xfd", b"[" * 5000, b"lr: 2001-99-99"):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match="list.yaml is not valid YAML"):
+            load_config(path)
+    path.write_text("1: 2")
+    with pytest.raises(ValueError, match="unknown key '1' in config list.yaml"):
         load_config(path)
 
 
@@ -204,7 +259,7 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(tmp_path, image_fol
     damage(bad, how)
     with pytest.raises(
         ValueError,
-        match=r"1 of 60 images cannot be read, the first is .*b/025\.png.*skip_unreadable",
+        match=r"1 of 60 images cannot be read, first: cannot read .*b/025\.png: .*skip_unreadable",
     ):
         load_folder(root, 32)
     caplog.clear()
@@ -221,7 +276,7 @@ def test_an_image_of_more_than_8_bits_is_refused_or_skipped(tmp_path, dtype, mod
     Image.fromarray((levels / 256).astype(np.uint8)).save(tmp_path / "a" / "1.tif")
     with pytest.raises(
         ValueError,
-        match=rf"a/0\.tif \(mode {mode} has more than 8 bits a channel; convert it to 8 bits first\)",
+        match=rf"a/0\.tif: mode {mode} has more than 8 bits a channel; convert it to 8 bits first",
     ):
         load_folder(tmp_path, 8)
     data = load_folder(tmp_path, 8, in_chans=1, skip_unreadable=True)
@@ -247,6 +302,44 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path, toy_images):
     data = load_folder(tmp_path, 32, skip_unreadable=True)
     assert 1 < len(data) < 70  # PNGs have checksums; a JPEG or TIFF often shows the damage instead
     assert torch.equal(data.levels[-1], toy_images[0][0])
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A black picture of any size in a small file."""
+    chunk = lambda kind, data: (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    )
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
+    rows = zlib.compress(bytes((width + 7) // 8 + 1) * height, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_and_a_huge_image_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "bomb.png").write_bytes(png_of(20_000, 20_000))
+    with pytest.raises(ValueError, match=r"first: cannot read .*a/bomb\.png: .*decompression bomb"):
+        load_folder(tmp_path, 32)
+    (tmp_path / "a" / "bomb.png").unlink()
+    (tmp_path / "a" / "large.png").write_bytes(png_of(9_500, 9_500))
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.warns(NFAWarning, match=r"a/large\.png has 9500 x 9500 pixels; a smaller copy"),
+    ):
+        assert (load_folder(tmp_path, 32).levels == 0).all()
+
+
+def test_the_data_is_called_after_its_folder(tmp_path, image_folder, monkeypatch):
+    """Not train, and not what a shipped config was made for; through subsets and devices."""
+    shutil.copytree(image_folder, tmp_path / "own37")
+    for place, given in (("own37", "."), ("own37", "train"), ("own37/train", ".."), (".", "own37")):
+        monkeypatch.chdir(tmp_path / place)
+        train, _ = load_data("folder", given, 32)
+        assert train.name == "own37", given
+        kept = train.subset(torch.arange(3)).to(torch.device("cpu")).without_labels()
+        assert kept.name == "own37" and kept.class_names == ["image"]
+    odd = os.fsencode(tmp_path) + b"/caf\xe9"  # Latin-1, which no card in UTF-8 can hold
+    shutil.copytree(os.fsencode(image_folder), odd)
+    assert load_data("folder", os.fsdecode(odd), 32)[0].name == "caf\ufffd"
 
 
 def test_a_class_that_lost_all_its_images_is_refused(tmp_path, image_folder):
@@ -336,6 +429,16 @@ def test_cifar10_as_torchvision_stores_it(tmp_path, monkeypatch):
     assert np.array_equal(val.levels.numpy(), written["test_batch"].reshape(-1, 3, 32, 32))
 
 
+def test_cifar10_that_is_damaged_and_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody there
+    with pytest.raises(
+        OSError, match=rf"cannot read CIFAR-10 in {tmp_path}: .*refused.*; remove what"
+    ):
+        load_data("cifar10", tmp_path)
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
 def test_stratified_split(fraction):
     labels = torch.tensor([0] * 40 + [1] * 2 + [2] * 17 + [3])[
@@ -374,6 +477,11 @@ def test_stratified_split(fraction):
         (["--config", "linear.cifar10_jpeg"], "needs --data-dir"),
         (["--config", "linear.cifar10_jpeg", "--data-dir", "/nowhere"], "no directory /nowhere"),
         (["--config", "linear.cifar10_jpeg", "--set", "objective=ml"], "needs --data-dir"),
+        (["--config", "conv_p4_tiny.digits", "--device", "tpu9"], "--device tpu9 cannot be used"),
+        (
+            ["--config", "conv_p4_tiny.digits", "--set", "clip_grad=-1"],
+            "clip_grad must be in [0, inf), got -1",
+        ),
     ],
 )
 def test_the_command_line_explains_errors(arguments, match, tmp_path, capsys):
@@ -382,7 +490,15 @@ def test_the_command_line_explains_errors(arguments, match, tmp_path, capsys):
     assert e.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and match.split(".*")[-1] in error
-    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").glob("*")] in ([], [".lock"])
+
+
+@pytest.mark.parametrize("limit", ["nan", "-1", "soon"])
+def test_a_time_limit_is_a_number_of_seconds(limit, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["--config", "conv_p4_tiny.digits", "--out", str(tmp_path), "--time-limit", limit])
+    assert e.value.code == 2
+    assert f"--time-limit: invalid number of seconds value: '{limit}'" in capsys.readouterr().err
 
 
 def test_random_shift_moves_whole_images_and_mirrors_at_the_edges():

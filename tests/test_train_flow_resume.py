@@ -2,12 +2,9 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -120,54 +117,6 @@ def test_settings_that_change_no_step_may_change(image_folder, tmp_path):
     run_cli({**settings, **other}, image_folder, out, "--resume")
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     assert "toys" in (out / "flow" / "README.md").read_text()
-
-
-def test_a_killed_run_resumes_to_the_same_weights(image_folder, tmp_path):
-    """SIGKILL at two random moments of real processes, which save a few steps behind what they log."""
-    settings = {"objective": "glem", "steps": 150, "checkpoint_seconds": 0.1, "eval_every": 50}
-    run_cli(settings, image_folder, tmp_path / "whole")
-    out, config = tmp_path / "killed", tmp_path / "whole.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "train_flow",
-        "--config",
-        config,
-        "--data-dir",
-        image_folder,
-        "--out",
-        out,
-        "--resume",
-    ]
-    command = [str(c) for c in command]
-    moments = [
-        (random.randint(1, 40), random.uniform(0, 0.03)),
-        (random.randint(45, 90), random.uniform(0, 0.03)),
-    ]
-    for lines, delay in moments:
-        with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
-            deadline = time.monotonic() + 240
-            while (
-                not (out / "log.jsonl").exists()
-                or (out / "log.jsonl").read_bytes().count(b"\n") < lines
-            ):
-                assert process.poll() is None and time.monotonic() < deadline, (
-                    process.stderr.read().decode()
-                )
-                time.sleep(0.002)
-            time.sleep(delay)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL, f"finished before the kill; {moments}"
-    assert not (out / "flow").exists()
-    (out / ".checkpoint.pt.abc").write_bytes(b"half a checkp")  # of a kill in the middle of a write
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes(), moments
-    steps = [line["step"] for line in read_log(out) if "loss" in line]
-    assert steps == list(range(1, 151)), moments
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt", "flow", "log.jsonl"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_its_log_anew(image_folder, tmp_path):

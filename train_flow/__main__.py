@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from .checkpoint import hold
 from .config import list_configs, load_config
 from .data import load_data
-from .distributed import init_distributed, leave_distributed
+from .distributed import Processes, init_distributed, leave_distributed
 from .trainer import Trainer
 
 
@@ -22,19 +24,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = _make_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    code = 2
     try:
         trainer = _make_trainer(args)
-    except (ValueError, FileNotFoundError, FileExistsError) as e:
-        parser.exit(2, f"error: {e}\n")
-    done = trainer.run(args.time_limit)
+        code = 1
+        with contextlib.closing(trainer):
+            _run(trainer, args.time_limit)
+    except (ValueError, OSError, FloatingPointError) as e:
+        parser.exit(code, f"error: {e}\n")
+    except KeyboardInterrupt:  # before or after the steps, where there is nothing to save
+        parser.exit(130, "interrupted; continue with --resume\n")
+    leave_distributed()
+    return 0
+
+
+def _run(trainer: Trainer, time_limit: float) -> None:
+    done = trainer.run(time_limit)
     if trainer.processes.rank == 0:
         if done:
             print(json.dumps(trainer.finish(), indent=2))
             print(f"flow saved to {trainer.out / 'flow'}")
         else:
             print(f"stopped at step {trainer.step} of {trainer.steps}; continue with --resume")
-    leave_distributed()
-    return 0
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -52,19 +63,30 @@ def _make_parser() -> argparse.ArgumentParser:
     resume = "continue from the checkpoint in --out, if there is one"
     add("--resume", action="store_true", help=resume)
     limit = "stop, resumably, after this"
-    add("--time-limit", type=float, default=math.inf, metavar="SECONDS", help=limit)
+    add("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help=limit)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:  # NaN, too
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # as argparse names what it refuses
 
 
 def _make_trainer(args: argparse.Namespace) -> Trainer:
     c = load_config(args.config, args.set)
     device = init_distributed(args.device)
     out = Path(args.out or Path("runs") / Path(args.config).name.removesuffix(".yaml"))
-    images = c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable, c.seed
-    train, val = load_data(c.data, args.data_dir, *images)
-    if not c.labels:
-        train, val = train.without_labels(), val if val is None else val.without_labels()
-    return Trainer(c, train, val, out, device, args.resume)
+    with hold(out, Processes.current(), device) as held:
+        images = c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable, c.seed
+        train, val = load_data(c.data, args.data_dir, *images)
+        if not c.labels:
+            train, val = train.without_labels(), val if val is None else val.without_labels()
+        return Trainer(c, train, val, out, device, args.resume, held.pop_all())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from timm_nfaug._utils.checks import check_choice, check_keys, closest
+from timm_nfaug._utils.checks import check_choice, check_keys, closest, is_int
 
 CONFIGS = Path(__file__).parent / "configs"
 CHOICES = {
@@ -22,11 +21,23 @@ CHOICES = {
     "average": ("ema", "swa", "none"),
     "net_dtype": ("float32", "bfloat16"),
 }
+# where the number of a setting must lie; NaN lies nowhere, and inf is no finite number
+BOUNDS = {
+    "bits": "[1, 8]", "code_rows": "[0, 4096]", "image_size": "[1, 4096]", "val_fraction": "[0, 1)",
+    "discriminative": "[0, inf)", "temperature": "(0, inf)", "shift": "[0, 4096]",
+    "modes_every": "[0, 1e9]", "gaussian_fraction": "[0, 1)", "gaussian_every": "[0, 1e9]",
+    "gaussian_images": "[0, 1e9]", "gaussian_until": "[0, 1]", "epochs": "(0, 1e9]",
+    "steps": "[0, 1e9]", "batch_size": "[1, 1e9]", "lr": "(0, 1e3]", "weight_decay": "[0, 1e3]",
+    "warmup_steps": "[0, 1e9]", "lr_floor": "[0, inf)", "halve_from": "[0, 1e9]",
+    "halve_every": "(0, 1e9]", "clip_grad": "[0, inf)", "ema_decay": "[0, 1)", "swa_from": "[0, 1]",
+    "seed": "[0, 1e18]", "log_every": "[1, 1e9]", "eval_every": "[0, 1e9]",
+    "eval_images": "[0, 1e9]", "checkpoint_seconds": "[0, inf)", "mode_images": "[0, 1e9]",
+}  # fmt: skip
 
 
 @dataclass
 class TrainConfig:
-    """Settings of one training; settings that do not go together raise a ValueError.
+    """Settings of one training; wrong ones and those that do not go together raise a ValueError.
 
     A schedule is a list of [fraction, value] points; the fraction is 0 at the first step and 1
     where the Gaussians freeze.
@@ -47,7 +58,8 @@ class TrainConfig:
 
     # -- data
     data: str = "folder"  # folder (ImageFolder tree), cifar10, cifar100 or digits
-    data_name: str = ""  # name of the dataset in the model card, e.g. "CIFAR-10 (JPEG)"
+    # name of the dataset in the model card, e.g. "CIFAR-10 (JPEG)"; "": the folder's, or CIFAR-10
+    data_name: str = ""
     image_size: int | None = None  # pixels, side of the images; required for a folder
     in_chans: int = 3  # channels: 3 for RGB, 1 for greyscale
     flip: bool = True  # flip half of the images horizontally, at random
@@ -109,7 +121,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0: only at the end
-    eval_images: int = 2000  # validation images used for that during training
+    eval_images: int = 2000  # validation images used for that during training; 0: all
     checkpoint_seconds: float = 60.0  # seconds between checkpoints
     # steps after which the flow is also exported as it is then, to OUT/flow-STEP
     snapshots: list = field(default_factory=list)
@@ -117,9 +129,13 @@ class TrainConfig:
     half: bool = False  # store kernels and modes in float16; the report is of the stored flow
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            setattr(self, f.name, _typed(f.name, getattr(self, f.name), str(f.type)))
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
-        self._check_ranges()
+        for name, bounds in BOUNDS.items():
+            _check_bounds(name, getattr(self, name), bounds)
+        self._check_schedules()
         self._check_data()
         self._check_classification()
         self._check_label_band()
@@ -150,24 +166,15 @@ class TrainConfig:
         """All settings by name."""
         return dataclasses.asdict(self)
 
-    def _check_ranges(self) -> None:
-        for name in ("val_fraction", "gaussian_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps < 0 or not 0 < self.epochs < math.inf:
-            raise ValueError(
-                "steps must be at least 0 (0: as epochs say) and epochs above 0, "
-                f"got {self.steps} and {self.epochs:g}; e.g. steps=10000"
-            )
-        if not all(isinstance(step, int) and step > 0 for step in self.snapshots):
+    def _check_schedules(self) -> None:
+        if not all(is_int(step) and 0 < step <= 1e9 for step in self.snapshots):
             raise ValueError(
                 f"snapshots must be steps, integers of at least 1, got {self.snapshots!r}"
             )
         _check_schedule("gaussian_lr", self.gaussian_lr, positive=True)
         _check_schedule("kld_weight", self.kld_weight, positive=False)
+        if self.lr_floor > self.lr:
+            raise ValueError(f"lr_floor must be at most lr, got {self.lr_floor:g} and {self.lr:g}")
 
     def _check_data(self) -> None:
         if self.in_chans not in (1, 3):
@@ -184,13 +191,6 @@ class TrainConfig:
             )
 
     def _check_classification(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if self.shift < 0 or self.discriminative < 0:
-            raise ValueError(
-                "shift and discriminative must be at least 0, "
-                f"got {self.shift} and {self.discriminative}"
-            )
         if self.shift and not self.discriminative:
             raise ValueError(
                 "shift goes with discriminative above 0: "
@@ -246,14 +246,14 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ValueError(
             f"no config {name!r}{closest(str(name), known)}; shipped: {', '.join(known)}"
         )
-    values = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
+    values = _parse(path.read_bytes(), str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold key: value lines, got a {type(values).__name__}")
     for item in overrides:
         _override(values, item)
-    types = {f.name: str(f.type) for f in dataclasses.fields(TrainConfig)}
-    check_keys(values, set(types), f"config {path.name}")
-    return TrainConfig(**{key: _typed(key, value, types[key]) for key, value in values.items()})
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    check_keys(map(str, values), fields, f"config {path.name}")
+    return TrainConfig(**values)
 
 
 def _override(values: dict[str, Any], item: str) -> None:
@@ -270,22 +270,26 @@ def _override(values: dict[str, Any], item: str) -> None:
     target[last] = _parse(text, f"--set {item}")
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str | bytes, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # the latter of dates, and of depth
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
 
 
 def _typed(key: str, value: Any, annotation: str) -> Any:
     """Converts `value` to the type of its field; YAML reads 1e-3 as a string."""
-    found = value if annotation == "str" else _numbers(value)
-    if annotation == "float" and type(found) is int:
+    try:
+        found = value if annotation == "str" else _numbers(value)
+    except RecursionError:
+        raise ValueError(f"{key} is nested too deeply") from None
+    if annotation == "float" and type(found) is int and abs(found) < 1e300:
         found = float(found)
     if annotation.startswith("int") and type(found) is float and found.is_integer():
         found = int(found)
     names = annotation.partition("[")[0].replace("None", "NoneType").split(" | ")
-    if type(found).__name__ not in names:
+    strange = isinstance(found, dict) and not all(isinstance(k, str) for k in found)
+    if strange or type(found).__name__ not in names:
         raise ValueError(f"{key} must be {annotation}, got {value!r}")
     return found
 
@@ -303,16 +307,27 @@ def _numbers(value: Any) -> Any:
     return value
 
 
+def _check_bounds(name: str, value: float | None, bounds: str) -> None:
+    """Refuses a number outside of `bounds`, such as "[0, 1)"; a setting left out, None, may be."""
+    low, high = map(float, bounds[1:-1].split(", "))
+    above = value is None or (low < value if bounds[0] == "(" else low <= value)
+    below = value is None or (value < high if bounds[-1] == ")" else value <= high)
+    if not (above and below):
+        raise ValueError(f"{name} must be in {bounds}, got {value!r}")
+
+
 def _check_schedule(name: str, points: list, positive: bool) -> None:
     pairs = all(isinstance(p, (list, tuple)) and len(p) == 2 for p in points)
-    numbers = pairs and all(type(v) in (int, float) and math.isfinite(v) for p in points for v in p)
+    numbers = pairs and all(type(v) in (int, float) and abs(v) < 1e30 for p in points for v in p)
     fractions = [p[0] for p in points] if numbers else []
     if not fractions or fractions != sorted(fractions) or fractions[0] < 0 or fractions[-1] > 1:
         raise ValueError(
             f"{name} must be [fraction, value] pairs with fractions in [0, 1] that do not fall, "
             f"e.g. [[0.0, 0.1], [1.0, 0.01]]; got {points!r}"
         )
-    if positive and min(value for _, value in points) <= 0:
+    lowest = min(value for _, value in points)
+    if lowest < 0 or (positive and lowest == 0):
+        least = "above 0" if positive else "at least 0"
         raise ValueError(
-            f"the values of {name} must be above 0, e.g. [[0.0, 0.1], [1.0, 0.01]], got {points!r}"
+            f"the values of {name} must be {least}, e.g. [[0.0, 0.1], [1.0, 0.01]], got {points!r}"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from timm_nfaug.pixels import dequantize
+from timm_nfaug.pixels import dequantize, read_image
 
 from .config import TrainConfig
 from .distributed import Processes
@@ -30,6 +32,8 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 class Images:
     """Images of a dataset: levels (N, C, H, W) uint8, labels (N,) int64, class names by label.
 
+    `name` is what a model card calls the dataset, where no setting does.
+
     >>> data = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ["a", "b"])
     >>> len(data), data.subset(torch.tensor([0, 3])).labels.tolist()
     (4, [0, 1])
@@ -38,6 +42,7 @@ class Images:
     levels: Tensor
     labels: Tensor
     class_names: list[str]
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,11 +50,12 @@ class Images:
     def subset(self, indices: Tensor) -> Images:
         """The images at `indices`, or where a mask is true."""
         indices = indices.to(self.levels.device)
-        return Images(self.levels[indices], self.labels[indices], self.class_names)
+        return dataclasses.replace(self, levels=self.levels[indices], labels=self.labels[indices])
 
     def to(self, device: torch.device) -> Images:
         """The images on `device`."""
-        return Images(self.levels.to(device), self.labels.to(device), self.class_names)
+        levels, labels = self.levels.to(device), self.labels.to(device)
+        return dataclasses.replace(self, levels=levels, labels=labels)
 
     def sha256(self) -> str:
         """Hash of images, labels and class names."""
@@ -60,7 +66,8 @@ class Images:
 
     def without_labels(self) -> Images:
         """The same images as one class."""
-        return Images(self.levels, torch.zeros_like(self.labels), ["image"])
+        labels = torch.zeros_like(self.labels)
+        return dataclasses.replace(self, labels=labels, class_names=["image"])
 
 
 class TrainingImages:
@@ -207,6 +214,9 @@ def _folder_splits(
             f"training images to train, or name it itself as --data-dir"
         )
     train = load_folder(train_dir, size, in_chans, skip)
+    whole = root.resolve()
+    own = whole.parent.name if whole.name.lower() in SPLITS else whole.name
+    train.name = os.fsencode(own).decode("utf-8", "replace")  # for a card in UTF-8
     if val_dir is None or train_dir == root:
         return train, None
     val = load_folder(val_dir, size, in_chans, skip)
@@ -228,13 +238,13 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
     levels = np.empty((len(files), in_chans, size, size), dtype=np.uint8)
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda i: _read(files[i][0], levels[i]), range(len(files))))
-    bad = [(files[i][0], e) for i, e in enumerate(errors) if e]
-    for path, error in bad:
-        _logger.warning("cannot read %s: %s", path, error)
+    bad = [e for e in errors if e]
+    for error in bad:
+        _logger.warning(error)
     if bad and not skip_unreadable:
         raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read, the first is {bad[0][0]} "
-            f"({bad[0][1]}); repair or remove them, or skip them with skip_unreadable=true"
+            f"{len(bad)} of {len(files)} images cannot be read, first: {bad[0]}; "
+            f"repair or remove them, or skip them with skip_unreadable=true"
         )
     good = torch.tensor([e is None for e in errors])
     labels = torch.tensor([k for _, k in files])
@@ -271,26 +281,26 @@ def _list_files(root: Path, names: list[str]) -> list[tuple[Path, int]]:
 def _read(path: Path, out: np.ndarray) -> str | None:
     """Decodes one image into `out` (C, size, size); returns what went wrong, or None."""
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # PIL would clip it at level 255
-                return (
-                    f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits first"
-                )
-            image = image.convert("RGB" if out.shape[0] == 3 else "L")
-            if image.size != (out.shape[2], out.shape[1]):
-                image = ImageOps.fit(image, (out.shape[2], out.shape[1]), Image.Resampling.BICUBIC)
-            out[:] = np.asarray(image).reshape(out.shape[1], out.shape[2], -1).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        return f"{type(e).__name__}: {e}"
+        image = read_image(path, out.shape[0])
+    except ValueError as e:
+        return str(e)
+    if image.size != (out.shape[2], out.shape[1]):
+        image = ImageOps.fit(image, (out.shape[2], out.shape[1]), Image.Resampling.BICUBIC)
+    out[:] = np.asarray(image).reshape(out.shape[1], out.shape[2], -1).transpose(2, 0, 1)
     return None
 
 
 def _cifar(name: str, root: str | Path, train: bool) -> Images:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    data = (CIFAR10 if name == "cifar10" else CIFAR100)(root, train=train, download=True)
+    dataset, title = {"cifar10": (CIFAR10, "CIFAR-10"), "cifar100": (CIFAR100, "CIFAR-100")}[name]
+    try:
+        data = dataset(root, train=train, download=True)
+    except (OSError, RuntimeError) as e:  # the latter of files whose checksum is wrong
+        hint = "remove what is damaged there, and see to it that it can be downloaded"
+        raise OSError(f"cannot read {title} in {root}: {e}; {hint}") from e
     levels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return Images(levels, torch.tensor(data.targets), data.classes)
+    return Images(levels, torch.tensor(data.targets), data.classes, title)
 
 
 def _digits() -> Images:
@@ -299,4 +309,4 @@ def _digits() -> Images:
     data = load_digits()
     levels = torch.from_numpy((data.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(data.target.astype(np.int64))
-    return Images(levels, labels, [str(k) for k in range(10)])
+    return Images(levels, labels, [str(k) for k in range(10)], "scikit-learn digits")

@@ -12,6 +12,11 @@ from torch import Tensor
 
 def init_distributed(device: str) -> torch.device:
     """Joins the process group that torchrun describes, if any; returns this process's device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:  # the latter of a torch without CUDA
+        reason = str(e).partition("\n")[0]
+        raise ValueError(f"--device {device} cannot be used ({reason}); e.g. --device cpu") from e
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return torch.device(device)
     if device.startswith("cuda"):
@@ -59,10 +64,14 @@ class Processes:
                 dist.all_reduce(tensor)
                 tensor /= self.world
 
-    def agree(self, decision: bool, device: torch.device) -> bool:
-        """The first process's decision, so that none waits for another in a reduction."""
+    def agree(self, values: list[int], device: torch.device) -> list[int]:
+        """The largest of each value over the processes, so that all of them do the same.
+
+        >>> Processes().agree([0, 15], torch.device("cpu"))
+        [0, 15]
+        """
         if self.world == 1:
-            return decision
-        flag = torch.tensor(float(decision), device=device)
-        dist.broadcast(flag, 0)
-        return bool(flag)
+            return values
+        largest = torch.tensor(values, device=device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.tolist()

@@ -9,6 +9,7 @@ import torch
 
 from timm_nfaug.flows.model import ConditionalFlow
 
+from .checkpoint import not_finite
 from .config import TrainConfig
 from .data import Images, stratified_split
 from .evaluate import code_moments, evaluate
@@ -32,12 +33,24 @@ def export_flow(
         train, val: images for the modes and for the report; without `val` the report is empty.
         seconds: duration of the training, for the card.
         training: how the flow was trained, for the card (`describe`).
+
+    Raises:
+        FloatingPointError: weights or modes are not finite; nothing is written.
     """
     flow.eval().set_net_dtype(None)
-    set_modes(flow, mode_images(train, config), config)
+    try:
+        set_modes(flow, mode_images(train, config), config)
+        problem = next((f"{k} is not finite" for k in not_finite({"flow": flow.state_dict()})), "")
+    except torch.linalg.LinAlgError as e:  # as NaN among the codes gives
+        problem = f"the codes have no modes ({e})"
+    if problem:
+        raise FloatingPointError(
+            f"{problem}, so {folder} is not written; train again with a lower lr "
+            f"(it was {config.lr:g}) and another --out"
+        )
     name = folder.parent.name + folder.name.removeprefix("flow").replace("-", "_")
     info: dict[str, Any] = {
-        "data": config.data_name or config.data,
+        "data": config.data_name or train.name or config.data,
         "license": "apache-2.0",
         "training_seconds": round(seconds, 1),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
+import signal
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from timm_nfaug._utils.files import write_atomically
+from timm_nfaug._utils.notices import warn
 from timm_nfaug.flows.model import ConditionalFlow
 
 from .alternation import Alternation, split_gaussian_images
-from .checkpoint import Log, read_checkpoint
+from .checkpoint import Checkpoints, Log, hold, not_finite, try_step
 from .config import TrainConfig
 from .data import Images, TrainingImages
 from .distributed import Processes
@@ -28,6 +30,7 @@ from .evaluate import evaluate
 from .export import describe, export_flow
 from .objective import make_loss
 from .schedule import NOISE, BatchOrder, ema_rule, make_scheduler
+from .signals import StopSignals
 from .start import make_flow, start_flow
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ _logger = logging.getLogger(__name__)
 class Trainer:
     """Trains a flow on images; see `TrainConfig` for every setting.
 
+    It keeps other trainings out of `out` until `finish` or `close`, or until it is forgotten.
+
     Args:
         config: the settings.
         train, val: images; val may be None.
@@ -43,6 +48,11 @@ class Trainer:
         device: where to compute; the images stay on the CPU unless it is CUDA.
         resume: continue from out/checkpoint.pt, or start where there is none. Settings that change
             no step (`checkpoint.FREE`) may differ from those of the checkpoint.
+        held: what keeps others out of `out` (`checkpoint.hold`), where the caller has it already.
+
+    Raises:
+        ValueError: settings, images and checkpoint do not go together, or no checkpoint is whole.
+        InUseError: another process trains in `out`.
 
     >>> import tempfile
     >>> data = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2, ["a", "b"])
@@ -61,27 +71,38 @@ class Trainer:
         out: str | Path,
         device: str | torch.device = "cpu",
         resume: bool = False,
+        held: contextlib.ExitStack | None = None,
     ):
         self.config, self.train_data, self.val_data = config, train, val
         self.out, self.device, self.processes = Path(out), torch.device(device), Processes.current()
-        self.checkpoint, self.log_file = self.out / "checkpoint.pt", Log(self.out / "log.jsonl")
-        _check(config, train, self.processes.world)
-        if self.checkpoint.exists() and not resume:
-            raise FileExistsError(
-                f"{self.checkpoint} exists; continue with --resume, or choose another --out"
-            )
+        self.checkpoints, self.log_file = Checkpoints(self.out), Log(self.out / "log.jsonl")
         self.step, self.seconds = 0, 0.0
-        self.data_hash = train.sha256()
+        self._held = held or hold(self.out, self.processes, self.device)
+        try:
+            self._start(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, resume: bool) -> None:
+        _check(self.config, self.train_data, self.processes.world)
+        if self.checkpoints.exist() and not resume:
+            raise FileExistsError(
+                f"{self.checkpoints.newest} exists; continue with --resume, or choose another --out"
+            )
+        self.data_hash = self.train_data.sha256()
         if self.device.type == "cuda":
-            self.train_data = train.to(self.device)
+            self.train_data = self.train_data.to(self.device)
         self._set_up()
-        if self.checkpoint.exists():
-            self.load_state_dict(read_checkpoint(self.checkpoint, config, self.data_hash))
+        problem = self.checkpoints.restore(self.load_state_dict, self.config, self.data_hash)
         if self.processes.rank == 0:
-            self.log_file.drop_after(self.step)
-            # a kill while the checkpoint was written leaves its temporary file
-            for leftover in self.out.glob(f".{self.checkpoint.name}.*"):
-                leftover.unlink()
+            lost = self.log_file.drop_after(self.step) - self.step
+            if problem:
+                warn(f"{problem}: step {self.step} is next, and {lost} logged steps are repeated")
+
+    def close(self) -> None:
+        """Lets other trainings into `out`."""
+        self._held.close()
 
     def _set_up(self) -> None:
         c = self.config
@@ -136,19 +157,31 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts the training where it was when `state` was made."""
+        if state["step"] > self.steps:
+            raise ValueError(f"step {state['step']} of {self.steps}")
         self.step, self.seconds = state["step"], state["seconds"]
         self.flow.load_state_dict(state["flow"])
         self.alternation.updates = state["gaussian_updates"]
         self.alternation.adam.load_state_dict(state["gaussian_adam"])
+        try_step(self.alternation.adam)
         if self.steps:
             self.optimizer.load_state_dict(state["optimizer"])
+            try_step(self.optimizer)
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
 
     def save(self) -> None:
-        """Writes the checkpoint; only the first process does."""
+        """Writes the checkpoint; only the first process does.
+
+        Raises:
+            FloatingPointError: weights are not finite; the checkpoint before is kept.
+            OSError: it cannot be written; the checkpoint before is kept.
+        """
         if self.processes.rank == 0:
-            write_atomically(self.checkpoint, lambda p: torch.save(self.state_dict(), p))
+            state = self.state_dict()
+            if bad := next(not_finite(state), None):
+                raise self._diverged(f"{bad} is not finite")
+            self.checkpoints.save(state)
 
     def best(self) -> ConditionalFlow:
         """The averaged flow where averaging has begun, else the flow itself."""
@@ -157,7 +190,25 @@ class Trainer:
         return self.flow
 
     def run(self, time_limit: float = math.inf) -> bool:
-        """Trains to the end, or for `time_limit` seconds; returns whether the end was reached."""
+        """Trains to the end, or for `time_limit` seconds; returns whether the end was reached.
+
+        Raises:
+            SystemExit: after SIGTERM (143) or SIGINT (130), with the checkpoint written.
+            FloatingPointError: loss or weights are not finite; the checkpoint before is kept.
+            OSError: the disk is full; the checkpoint before is kept.
+        """
+        with StopSignals() as signals:
+            number = self._train(time_limit, signals)
+            self.save()
+        if number := number or signals.received:
+            if self.processes.rank == 0:
+                name, at = signal.Signals(number).name, f"step {self.step} of {self.steps}"
+                _logger.warning("stopped by %s at %s; continue with --resume", name, at)
+            raise SystemExit(128 + number)
+        return self.step == self.steps
+
+    def _train(self, time_limit: float, signals: StopSignals) -> int:
+        """Takes steps to the end, to the time limit or to a signal, whose number it returns."""
         c = self.config
         start = saved = since = time.monotonic()
         before, rows = self.seconds, []
@@ -175,14 +226,14 @@ class Trainer:
                 looked = self._snapshot(), self._validate()
                 if any(looked):
                     since = time.monotonic()  # neither counts as time of the steps
-                stop = self.processes.agree(time.monotonic() - start > time_limit, self.device)
-                if stop or time.monotonic() - saved > c.checkpoint_seconds:
+                late = int(time.monotonic() - start > time_limit)
+                late, number = self.processes.agree([late, signals.received], self.device)
+                if late or number:
+                    return number
+                if time.monotonic() - saved > c.checkpoint_seconds and self.step < self.steps:
                     self.save()
                     saved = time.monotonic()
-                if stop and self.step < self.steps:
-                    return False
-        self.save()
-        return True
+        return 0
 
     def take_step(self) -> list[float]:
         """Trains for one step; returns loss, bits/dim, class accuracy and gradient norm."""
@@ -212,13 +263,16 @@ class Trainer:
         self.processes.average_(stacked)
         values = stacked.tolist()
         if not math.isfinite(values[0]) or not math.isfinite(values[3]):
-            raise FloatingPointError(
-                f"loss {values[0]} with gradient norm {values[3]} at step {self.step}; train again "
-                f"with a lower lr or a smaller clip_grad (they were {c.lr:g} and {c.clip_grad:g}) "
-                f"and another --out"
-            )
+            raise self._diverged(f"loss {values[0]} with gradient norm {values[3]}")
         self.optimizer.step()
         return values
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        c = self.config
+        return FloatingPointError(
+            f"{what} at step {self.step}; train again with a lower lr or a smaller clip_grad "
+            f"(they were {c.lr:g} and {c.clip_grad:g}) and another --out"
+        )
 
     def _log_steps(self, rows: list[list[float]], seconds: float) -> str:
         """Logs the means over some steps; returns the text for the progress bar."""
@@ -251,6 +305,7 @@ class Trainer:
         """Estimates the modes, saves out/flow, evaluates what was saved, and returns the report."""
         report = self._export(self.best(), "flow")
         self._log(final=True, **report)
+        self.close()
         return report
 
     def _export(self, flow: ConditionalFlow, folder: str) -> dict[str, float]:

@@ -91,7 +91,7 @@ def main() -> None:
         {
             "benchmark": "flow_objectives",
             "command": command_line("benchmarks.analysis.flow_objectives"),
-            "data": f"{c.data_name}: {len(images)} training images, {len(val)} validation images",
+            "data": f"{c.data_name or images.name}: {len(images)} training images, {len(val)} validation images",
             "seeds": args.seeds,
             "environment": environment(),
             "settings": last.to_dict() | own,

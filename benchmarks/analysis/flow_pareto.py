@@ -201,7 +201,7 @@ def record(
             "benchmark": "flow_pareto",
             "claim": f"{', '.join(CLAIMED)} lie on the front of bits/dim and images a second",
             "command": command_line("benchmarks.analysis.flow_pareto", argv),
-            "data": f"{c.data_name or c.data}: {sizes}",
+            "data": f"{c.data_name}: {sizes}",
             "seeds": [c.seed],
             "environment": environment(),
             "settings": {k: getattr(args, k) for k in kept} | {"disturbed": busy},
@@ -223,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(
             f"{args.data_dir} has no validation images; expected train/ and val/ inside"
         )
+    c.data_name = c.data_name or images.name
     rows, busy = measure(args, images, val)
     named = [row["on_front"] for row in rows if row["name"] in CLAIMED]
     results = {"rows": rows, "claim_met": all(named) if len(named) == len(CLAIMED) else None}

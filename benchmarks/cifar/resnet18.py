@@ -181,10 +181,8 @@ def read_data(args: argparse.Namespace) -> tuple[Images, dict[str, Images], str]
 def on_device(
     data: Images, vals: dict[str, Images], device: str
 ) -> tuple[Images, dict[str, Images]]:
-    def placed(d: Images) -> Images:
-        return Images(d.levels.to(device), d.labels.to(device), d.class_names)
-
-    return placed(data), {split: placed(d) for split, d in vals.items()}
+    to = torch.device(device)
+    return data.to(to), {split: d.to(to) for split, d in vals.items()}
 
 
 def subset(data: Images, total: int, fraction: float, seed: int) -> Images:

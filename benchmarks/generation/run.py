@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     results = measure(args, images, val)
     args.samples, args.batch_size = args.samples or len(images), c.batch_size
     sizes = f"{len(images)} training images, {len(val)} validation images"
-    record(args, argv, f"{c.data_name or c.data}: {sizes}", results)
+    record(args, argv, f"{c.data_name or images.name}: {sizes}", results)
     print(f"\n{markdown_table(table(results['rows']))}\n")
     print(f"written to benchmarks/results/{args.record}.json")
     return 0
