@@ -1,15 +1,15 @@
 """wrap_loader: NFA in a training script of one's own, around the loader that it has built."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from timm.data import AugMixDataset, ImageDataset, IterableImageDataset
 from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 from torchvision.datasets import VisionDataset
 
 from .._utils.notices import NFAError
@@ -99,7 +99,7 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     """The augmentation, with the channels and size of the loader's images where it is linear."""
     if _is_stream(loader) and isinstance(loader, Iterator):
         raise NFAError(f"a {type(loader).__name__} gives its images once; wrap a list or a loader")
-    first = next(iter(_in_order(loader, 0, 2)), None)
+    first = next(iter(fit._batches_of(loader, size=2)), None)
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
@@ -111,37 +111,21 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
 def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: Any) -> NFAugment:
     """Fits to what can be read without the training's augmentation, the same in every process."""
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
-    workers = getattr(getattr(loader, "loader", loader), "num_workers", 0)
     base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
+    inner = loader.loader if by_timm else loader
     known = by_timm or isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
     own_transform = getattr(base, "transform", None) is not None
     if fit_dataset is not None or (known and own_transform) or fit._is_scheduled(dataset):
-        return fit._fit_to_dataset(augment, dataset, num_classes, workers, device, fit_dataset)
+        how = getattr(inner, "num_workers", 0), device, fit_dataset, inner
+        return fit._fit_to_dataset(augment, dataset, num_classes, *how)
     if own_transform:
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
-    whole = _in_order(loader, workers)
-    if _is_stream(loader):
-        whole = fit._First(loader, fit._images_wanted(augment) * (num_classes or 1))
-    return fit._fit_to_batches(fit._on_device(augment, device), whole, num_classes)
+    count = fit._images_wanted(augment) * (num_classes or 1) if _is_stream(loader) else math.inf
+    batches = fit._batches_of(loader, count)
+    return fit._fit_to_batches(fit._on_device(augment, device), batches, num_classes)
 
 
 def _is_stream(loader: Any) -> bool:
     dataset = getattr(loader, "dataset", None)
     return dataset is None or isinstance(dataset, IterableDataset)
-
-
-def _in_order(loader: Any, workers: int, batch_size: int | None = None) -> Any:
-    """All of the dataset, in order, whatever a loader's sampler gives this process; of torch's."""
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if _is_stream(loader) or not isinstance(inner, DataLoader):
-        return loader if _is_stream(loader) else inner
-    data: Any = inner.dataset
-    size = batch_size or inner.batch_size or 256
-    return DataLoader(
-        data,
-        None if inner.batch_sampler is None else size,  # None: the dataset gives batches
-        # indices of timm's dataset of several transforms name one of them: its first
-        sampler=[(i, 0) for i in range(len(data))] if fit._is_scheduled(data) else None,
-        collate_fn=inner.collate_fn, num_workers=workers, generator=torch.Generator(),
-    )  # fmt: skip
