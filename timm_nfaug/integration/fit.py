@@ -59,7 +59,9 @@ def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
     flow, device = getattr(augment, "flow", None), torch.device(device)
     if flow is None or device in (flow.device, torch.device(flow.device.type)):
         return augment
-    return augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
+    moved = augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
+    moved.notices = augment.notices
+    return moved
 
 
 def _process_rank() -> int:
@@ -82,6 +84,7 @@ def _fit_to_dataset(
     start, plain, augment = time.monotonic(), fit_dataset is not None, _on_device(augment, device)
     base = _unwrapped(fit_dataset if plain else dataset)
     if plain and not _gives_images(base, like):
+        base = DataLoader(base, None) if isinstance(base, IterableDataset) else base
         return _fit_to_batches(augment, _batches_of(base, whole=False), num_classes)
     classes = _count_classes(augment, base, num_classes)
     loader = _images(augment, base, classes, workers, plain, like)
@@ -136,8 +139,8 @@ class _Reader:
     def __iter__(self) -> Iterator[Any]:
         try:
             for batch in self.loader:
-                self.read += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
                 yield batch
+                self.read += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
                 if self.read >= self.count:
                     return
         except NFAError:

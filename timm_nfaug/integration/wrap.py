@@ -9,15 +9,15 @@ from timm.data import AugMixDataset, ImageDataset, IterableImageDataset
 from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, default_collate
 from torchvision.datasets import VisionDataset
 
 from .._utils.notices import NFAError
 from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from . import fit
-from .flags import LINEAR, _augment_from_args, _needs_fit
-from .loader import NFALoader, _find_mixup
+from .flags import LINEAR, _augment_from_args, _complete, _needs_fit
+from .loader import NFALoader, _find_mixup, _say_on
 
 
 def wrap_loader(
@@ -30,6 +30,7 @@ def wrap_loader(
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
+        args: flags of a parser that `add_args` has extended; NFA's that they lack take defaults.
         loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
@@ -41,11 +42,11 @@ def wrap_loader(
     >>> wrap_loader([], argparse.Namespace(aug=None))
     []
     """
-    augment = _augment_from_args(args)
+    augment = _augment_from_args(args := _complete(args))
     if augment is None or augment.idle:
         return loader
     dataset, mixup = getattr(loader, "dataset", None), None
-    _check(args, dataset)
+    _check(args, loader, dataset)
     if isinstance(loader, PrefetchLoader):
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
@@ -58,14 +59,15 @@ def wrap_loader(
     else:
         fit._check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
+    _say_on(augment, "batch")
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), mixup, erasing, splits)
 
 
-def _check(args: Any, dataset: Any) -> None:
+def _check(args: Any, loader: Any, dataset: Any) -> None:
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
-    if getattr(args, "nfa_cache", None):
+    if args.nfa_cache:
         raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
     names = ("transform", "normalize")  # as timm's
     own = [getattr(data, name, None) for data in _inside(dataset) for name in names]
@@ -75,6 +77,14 @@ def _check(args: Any, dataset: Any) -> None:
         raise NFAError(
             "the dataset's transform erases before NFA can run; take timm's prefetcher, or leave "
             "re_prob out of create_loader and pass erasing=RandomErasing(...) to wrap_loader"
+        )
+    if (
+        isinstance(dataset, AugMixDataset)
+        and getattr(loader, "collate_fn", None) is default_collate
+    ):
+        raise NFAError(
+            "AugMixDataset gives several images a label, which torch's default_collate does not "
+            "join: take timm's prefetcher (create_loader(use_prefetcher=True)), or a collate_fn"
         )
 
 
