@@ -70,6 +70,7 @@ class _Factory:
             how = self.num_classes, given.get("num_workers", 1), device, self.fit_dataset
             fitted = _fit_to_dataset(own, dataset, *how)
             self.augment, self.fit = self.augment.replace(flow=fitted.flow), False
+            self.augment.notices = fitted.notices
         else:
             _check_classes(dataset, self.augment)
         given["dataset"] = self._augmented(dataset, given.get("device", "cpu"))

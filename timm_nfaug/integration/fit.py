@@ -101,7 +101,7 @@ def _fit_to_dataset(
 
 
 def _gives_images(data: Any, like: Any) -> bool:
-    """Whether it gives single images and not batches, as a worker finds where its kind leaves it open."""
+    """Whether it gives single images and not batches; a worker looks where its kind does not say."""
     stream = isinstance(data, IterableDataset)
     if isinstance(data, Dataset) and not stream:
         return True
@@ -117,10 +117,8 @@ def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) ->
     """Fits a copy of the augmentation to a loader's batches; all processes take those of rank 0."""
     try:
         fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
-    except NFAError:
-        raise
     except (TypeError, ValueError) as e:
-        raise NFAError(f"{e}; {REMEDY}") from e
+        raise NFAError(str(e)) from e
     if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
         device = "cuda" if "nccl" in dist.get_backend() else "cpu"
         for tensor in (*fitted.flow.prior.state_dict().values(), fitted.flow.log_prior):
@@ -178,13 +176,8 @@ def _images(
 ) -> _Reader:
     """The images that `_fit_to_dataset` reads, in batches at the flow's size."""
     wanted, to_levels = _images_wanted(augment), functools.partial(_levels, augment.change.size)
-    collate = functools.partial(_collated, to_levels)
-    how: dict[str, Any] = {
-        "batch_size": BATCH,
-        "num_workers": max(workers, 1),
-        "collate_fn": collate,
-    }
-    data = base
+    how: dict[str, Any] = {"batch_size": BATCH, "num_workers": max(workers, 1)}
+    how["collate_fn"], data = functools.partial(_collated, to_levels), base
     if plain:
         how["worker_init_fn"] = None  # of another dataset
     else:

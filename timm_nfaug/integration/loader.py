@@ -23,8 +23,8 @@ from .workers import _WorkerDataset
 _logger = logging.getLogger(__name__)
 FEW = 0.01  # of the images of an epoch that NFA may leave alone without a word at its end
 REMEDY = (
-    "give classes of one image more, or take the modes of all images together by -lnone; "
-    "--nfa-strict ends a training at the first such image"
+    "give each class more images or take the modes of all together by -lnone (no modes), take "
+    "another flow (not finite); --nfa-strict makes it an error"
 )
 
 
