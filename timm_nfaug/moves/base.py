@@ -15,7 +15,7 @@ from .._utils.checks import check_choice, check_modes, check_strength
 from ..flows.model import ConditionalFlow as Flow
 
 CUT = 3.0  # standard deviations; a cut gives every move a bound
-STILL = 1e-5  # of a code or a range [-1, 1]: below a thousandth of a level nothing has moved
+STILL = 1e-3  # of a code, or of the range [-1, 1]: an eighth of a level, which no image shows
 
 
 class Move(ABC):
