@@ -5,9 +5,11 @@ replaced, and its `main()` is called. All else, `--config` and `args.yaml` inclu
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.flags import _augment_from_args, _needs_fit
+from .integration.flags import _augment_from_args, _needs_fit, _usual
 from .integration.pillow import guard_posterize
 
 USAGE = "python -m timm_nfaug.train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
@@ -48,8 +50,7 @@ def install(module: ModuleType) -> None:
     own, parser = _names_of(module), module.parser
     parse = parser.parse_args
     add_args(parser)
-    add_args(plain := argparse.ArgumentParser())
-    usual = {k: v for k, v in vars(plain.parse_args([])).items() if k != "aug"}
+    usual = {k: v for k, v in _usual().items() if k != "aug"}
 
     def parse_args(*args, **kwargs) -> argparse.Namespace:
         values = parse(*args, **kwargs)
@@ -85,7 +86,7 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
     try:
         augment = _augment_from_args(values)
     except (ValueError, OSError) as e:
-        own["parser"].error(str(e))
+        raise SystemExit(f"error: {e}") from None
     if augment is not None:
         seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
         fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
@@ -93,12 +94,11 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
     if factory is not create and getattr(values, "naflex_loader", False):  # its batches are patches
         raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
 
+    @_one_line
     def create_loader(dataset: Any, *args, **kwargs) -> Any:
-        try:
-            return factory(dataset, *args, **kwargs)
-        except NFAError as e:
-            raise SystemExit(f"error: {e}") from None
+        return factory(dataset, *args, **kwargs)
 
+    @_one_line
     def train_one_epoch(epoch: int, *args, **kwargs) -> Any:
         for loader in (*args, *kwargs.values()):
             if isinstance(loader, NFALoader):  # a resumed training draws its own epoch's numbers
@@ -107,6 +107,19 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
 
     for hook in (create_loader, train_one_epoch):
         setattr(module, hook.__name__, hook)
+
+
+def _one_line(function: Callable) -> Callable:
+    """The function, whose errors of NFA end the program with one line and exit code 1."""
+
+    @functools.wraps(function)
+    def ended(*args, **kwargs) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except NFAError as e:
+            raise SystemExit(f"error: {e}") from None
+
+    return ended
 
 
 def _use_timm_beside(path: Path) -> None:

@@ -79,6 +79,16 @@ class Notices:
         """How many images were counted for these causes."""
         return sum(int(self._counts[CAUSES.index(cause)]) for cause in causes)
 
+    def since(self, before: "Notices") -> "Notices":
+        """What was counted after `before`, a deep copy of this one, was taken.
+
+        >>> Notices().since(Notices()).count("no modes")
+        0
+        """
+        new = Notices(self.strict)
+        new._counts = self._counts - before._counts
+        return new
+
     def share(self) -> "Notices":
         """Counts together with the worker processes that get a copy from now on; returns self."""
         self._counts.share_memory_()

@@ -14,7 +14,7 @@ from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
 from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
-from .loader import NFALoader, _find_mixup
+from .loader import NFALoader, _find_mixup, _say, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
 
@@ -55,6 +55,8 @@ class _Factory:
         bound = inspect.signature(self.create_loader).bind_partial(dataset, *args, **kwargs)
         given = dict(zip(bound.signature.parameters, bound.args)) | bound.kwargs
         if not given.get("is_training") or given.get("no_aug"):
+            if given.get("is_training"):
+                _say("NFA off: --no-aug switches it off, too")
             return self.create_loader(dataset, *args, **kwargs)
         self._check(given)
         if mixup := _find_mixup(given.get("collate_fn")):
@@ -68,12 +70,14 @@ class _Factory:
             how = self.num_classes, given.get("num_workers", 1), device, self.fit_dataset
             fitted = _fit_to_dataset(own, dataset, *how)
             self.augment, self.fit = self.augment.replace(flow=fitted.flow), False
+            self.augment.notices = fitted.notices
         else:
             _check_classes(dataset, self.augment)
         given["dataset"] = self._augmented(dataset, given.get("device", "cpu"))
         on_batches = self.augment if given["dataset"] is dataset else None
         erasing, splits = _take_erasing(given), given.get("num_aug_splits") or 0
         loader = self.create_loader(**given)
+        _say_on(self.augment, f"cache {self.cache}" if self.cache else self.place)
         return NFALoader(loader, on_batches, mean, std, self.seed, mixup, erasing, splits)
 
     def _check(self, given: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from timm.data import AugMixDataset
+from timm.data.loader import PrefetchLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAError
 from ..augment import NFAugment
+from ..data.reading import WorkerLoader, message_of
 from ..data.transforms import set_transform
 
 _logger = logging.getLogger(__name__)
@@ -27,7 +30,6 @@ _logger = logging.getLogger(__name__)
 FIT_IMAGES = 256  # per class, or 8 per mode where that is more
 FIT_IMAGES_POOLED = 10_000  # in all, where the modes are of no class
 BATCH = 256
-FEW = "NFA: %d of %d classes have too few images for %d modes; the fewest modes found: %d"
 REMEDY = (
     "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
     "pretrained flow, which needs no fit: --nfa-flow NAME"
@@ -57,7 +59,9 @@ def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
     flow, device = getattr(augment, "flow", None), torch.device(device)
     if flow is None or device in (flow.device, torch.device(flow.device.type)):
         return augment
-    return augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
+    moved = augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
+    moved.notices = augment.notices
+    return moved
 
 
 def _process_rank() -> int:
@@ -68,48 +72,53 @@ def _process_rank() -> int:
 
 def _fit_to_dataset(
     augment: NFAugment, dataset: Any, num_classes: int | None = None, workers: int = 0,
-    device: torch.device | str = "cpu", fit_dataset: Any = None,
+    device: torch.device | str = "cpu", fit_dataset: Any = None, like: Any = None,
 ) -> NFAugment:  # fmt: skip
     """Fits a copy of the augmentation to a dataset that hands PIL images to its `transform`.
 
     Reads up to `FIT_IMAGES` images of each class, spread over the dataset; all where labels cannot
     be had without the images; of a stream as many in all, the first ones. A `fit_dataset` is read
-    in place of the dataset, as it is; a loader of batches to its end.
+    in place of the dataset, as it is; a loader of batches to its end. The workers that read are
+    like those of the loader `like`.
     """
     start, plain, augment = time.monotonic(), fit_dataset is not None, _on_device(augment, device)
     base = _unwrapped(fit_dataset if plain else dataset)
-    stream = isinstance(base, IterableDataset)
-    if plain and (stream or not (isinstance(base, Dataset) or _gives_images(base))):
-        return _fit_to_batches(augment, base, num_classes)
+    if plain and not _gives_images(base, like):
+        base = DataLoader(base, None) if isinstance(base, IterableDataset) else base
+        return _fit_to_batches(augment, _batches_of(base, whole=False), num_classes)
     classes = _count_classes(augment, base, num_classes)
-    loader = _images(augment, base, classes, workers, plain)
-    try:
-        augment = _fit_to_batches(augment, loader, classes)
-    except (TypeError, ValueError) as e:
-        raise NFAError(f"{type(base).__name__} cannot be read to find modes: {e}; {REMEDY}") from e
+    loader = _images(augment, base, classes, workers, plain, like)
+    augment = _fit_to_batches(augment, loader, classes)
     if augment.labels != "none" and len(names := _class_names(base)) == classes:
         augment.flow.config.class_names = names
     if _process_rank() == 0:
+        stream = isinstance(base, IterableDataset)
         which = f"the first {loader.read} images of a stream"
         which = which if stream else f"{loader.read} of {len(base)} images"
-        found, seconds = (augment.flow.prior.mode_std > 0).sum(1), time.monotonic() - start
+        seconds = time.monotonic() - start
         _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, which, seconds)
-        if few := int((found < augment.modes).sum()):
-            _logger.warning(FEW, few, classes, augment.modes, int(found.min()))
     return augment
 
 
-def _gives_images(data: Any) -> bool:
-    """Whether a list, or the like, holds single images and not batches."""
-    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data)):
+def _gives_images(data: Any, like: Any) -> bool:
+    """Whether it gives single images and not batches; a worker looks where its kind does not say."""
+    stream = isinstance(data, IterableDataset)
+    if isinstance(data, Dataset) and not stream:
+        return True
+    if not (stream or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data))):
         return False
-    image = data[0][0] if isinstance(data[0], (tuple, list)) else None
+    how = {"batch_size": None, "collate_fn": None, "worker_init_fn": None, "num_workers": 1}
+    first = next(iter(_Reader(WorkerLoader(data, like, **how))), None)
+    image = first[0] if isinstance(first, (tuple, list)) and first else first
     return isinstance(image, Image.Image) or (isinstance(image, Tensor) and image.ndim == 3)
 
 
 def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) -> NFAugment:
     """Fits a copy of the augmentation to a loader's batches; all processes take those of rank 0."""
-    fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
+    try:
+        fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
+    except (TypeError, ValueError) as e:
+        raise NFAError(str(e)) from e
     if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
         device = "cuda" if "nccl" in dist.get_backend() else "cpu"
         for tensor in (*fitted.flow.prior.state_dict().values(), fitted.flow.log_prior):
@@ -118,42 +127,74 @@ def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) ->
     return fitted
 
 
-class _First:
+class _Reader:
     """The batches of a loader until `count` images have come; `read` says how many have."""
 
-    def __init__(self, loader: Any, count: int):
+    def __init__(self, loader: Any, count: float = math.inf):
         self.loader, self.count, self.read = loader, count, 0
         self.dataset = getattr(loader, "dataset", None)  # which may know its classes
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            self.read += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
-            yield batch
-            if self.read >= self.count:
-                return
+        try:
+            for batch in self.loader:
+                yield batch
+                self.read += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                if self.read >= self.count:
+                    return
+        except NFAError:
+            raise
+        except Exception as e:  # of a dataset of the user's own, which may raise anything
+            name = type(self.loader if self.dataset is None else self.dataset).__name__
+            raise NFAError(f"{name} cannot be read to find modes: {message_of(e)}; {REMEDY}") from e
 
 
-def _images(augment: NFAugment, base: Any, classes: int, workers: int, plain: bool) -> _First:
+def _batches_of(
+    loader: Any, count: float = math.inf, size: int | None = None, whole: bool = True
+) -> _Reader:
+    """Reads a loader's batches in workers of its own kind; without `dataset` it is iterated.
+
+    `whole`: the whole dataset in order, whatever a sampler gives this process; of torch's loaders.
+    """
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if not isinstance(inner, DataLoader):
+        return _Reader(loader, count)
+    data: Any = inner.dataset
+    how: dict[str, Any] = {"num_workers": 1 if size else inner.num_workers}
+    # None: the dataset gives batches
+    how["batch_size"] = None if inner.batch_sampler is None else size or inner.batch_size or BATCH
+    if _is_scheduled(data):  # whose indices name one of its transforms: its first
+        how["sampler"] = [(i, 0) for i in range(len(data))]
+    elif not whole and not isinstance(data, IterableDataset):
+        how["sampler"] = sampler = copy.copy(inner.sampler)
+        if hasattr(sampler, "generator"):
+            sampler.generator = torch.Generator()  # the caller's is not drawn from
+    return _Reader(WorkerLoader(data, inner, **how), count)
+
+
+def _images(
+    augment: NFAugment, base: Any, classes: int, workers: int, plain: bool, like: Any
+) -> _Reader:
     """The images that `_fit_to_dataset` reads, in batches at the flow's size."""
     wanted, to_levels = _images_wanted(augment), functools.partial(_levels, augment.change.size)
-    data = base
-    if not plain:
+    how: dict[str, Any] = {"batch_size": BATCH, "num_workers": max(workers, 1)}
+    how["collate_fn"], data = functools.partial(_collated, to_levels), base
+    if plain:
+        how["worker_init_fn"] = None  # of another dataset
+    else:
         if isinstance(inspect.getattr_static(base, "transform", property()), property):
             own = f"{type(base).__name__} has no `transform` of its own that a copy could replace"
             raise NFAError(f"{own}, so that its images may be augmented at random; {REMEDY}")
         set_transform(data := copy.copy(base), to_levels)
     if isinstance(base, IterableDataset):
-        workers, count = max(workers, 1), wanted * classes  # a worker's copy of it moves on
         if hasattr(data, "set_loader_cfg"):  # timm's readers share out a stream among workers
+            data = copy.copy(data)
             data.reader = copy.copy(data.reader)
-            data.set_loader_cfg(num_workers=workers)
-    else:
-        labels = [0] * len(base) if augment.labels == "none" else _labels(base)
-        data = data if labels is None else Subset(data, _spread(labels, wanted))
-        count = len(data)
-    collate, g = functools.partial(_collated, to_levels), torch.Generator()
-    loader = DataLoader(data, BATCH, num_workers=workers, collate_fn=collate, generator=g)
-    return _First(loader, count)
+            data.set_loader_cfg(num_workers=how["num_workers"])
+        return _Reader(WorkerLoader(data, like, **how), wanted * classes)
+    labels = [0] * len(base) if augment.labels == "none" else _labels(base)
+    if labels is not None:
+        how["sampler"] = _spread(labels, wanted)
+    return _Reader(WorkerLoader(data, like, **how))
 
 
 def _images_wanted(augment: NFAugment) -> int:

@@ -1,6 +1,7 @@
 """The flags of NFA, and the augmentation that they ask for."""
 
 import argparse
+import copy
 from typing import Any
 
 import torch
@@ -50,11 +51,32 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "of a deep flow: compute once, into this directory, how it changes each training image, so "
         "that epochs need no flow; NFA then comes before crop and flip, in the loader's workers"
     )
+    strict = "end with an error where NFA would warn: at images that it cannot move, or guesses"
     add("--aug", type=_checked, metavar="NFA", help=what)
     add("--nfa-flow", default=LINEAR, metavar="NAME", help=flow)
     add("--nfa-fit", action="store_true", help=fit)
     add("--nfa-place", choices=PLACES, default="batch", help=f"{place} (default: batch)")
     add("--nfa-cache", metavar="DIR", help=f"{cache} (default: none)")
+    add("--nfa-strict", action="store_true", help=strict)
+
+
+def _usual() -> dict[str, Any]:
+    """The flags of `add_args` at their defaults."""
+    add_args(parser := argparse.ArgumentParser(add_help=False))
+    return vars(parser.parse_args([]))
+
+
+def _complete(args: Any) -> Any:
+    """A copy of parsed flags with the flags of NFA that they lack, all but --aug."""
+    if not hasattr(args, "aug"):
+        raise NFAError(
+            f"the {type(args).__name__} of flags has no `aug`, so that NFA is neither on nor off: "
+            "call nfa.add_args(parser) before parser.parse_args(), or set args.aug = None"
+        )
+    args = copy.copy(args)
+    for name, value in _usual().items():
+        setattr(args, name, getattr(args, name, value))
+    return args
 
 
 def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:
@@ -65,14 +87,16 @@ def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAug
     """
     if not getattr(args, "aug", None):
         return None
+    if not isinstance(args.aug, str):
+        raise NFAError(f"aug must be a string such as nfa-s0.5-k32-p0.5, got {args.aug!r}")
     check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
     if args.nfa_flow == LINEAR:
         return _linear(args, shape)
     if args.nfa_fit:
         flow = ConditionalFlow.from_pretrained(args.nfa_flow)
-        augment = NFAugment.to_fit(flow, **parse_config(args.aug))
+        augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **parse_config(args.aug))
     else:
-        augment = nf_augment_transform(args.aug, args.nfa_flow)
+        augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict)
     if (channels := _asked_size(args)[0]) is not None:
         _check_channels(augment, channels, "--in-chans or --input-size asks for")
     augment.flow.set_net_dtype(_net_dtype(args))
@@ -80,13 +104,13 @@ def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAug
 
 
 def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
-    if getattr(args, "nfa_cache", None):
+    if args.nfa_cache:
         raise NFAError("a linear flow costs next to nothing without: drop --nfa-cache")
     channels, side = _asked_size(args)
     c, h, w = shape or (3, 32, 32)
     side = min(32, side or min(h, w))  # larger images go through the lift
     flow = create_flow(LINEAR, input_size=(channels or c, side, side))
-    return NFAugment.to_fit(flow, **parse_config(args.aug))
+    return NFAugment.to_fit(flow, strict=args.nfa_strict, **parse_config(args.aug))
 
 
 def _needs_fit(args: Any) -> bool:
@@ -95,7 +119,7 @@ def _needs_fit(args: Any) -> bool:
 
 def _net_dtype(args: Any) -> torch.dtype | None:
     """Precision of a training with --amp; full in workers and in a cache, which others may read."""
-    if args.nfa_place != "batch" or getattr(args, "nfa_cache", None) or not getattr(args, "amp", 0):
+    if args.nfa_place != "batch" or args.nfa_cache or not getattr(args, "amp", 0):
         return None
     known = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     return known.get(getattr(args, "amp_dtype", ""))

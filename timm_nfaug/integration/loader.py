@@ -1,5 +1,8 @@
 """NFALoader: NFA on a loader's batches with hard labels, then the mixup and erasing of timm."""
 
+import copy
+import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +12,20 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from .._utils.notices import NFAError
+from .._utils.notices import INACTIVE, NFAError, Notices, warn
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
+from ..data.reading import message_of
 from .fit import _check_channels, _on_device, _process_rank
 from .workers import _WorkerDataset
+
+_logger = logging.getLogger(__name__)
+FEW = 0.01  # of the images of an epoch that NFA may leave alone without a word at its end
+REMEDY = (
+    "give each class more images or take the modes of all together by -lnone (no modes), take "
+    "another flow (not finite); --nfa-strict makes it an error"
+)
 
 
 def _find_mixup(collate_fn: Any) -> FastCollateMixup | None:
@@ -48,6 +59,8 @@ class NFALoader:
     ):  # fmt: skip
         self.loader = loader
         self.augment = None if augment is None else augment.replace(mean=mean, std=std)
+        if augment is not None and self.augment is not None:  # what was said is not said again
+            self.augment.notices = copy.deepcopy(augment.notices)
         self.seed, self.splits, self.epoch = seed, splits, 0
         self.mixup, self.erasing = mixup, erasing
 
@@ -56,23 +69,43 @@ class NFALoader:
         dataset = getattr(self.loader, "dataset", None)
         if isinstance(dataset, (_WorkerDataset, CachedNFADataset)):
             dataset.set_epoch(epoch)
-        for i, batch in enumerate(self.loader):
-            images, target, *rest = _checked(batch)
-            if self.augment is not None:
-                self.augment = _on_device(self.augment, images.device)
-                images = self._augmented(self.augment, images, target, epoch, i)
-            if self.mixup is not None:
-                images, target = Mixup.__call__(self.mixup, images, target)
-            if self.erasing is not None:
-                images = self.erasing(images)
-            yield (images, target, *rest)
+        notices = getattr(dataset if self.augment is None else self.augment, "notices", None)
+        notices = notices if isinstance(notices, Notices) else Notices()
+        before, seen = copy.deepcopy(notices), 0
+        try:
+            for i, batch in enumerate(self.loader):
+                images, target, *rest = self._batch(batch, epoch, i)
+                seen += len(images)
+                yield (images, target, *rest)
+        except NFAError as e:
+            if (said := message_of(e)) == str(e):
+                raise
+            raise NFAError(said) from None  # without the traceback of a worker
+        new = notices.since(before)
+        if new.count(*INACTIVE) > FEW * seen:
+            warn(f"epoch {epoch}: {new.summary(seen)}; {REMEDY}")
 
-    def _augmented(self, augment: NFAugment, images: Tensor, target: Tensor, *key: int) -> Tensor:
+    def _batch(self, batch: Any, epoch: int, i: int) -> tuple:
+        images, target, *rest = _checked(batch)
+        if self.augment is not None:
+            self.augment = _on_device(self.augment, images.device)
+            images = self._augmented(self.augment, images, target, epoch, i)
+        if self.mixup is not None:
+            images, target = Mixup.__call__(self.mixup, images, torch.as_tensor(target))
+        if self.erasing is not None:
+            images = self.erasing(images)
+        return (images, target, *rest)
+
+    def _augmented(self, augment: NFAugment, images: Tensor, target: Any, *key: int) -> Tensor:
         if images.ndim == 4:
             _check_channels(augment, images.shape[1])
         clean = len(images) // self.splits if self.splits > 1 else 0
         g = keyed_generator(self.seed, _process_rank(), *key)
-        new, _ = augment(images[clean:], target[clean:], generator=g)
+        y = target[clean:] if clean else target
+        try:
+            new, _ = augment(images[clean:], y, generator=g)
+        except (TypeError, ValueError) as e:
+            raise NFAError(str(e)) from e
         return torch.cat([images[:clean], new]) if clean else new
 
     def __len__(self) -> int:
@@ -91,6 +124,25 @@ class NFALoader:
         if name == "loader":  # not set yet: while unpickling
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+def _say_on(augment: NFAugment, place: str) -> None:
+    """Says that NFA is on, and how: in the first process, to stderr where nothing logs."""
+    flow, kind = getattr(augment, "flow", None), type(augment.change).__name__
+    size = " x ".join(map(str, augment.change.size))
+    name = kind if flow is None else flow.config.architecture
+    space = kind if flow is None else "linear" if flow.is_linear else "deep"
+    line = (
+        f"NFA on: flow {name} of {augment.change.num_classes} classes at {size}, space {space}, "
+        f"s {augment.strength:g}, k {augment.modes}, p {augment.p:g}, m {augment.kind}, "
+        f"place {place}, labels {augment.labels}"
+    )
+    _say(line)
+
+
+def _say(line: str) -> None:
+    if _process_rank() == 0:
+        _logger.info(line) if _logger.hasHandlers() else print(line, file=sys.stderr)
 
 
 def _checked(batch: Any) -> Any:

@@ -8,11 +8,11 @@ from timm.data import AugMixDataset
 from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
 
-from .._utils.notices import NFAError
+from .._utils.notices import NFAError, Notices
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..data.datasets import _Wrapped
-from ..data.transforms import set_transform, without_transform
+from ..data.transforms import as_stored, set_transform, without_transform
 from .fit import _on_device, _process_rank
 
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}
@@ -40,6 +40,7 @@ class _WorkerDataset(_Wrapped):
         _check_workers(dataset, augment)
         super().__init__(without_transform(dataset), seed)
         self.augment, self.rank = _on_device(augment, "cpu"), _process_rank()
+        self.notices: Notices = self.augment.notices.share()  # with the workers
 
     @property
     def transform(self) -> Any:  # runs after NFA
@@ -48,7 +49,7 @@ class _WorkerDataset(_Wrapped):
     @transform.setter
     def transform(self, transform: Any) -> None:
         self._after = transform
-        if transform is None:
+        if transform is None or transform is as_stored:
             return
         steps = list(getattr(transform, "transforms", ()))
         at = next((i for i, step in enumerate(steps) if type(step).__name__ in TO_TENSOR), None)
@@ -61,7 +62,10 @@ class _WorkerDataset(_Wrapped):
         if not isinstance(image, Image.Image):
             raise NFAError(f"{FLAG} augments PIL images, got {type(image).__name__}; {INSTEAD}")
         key = (self.seed, self.rank, int(self._epoch), index, zlib.crc32(image.tobytes()))
-        return self.augment(image, label, generator=keyed_generator(*key))[0]
+        try:
+            return self.augment(image, label, generator=keyed_generator(*key))[0]
+        except (TypeError, ValueError) as e:
+            raise NFAError(str(e)) from e
 
     def __getattr__(self, name: str) -> Any:  # reader, filename, class_to_idx, ...
         # no dataset while unpickling; and torch would fetch batches past NFA by __getitems__

@@ -1,23 +1,23 @@
 """wrap_loader: NFA in a training script of one's own, around the loader that it has built."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from timm.data import AugMixDataset, ImageDataset, IterableImageDataset
 from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset, default_collate
 from torchvision.datasets import VisionDataset
 
 from .._utils.notices import NFAError
 from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from . import fit
-from .flags import LINEAR, _augment_from_args, _needs_fit
-from .loader import NFALoader, _find_mixup
+from .flags import LINEAR, _augment_from_args, _complete, _needs_fit
+from .loader import NFALoader, _find_mixup, _say_on
 
 
 def wrap_loader(
@@ -30,6 +30,7 @@ def wrap_loader(
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
+        args: flags of a parser that `add_args` has extended; NFA's that they lack take defaults.
         loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
@@ -41,11 +42,11 @@ def wrap_loader(
     >>> wrap_loader([], argparse.Namespace(aug=None))
     []
     """
-    augment = _augment_from_args(args)
+    augment = _augment_from_args(args := _complete(args))
     if augment is None or augment.idle:
         return loader
     dataset, mixup = getattr(loader, "dataset", None), None
-    _check(args, dataset)
+    _check(args, loader, dataset)
     if isinstance(loader, PrefetchLoader):
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
@@ -58,14 +59,15 @@ def wrap_loader(
     else:
         fit._check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
+    _say_on(augment, "batch")
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), mixup, erasing, splits)
 
 
-def _check(args: Any, dataset: Any) -> None:
+def _check(args: Any, loader: Any, dataset: Any) -> None:
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
-    if getattr(args, "nfa_cache", None):
+    if args.nfa_cache:
         raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
     names = ("transform", "normalize")  # as timm's
     own = [getattr(data, name, None) for data in _inside(dataset) for name in names]
@@ -75,6 +77,14 @@ def _check(args: Any, dataset: Any) -> None:
         raise NFAError(
             "the dataset's transform erases before NFA can run; take timm's prefetcher, or leave "
             "re_prob out of create_loader and pass erasing=RandomErasing(...) to wrap_loader"
+        )
+    if (
+        isinstance(dataset, AugMixDataset)
+        and getattr(loader, "collate_fn", None) is default_collate
+    ):
+        raise NFAError(
+            "AugMixDataset gives several images a label, which torch's default_collate does not "
+            "join: take timm's prefetcher (create_loader(use_prefetcher=True)), or a collate_fn"
         )
 
 
@@ -99,7 +109,7 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     """The augmentation, with the channels and size of the loader's images where it is linear."""
     if _is_stream(loader) and isinstance(loader, Iterator):
         raise NFAError(f"a {type(loader).__name__} gives its images once; wrap a list or a loader")
-    first = next(iter(_in_order(loader, 0, 2)), None)
+    first = next(iter(fit._batches_of(loader, size=2)), None)
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
@@ -111,37 +121,21 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
 def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: Any) -> NFAugment:
     """Fits to what can be read without the training's augmentation, the same in every process."""
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
-    workers = getattr(getattr(loader, "loader", loader), "num_workers", 0)
     base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
+    inner = loader.loader if by_timm else loader
     known = by_timm or isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
     own_transform = getattr(base, "transform", None) is not None
     if fit_dataset is not None or (known and own_transform) or fit._is_scheduled(dataset):
-        return fit._fit_to_dataset(augment, dataset, num_classes, workers, device, fit_dataset)
+        how = getattr(inner, "num_workers", 0), device, fit_dataset, inner
+        return fit._fit_to_dataset(augment, dataset, num_classes, *how)
     if own_transform:
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
-    whole = _in_order(loader, workers)
-    if _is_stream(loader):
-        whole = fit._First(loader, fit._images_wanted(augment) * (num_classes or 1))
-    return fit._fit_to_batches(fit._on_device(augment, device), whole, num_classes)
+    count = fit._images_wanted(augment) * (num_classes or 1) if _is_stream(loader) else math.inf
+    batches = fit._batches_of(loader, count)
+    return fit._fit_to_batches(fit._on_device(augment, device), batches, num_classes)
 
 
 def _is_stream(loader: Any) -> bool:
     dataset = getattr(loader, "dataset", None)
     return dataset is None or isinstance(dataset, IterableDataset)
-
-
-def _in_order(loader: Any, workers: int, batch_size: int | None = None) -> Any:
-    """All of the dataset, in order, whatever a loader's sampler gives this process; of torch's."""
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if _is_stream(loader) or not isinstance(inner, DataLoader):
-        return loader if _is_stream(loader) else inner
-    data: Any = inner.dataset
-    size = batch_size or inner.batch_size or 256
-    return DataLoader(
-        data,
-        None if inner.batch_sampler is None else size,  # None: the dataset gives batches
-        # indices of timm's dataset of several transforms name one of them: its first
-        sampler=[(i, 0) for i in range(len(data))] if fit._is_scheduled(data) else None,
-        collate_fn=inner.collate_fn, num_workers=workers, generator=torch.Generator(),
-    )  # fmt: skip
