@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import Dataset
 
 from .._utils.checks import check_probability, check_strength, is_int
-from .._utils.files import write_atomically
+from .._utils.files import remove_leftovers, write_atomically
+from .._utils.notices import Notices
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
-from .cache import NFACache, StrPath, digest
-from .transforms import without_transform
+from .cache import NFACache, StrPath, digest, parts
+from .transforms import as_stored, without_transform
 
 
 class _Wrapped(Dataset):
@@ -32,7 +33,8 @@ class _Wrapped(Dataset):
     def __init__(self, base: Any, seed: int):
         if not hasattr(base, "__len__"):
             raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
-        self.transform = getattr(base, "transform", None)
+        transform = getattr(base, "transform", None)
+        self.transform = None if transform is as_stored else transform
         self.base, self.seed = without_transform(base), seed
         # shared memory, so that persistent workers see a new epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -44,9 +46,11 @@ class _Wrapped(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
         index %= len(self)
-        image, *rest = self.base[index % len(self.base)]
+        sample = self.base[index % len(self.base)]
+        image, *rest = parts(sample)
         image = self._changed(image, rest[0] if rest else None, index)
-        return (image if self.transform is None else self.transform(image), *rest)
+        image = image if self.transform is None else self.transform(image)
+        return (image, *rest) if isinstance(sample, (tuple, list)) else image
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         """The image of sample `index` before the transform."""
@@ -147,6 +151,7 @@ class NFAugmentedDataset(_Wrapped):
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
             self.cache.mkdir(parents=True, exist_ok=True)
+        self._damaged, self._swept = Notices(augment.notices.strict).share(), set[Path]()
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         if index < len(self.base):
@@ -158,12 +163,30 @@ class NFAugmentedDataset(_Wrapped):
         key = zlib.crc32(image.tobytes())
         key = zlib.crc32(f"{label} {image.mode} {image.size}".encode(), key)
         path = self.cache / f"{index // 1000:06d}" / f"{index:09d}-{key:08x}.png"
-        if path.exists():
-            with PIL.Image.open(path) as kept:
-                return kept.convert(image.mode)
+        if (kept := self._kept(path, image)) is not None:
+            return kept
         new = self._draw(image, label, index, 0)
-        write_atomically(path, lambda p: new.save(p, format="PNG"))
+        if path.parent not in self._swept:  # of what killed processes left
+            path.parent.mkdir(exist_ok=True)
+            remove_leftovers(path.parent)
+            self._swept.add(path.parent)
+        write_atomically(path, lambda p: new.save(p, format="PNG"), durable=False)
         return new
+
+    def _kept(self, path: Path, like: PIL.Image.Image) -> PIL.Image.Image | None:
+        """The copy in a file, or None where there is none or it is damaged."""
+        try:
+            with PIL.Image.open(path) as found:
+                kept = found.convert(like.mode)
+            if kept.size != like.size:
+                raise ValueError(f"it holds {kept.size}, the original {like.size}")
+            return kept
+        except FileNotFoundError:
+            return None
+        except (OSError, SyntaxError, ValueError) as e:
+            what = f"the copy in {path} is damaged ({e}); it and any others are made again"
+            self._damaged.say("other", what)
+            return None
 
     def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
         generator = keyed_generator(self.seed, epoch, index)
