@@ -11,16 +11,22 @@ from torchvision.transforms import v2
 
 from . import lift, pixels
 from ._utils.checks import check_choice, check_labels, check_probability
+from ._utils.notices import Notices
 from ._utils.random import own_generator
 from .change import Change, FlowChange, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .inputs import LABELS, check_image, check_range, count_images, find_inputs
+from .inputs import check_image, check_range, count_images, find_inputs
+from .labels import LABELS
 from .moves import Move, create_move
 from .spec import parse_config
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
+_BROKEN = (
+    "the change of {} of {} images is not finite, and they come back unchanged: the flow's weights are "
+    "damaged or overflow; load it anew, keep it in float32, or take another flow"
+)
 
 
 class NFAugment(v2.Transform):
@@ -70,6 +76,7 @@ class NFAugment(v2.Transform):
         mean: Any = None,
         std: Any = None,
         seed: int | None = None,
+        strict: bool = False,
     ):
         if not isinstance(flow, ConditionalFlow):
             raise TypeError(
@@ -77,16 +84,16 @@ class NFAugment(v2.Transform):
                 "see NFAugment.from_pretrained"
             )
         _check_pooled(labels, flow.num_classes)
-        self._set_up(p, labels, mean, std, seed)
+        self._set_up(p, labels, mean, std, seed, strict)
         self._use(flow, create_move(kind, modes, strength))
 
-    def _set_up(self, p: float, labels: str, mean: Any, std: Any, seed: int | None) -> None:
+    def _set_up(self, p: float, labels: str, mean: Any, std: Any, seed: Any, strict: bool) -> None:
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
         self.p, self.labels = p, labels
         self.mean, self.std, self.seed = mean, std, seed
-        self.fallbacks = 0
+        self.notices = Notices(strict)
         self._own: tuple[Any, torch.Generator] | None = None
 
     def _use(self, flow: ConditionalFlow, move: Move) -> None:
@@ -104,14 +111,15 @@ class NFAugment(v2.Transform):
 
     @classmethod
     def from_change(
-        cls, change: Change, p: float = 0.5, labels: str = "given", mean=None, std=None, seed=None
-    ) -> "NFAugment":
+        cls, change: Change, p: float = 0.5, labels: str = "given", mean=None, std=None, seed=None,
+        strict: bool = False,
+    ) -> "NFAugment":  # fmt: skip
         """The augmentation with a `Change` of your own; arguments as for the class."""
         if not isinstance(change, Change):
             raise TypeError(f"expected a timm_nfaug.change.Change, got {type(change).__name__}")
         _check_pooled(labels, change.num_classes)
         augment = cls.__new__(cls)
-        augment._set_up(p, labels, mean, std, seed)
+        augment._set_up(p, labels, mean, std, seed, strict)
         augment.change = change
         if isinstance(change, FlowChange):
             augment.flow = change.flow
@@ -186,7 +194,7 @@ class NFAugment(v2.Transform):
 
     def replace(self, **settings) -> "NFAugment":
         """A copy with other settings (arguments of the class) that shares the flow."""
-        same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed")}
+        same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed", "strict")}
         if not hasattr(self, "flow"):
             if unknown := settings.keys() - same:
                 raise TypeError(
@@ -212,6 +220,14 @@ class NFAugment(v2.Transform):
     @property
     def kind(self) -> str:
         return self.move.name if self.move else type(self.change).__name__
+
+    @property
+    def strict(self) -> bool:
+        return self.notices.strict
+
+    @property
+    def fallbacks(self) -> int:
+        return self.notices.count("not finite")
 
     @property
     def idle(self) -> bool:
@@ -284,7 +300,7 @@ class NFAugment(v2.Transform):
     def _change(self, images, labels: Tensor | None, noise: Tensor) -> Tensor:
         change, failed = self.change.bounded(images, labels, noise)
         if failed:
-            self.fallbacks += failed
+            self.notices.say("not finite", _BROKEN.format(failed, len(noise)), images=failed)
         return change
 
     @torch.no_grad()
@@ -324,8 +340,9 @@ def _check_pooled(labels: str, num_classes: int) -> None:
 
 
 def nf_augment_transform(
-    config: str, flow: ConditionalFlow | str = DEFAULT_FLOW, mean=None, std=None, seed=None
-) -> NFAugment:
+    config: str, flow: ConditionalFlow | str = DEFAULT_FLOW, mean=None, std=None, seed=None,
+    strict: bool = False,
+) -> NFAugment:  # fmt: skip
     """Makes an `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
 
     Args:
@@ -339,5 +356,5 @@ def nf_augment_transform(
     values = parse_config(config)
     if isinstance(flow, ConditionalFlow):
         values.setdefault("modes", min(32, flow.prior.num_modes))
-        return NFAugment(flow, mean=mean, std=std, seed=seed, **values)
-    return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, **values)
+        return NFAugment(flow, mean=mean, std=std, seed=seed, strict=strict, **values)
+    return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, strict=strict, **values)

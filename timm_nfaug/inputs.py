@@ -1,19 +1,15 @@
-"""Finds the images and labels in what a transform is called with, and refuses what it cannot take."""
+"""Finds the images in what a transform is called with, and refuses what it cannot take."""
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
-import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torchvision import tv_tensors
 
-from ._utils.checks import check_labels
-
-LABELS = ("given", "posterior", "none")  # who supplies the class of an image
+from .labels import find_labels, is_row, labels_of
 
 
 class Inputs(NamedTuple):
@@ -39,8 +35,8 @@ def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
     """Finds images and labels among the arguments of a call, at any depth of lists and dicts.
 
     Images are PIL images and `tv_tensors.Image`; where there is neither, the first tensor of 3 or 4
-    dimensions is. Labels are what a dict calls label or labels, else the first integers. Raises
-    where no image came, or which number is the label cannot be told.
+    dimensions is. Labels are found as `timm_nfaug.labels.find_labels` says. Raises where no image
+    came, or what stands where a label belongs is none.
 
     Args:
         num_classes: K that labels must be below; 0: labels are not looked for.
@@ -56,17 +52,19 @@ def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
         # what a dataset gives: no nesting to look through, which would cost more than the change
         label = _one_label(inputs[1], num_classes) if pair and num_classes else None
         return Inputs(list(inputs), None, [0], label)
-    paths, spec = pytree.tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
-    flat = [leaf for _, leaf in paths]
+    nested = inputs if len(inputs) > 1 else inputs[0]
+    leaves, spec = pytree.tree_flatten_with_path(nested, is_leaf=is_row)
+    flat = [leaf for _, leaf in leaves]
     where = _image_positions(flat)
     if not where:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in flat}))
+        arrays = "; an array (H, W, C) becomes one by PIL.Image.fromarray" * ("ndarray" in kinds)
         raise TypeError(
-            "NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: " + kinds
-        )
-    labels = _find_labels(paths, where, num_classes > 1) if num_classes else None
-    if labels is not None:
-        labels = check_labels(labels, num_classes, labels.device)
+            "NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: "
+            + kinds + arrays
+        )  # fmt: skip
+    count = count_images(flat[where[0]])
+    labels = find_labels(leaves, where, count, num_classes) if num_classes else None
     return Inputs(flat, spec, where, labels)
 
 
@@ -77,24 +75,6 @@ def count_images(image: Any) -> int:
     4
     """
     return len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
-
-
-def class_of(label: Any) -> int:
-    """The class that the label of one image names: an int, or an array or tensor of one integer.
-
-    >>> class_of(torch.tensor(3))
-    3
-
-    Raises:
-        TypeError: no label, or one that is mixed or soft.
-    """
-    number: Any = label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
-    try:
-        return operator.index(number)
-    except (TypeError, RuntimeError, ValueError):
-        raise TypeError(
-            f"expected one integer label an image, got {label!r}; mixed or soft labels have no class"
-        ) from None
 
 
 def check_image(image: Any, channels: int) -> None:
@@ -141,85 +121,13 @@ def check_range(x: Tensor) -> None:
 def _one_label(label: int, num_classes: int) -> Tensor:
     """One label as a tensor (1,), not to be changed; kept, as the labels of a dataset recur."""
     with torch.inference_mode(False):  # it may be used outside of it later
-        return check_labels(torch.tensor([label]), num_classes, torch.device("cpu"))
+        return labels_of(label, 1, num_classes)
 
 
 def _image_positions(flat: list[Any]) -> list[int]:
     typed = [i for i, v in enumerate(flat) if isinstance(v, (PIL.Image.Image, tv_tensors.Image))]
     if typed:
         return typed
-    plain = [i for i, v in enumerate(flat) if _is_plain(v) and v.ndim in (3, 4)]
-    return plain[:1]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, tv_tensors.TVTensor)
-
-
-def _find_labels(paths: list[tuple[Any, Any]], where: list[int], needed: bool) -> Tensor | None:
-    """Labels (B,) among (path, leaf) pairs."""
-    found, others = [], []
-    for i, (path, value) in enumerate(paths):
-        own = None if i in where else _numbers(value)
-        if own is None or own.ndim > 2:
-            continue
-        if _are_labels(own):
-            keys = [k.key for k in path if isinstance(k, pytree.MappingKey)]
-            found.append((keys[-1] if keys else None, own.reshape(-1)))
-        else:
-            others.append((own, value))
-    for key, own in found:
-        if key in ("label", "labels"):
-            return own
-    if len(found) > 1 and (
-        len(where) > 1 or found[0][0] is not None
-    ):  # a tuple's label comes first
-        raise ValueError(
-            f"{len(where)} images came with {len(found)} integers, any of which may be the label: "
-            "call it label in a dict, or give one image, or batch, and its labels"
-        )
-    if found:
-        return found[0][1]
-    for own, value in others if needed else ():
-        _refuse_numbers(own, value, count_images(paths[where[0]][1]))
-    return None
-
-
-def _are_labels(v: Tensor) -> bool:
-    """Whether numbers are integers () , (B,) or (B, 1)."""
-    integer = not v.is_floating_point() and v.dtype != torch.bool
-    return integer and (v.ndim < 2 or v.shape[1] == 1)
-
-
-def _numbers(value: Any) -> Tensor | None:
-    """A number, an array or a plain tensor as a tensor; None for all else."""
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        return torch.tensor(value if isinstance(value, (int, float)) else value.item())
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        integer = value.dtype.kind in "iu"
-        return torch.from_numpy(value.astype(np.int64 if integer else np.float64))
-    return value if _is_plain(value) else None
-
-
-def _refuse_numbers(v: Tensor, value: Any, count: int) -> None:
-    """Raises where numbers beside `count` images were meant as labels and name no class."""
-    if v.ndim in (1, 2) and v.shape[-1] > 1 and _are_probabilities(v, count):
-        raise ValueError(
-            f"expected integer labels ({count},), got probabilities {tuple(v.shape)}: run NFA before "
-            'mixup and one-hot encoding, or let the flow choose the class with labels="posterior"'
-        )
-    if v.ndim and count != 1 and len(v) != count:
-        return
-    array = isinstance(value, (Tensor, np.ndarray))
-    kind = f"{value.dtype} {tuple(value.shape)}" if array else type(value).__name__
-    raise TypeError(
-        f"expected integer labels ({count},), got {kind}: convert them, or let the flow choose the "
-        'class with labels="posterior"'
-    )
-
-
-def _are_probabilities(v: Tensor, count: int) -> bool:
-    """Whether v is (B, K) or (K,) of rows that add up to 1, as mixup and one-hot encoding make."""
-    rows = v.reshape(-1, v.shape[-1]).double()
-    positive = len(rows) == count > 0 and bool((rows >= 0).all())
-    return positive and bool(((rows.sum(1) - 1).abs() < 1e-2).all())
+    plain = (i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.ndim in (3, 4))
+    found = next((i for i in plain if not isinstance(flat[i], tv_tensors.TVTensor)), None)
+    return [] if found is None else [found]

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ._utils.checks import check_keys
-from .inputs import LABELS
+from .labels import LABELS
 from .moves import list_moves
 
 KEYS = {"s": "strength", "k": "modes", "p": "p", "m": "kind", "l": "labels"}

@@ -24,7 +24,8 @@ from ..change import FlowChange, add_change, draw
 from ..change.tangents import TangentChange, packed, tangents
 from ..flows.bijections.coupling import AffineCoupling
 from ..flows.model import ConditionalFlow
-from ..inputs import check_image, class_of
+from ..inputs import check_image
+from ..labels import class_of
 from . import store
 from .transforms import without_transform
 
