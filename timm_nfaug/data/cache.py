@@ -1,6 +1,5 @@
 """NFACache: the pictures of `timm_nfaug.change.tangents` of each image of a dataset, on disk."""
 
-import contextlib
 import hashlib
 import math
 import os
@@ -14,11 +13,11 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from .. import lift, pixels
 from .._utils.checks import check_probability, check_strength, is_int
-from .._utils.notices import NFAError, warn
+from .._utils.notices import NFAError, Notices
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
 from ..change.tangents import TangentChange, packed, tangents
@@ -27,6 +26,7 @@ from ..flows.model import ConditionalFlow
 from ..inputs import check_image
 from ..labels import class_of
 from . import store
+from .samples import label_of, name_of, parts
 from .transforms import without_transform
 
 StrPath = str | os.PathLike[str]
@@ -142,7 +142,8 @@ class NFACache:
         views = [image]
         if isinstance(image, Tensor):
             views.append(image.permute(1, 2, 0))  # of a cache that was made from PIL images
-        if all(self._crc[i] != _crc(v, label, self.index["labels"]) for v in views):
+        y = class_of(label) if self.index["labels"] == "given" else 0
+        if all(self._crc[i] != _crc(v, y) for v in views):
             what = f"image {i} or its label is not what the cache in {self.path} was made from"
             remedy = "delete crc.npy there and call NFACache.build again, or take another directory"
             raise ValueError(f"{what}; {remedy}")
@@ -194,6 +195,7 @@ class _Source:
         if not len(base):
             raise ValueError(f"a cache is of images; this {type(base).__name__} has none")
         self.base, self.labels = without_transform(base), augment.labels
+        self.notices = Notices(augment.strict)
         self.step, self.batch_size, self.workers = step, batch_size, workers
 
     def key(self) -> store.Index:
@@ -236,13 +238,14 @@ class _Source:
         if unmoved == count:
             raise NFAError(what)
         if unmoved > FEW * count:
-            warn(f"{what}; they stay as they are")
+            self.notices.say("no modes", what, images=unmoved)
 
     def _read(self, batches: list[range]) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """Yields images, labels and checksums of rows, which worker processes read."""
         if not batches:
             return
-        data = _Rows(self.base, self.flow.config.input_size, self.labels)
+        classes = self.flow.num_classes if self.labels == "given" else 0
+        data = _Rows(self.base, self.flow.config.input_size, classes)
         for found in DataLoader(
             data, None, sampler=batches, num_workers=self.workers, generator=torch.Generator()
         ):
@@ -263,8 +266,8 @@ class _Source:
 class _Rows(Dataset):
     """Gives rows of a dataset as the flow takes them; read in a loader's worker processes."""
 
-    def __init__(self, base: Any, size: tuple[int, int, int], labels: str):
-        self.base, self.size, self.labels = base, size, labels
+    def __init__(self, base: Any, size: tuple[int, int, int], num_classes: int):
+        self.base, self.size, self.num_classes = base, size, num_classes  # 0: of no labels
 
     def __getitem__(self, rows: range) -> tuple[Tensor, Tensor | None, Tensor] | Exception:
         """Images (B, C, h, w) in [-1, 1], labels (B,) if given, and checksums (B,) of the rows.
@@ -275,15 +278,14 @@ class _Rows(Dataset):
         for i in rows:
             try:
                 image, *rest = parts(self.base[i])
-                label = rest[0] if rest else None
                 images.append(self._small(image))
-                labels += [class_of(label)] if self.labels == "given" else []
-                crc.append(_crc(image, label, self.labels))
+                if self.num_classes:
+                    labels.append(class_of(label_of(rest, self.num_classes)))
+                crc.append(_crc(image, *labels[-1:]))
             except Exception as e:  # whatever a dataset may raise
                 kind = next((k for k in (OSError, TypeError) if isinstance(e, k)), ValueError)
-                return kind(f"{name_of(self.base, i)} cannot be read: {type(e).__name__}: {e}")
-        y = torch.tensor(labels) if self.labels == "given" else None
-        return torch.cat(images), y, torch.tensor(crc)
+                return kind(f"{name_of(self.base, i)} cannot be cached: {type(e).__name__}: {e}")
+        return torch.cat(images), torch.tensor(labels) if labels else None, torch.tensor(crc)
 
     def _small(self, image: Any) -> Tensor:
         """An image at the flow's size: (1, C, h, w), in [-1, 1]."""
@@ -292,33 +294,8 @@ class _Rows(Dataset):
         return lift.down(pixels.levels_to_model(levels), (h, w))
 
 
-def parts(sample: Any) -> tuple[Any, ...]:
-    """The image of a dataset's sample, and all that comes with it, where anything does.
-
-    >>> parts(("image", 3)), parts("image")
-    (('image', 3), ('image',))
-    """
-    return tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
-
-
-def name_of(dataset: Any, i: int) -> str:
-    """Names a sample for an error: by its index, and its file where the dataset knows that.
-
-    >>> name_of([0, 1], 1)
-    'image 1'
-    """
-    if isinstance(dataset, Subset):
-        return name_of(dataset.dataset, dataset.indices[i])
-    with contextlib.suppress(Exception):  # a dataset that was not asked for it need not answer
-        if hasattr(dataset, "filename"):
-            return f"image {i} ({dataset.filename(i, absolute=True)})"
-        samples = dataset.samples if hasattr(dataset, "samples") else dataset.imgs
-        return f"image {i} ({samples[i][0]})"
-    return f"image {i}"
-
-
-def _crc(image: Any, label: Any, labels: str) -> int:
+def _crc(image: Any, label: int = 0) -> int:
     """A checksum of the pixels and, where it counts, the label."""
     pil = isinstance(image, PIL.Image.Image)
     own = image.tobytes() if pil else image.contiguous().numpy().tobytes()
-    return zlib.crc32(own, class_of(label) & 0xFFFFFFFF if labels == "given" else 0)
+    return zlib.crc32(own, label & 0xFFFFFFFF)

@@ -4,6 +4,7 @@ The random numbers of a sample follow from (seed, epoch, index) alone; `set_epoc
 """
 
 import hashlib
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from .._utils.notices import Notices
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
-from .cache import NFACache, StrPath, digest, parts
+from .cache import NFACache, StrPath, digest
+from .samples import label_of, parts
 from .transforms import as_stored, without_transform
 
 
 class _Wrapped(Dataset):
     """A map-style dataset of (image, label) pairs whose transform runs after `_changed`."""
 
+    augment: NFAugment
     copies = 0  # further passes over `base`
     # what timm's loaders and evaluation scripts ask of a dataset
     classes = property(lambda self: self.base.classes)
@@ -48,9 +51,15 @@ class _Wrapped(Dataset):
         index %= len(self)
         sample = self.base[index % len(self.base)]
         image, *rest = parts(sample)
-        image = self._changed(image, rest[0] if rest else None, index)
+        image = self._changed(image, self._label(rest), index)
         image = image if self.transform is None else self.transform(image)
         return (image, *rest) if isinstance(sample, (tuple, list)) else image
+
+    def _label(self, rest: list[Any]) -> Any:
+        """The class where labels are given (docs/labels.md); else what comes after the image."""
+        if self.augment.labels == "given":
+            return label_of(rest, self.augment.change.num_classes)
+        return rest[0] if rest else None
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         """The image of sample `index` before the transform."""
@@ -106,6 +115,9 @@ class CachedNFADataset(_Wrapped):
         self.cache, self.modes = cache, cache.checked_modes(modes)
         self.strength, self.p = check_strength(strength), check_probability(p)
 
+    def _label(self, rest: list[Any]) -> Any:
+        return label_of(rest, sys.maxsize) if self.cache.index["labels"] == "given" else None
+
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         g = keyed_generator(self.seed, int(self._epoch), index)
         if self.p == 1:
@@ -151,7 +163,8 @@ class NFAugmentedDataset(_Wrapped):
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
             self.cache.mkdir(parents=True, exist_ok=True)
-        self._damaged, self._swept = Notices(augment.notices.strict).share(), set[Path]()
+        augment.notices.share()  # with the workers
+        self._damaged, self._swept = Notices(augment.strict).share(), set[Path]()
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         if index < len(self.base):
@@ -166,8 +179,7 @@ class NFAugmentedDataset(_Wrapped):
         if (kept := self._kept(path, image)) is not None:
             return kept
         new = self._draw(image, label, index, 0)
-        if path.parent not in self._swept:  # of what killed processes left
-            path.parent.mkdir(exist_ok=True)
+        if path.parent not in self._swept and path.parent.is_dir():  # once, at the first write
             remove_leftovers(path.parent)
             self._swept.add(path.parent)
         write_atomically(path, lambda p: new.save(p, format="PNG"), durable=False)
@@ -190,7 +202,7 @@ class NFAugmentedDataset(_Wrapped):
 
     def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
         generator = keyed_generator(self.seed, epoch, index)
-        if label is None:
+        if label is None or self.augment.labels != "given":
             return self.augment(image, generator=generator)
         return self.augment(image, label, generator=generator)[0]
 

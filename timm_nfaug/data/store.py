@@ -113,7 +113,7 @@ class Store:
         for name, fits in FIELDS.items():
             if not fits(index.get(name)):
                 raise self._damaged(f"holds {name}: {str(index.get(name))[:60]}")
-        if index["shapes"] != shapes(index["size"], index["modes"]):
+        if index.get("shapes") != shapes(index["size"], index["modes"]):
             raise self._damaged("holds shapes that do not go with its size and modes")
         self.index = index
         return index
