@@ -1,13 +1,14 @@
 """NFAugment and perturb: what comes back, what must not change, who supplies the class, and the errors."""
 
+import io
 import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from PIL import Image, ImageOps
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -619,6 +620,48 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.nf_augment_transform("nfa-q3", f), "unknown key 'q'"),
         (lambda f, x: nfa.nf_augment_transform("rand-m9", f), "starts with 'nfa'"),
         (lambda f, x: nfa.nf_augment_transform("nfa-k0.5", f), "takes an integer"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-0.5-k4", f), "did you mean 'nfa-s0.5-k4'"),
+        (lambda f, x: nfa.nf_augment_transform("nfa0.5", f), "did you mean 'nfa-s0.5'"),
+        (lambda f, x: nfa.NFAugment.to_fit(f, modes=0), "modes must be a positive integer, got 0"),
+        (
+            lambda f, x: nfa.NFAugment.from_data([x], modes=0, labels="none"),
+            "modes must be a positive integer, got 0",
+        ),
+        (lambda f, x: nfa.NFAugment(f, modes=4, seed="0"), "seed must be an integer or None"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(
+                torch.linspace(-0.09, 1.09, 3072).view(3, 32, 32), 0
+            ),
+            r"-0\.09 to 1\.09; resizing with antialiasing.*clamp\(0, 1\).*pass mean=",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(torch.randn(3, 32, 32) * 3, 0),
+            r"in \[0, 1\], got -\S+ to \S+; for normalised images pass mean= and std=",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x.to(torch.uint16), torch.zeros(60)),
+            r"integer labels \(60,\), got torch.float32",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x.to(torch.uint16)),
+            "got torch.uint16; bring them to levels 0..255 as uint8",
+        ),
+        (
+            lambda f, x: nfa.NFAugment.from_data([(x[:, :1], torch.zeros(60).long())], 1),
+            r"3 channels, got 1; convert them; NFAugment.from_data\(loader, input_size=\(1, 32, 32\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("L", (64, 48)), 1),
+            r'convert\("RGB"\); NFAugment.from_data\(loader, input_size=\(1, 32, 32\)\)',
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x.permute(0, 2, 3, 1)),
+            r"got 32; .*permute it to \(C, H, W\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4)(x[0].permute(1, 2, 0).numpy(), 1),
+            r"found no image .*PIL.Image.fromarray",
+        ),
         (
             lambda f, x: nfa.nf_augment_transform("nfa-m9", f),
             "takes pca, axes, isotropic, rotation, got '9'.*the strength is s",
@@ -712,3 +755,59 @@ def test_settings_are_replaced_on_a_copy(small_flow, toy_images):
         augment.flow = linear
     with pytest.raises(AttributeError):
         augment.strength = 1.0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (60, 44)])
+def test_moved_images_keep_their_exif_as_the_others_do(toy_images, size):
+    """So that a later exif_transpose turns all images or none."""
+    image = pil(toy_images[0][0]).resize(size)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    image.save(file, "jpeg", exif=exif, icc_profile=b"profile", dpi=(72, 72))
+    image = Image.open(file)
+    augment = nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, seed=0)
+    moved, _ = augment(image, 0)
+    assert moved.tobytes() != image.tobytes()
+    assert moved.info == image.info and moved.info is not image.info
+    assert moved.info["icc_profile"] == b"profile" and moved.getexif()[0x0112] == 6
+    assert ImageOps.exif_transpose(moved).size == ImageOps.exif_transpose(image).size == size[::-1]
+
+
+class Named(TensorDataset):
+    classes = ("a", "b", "c")
+
+
+def test_classes_are_found_inside_subsets_and_parts(toy_images):
+    named = Named(*toy_images)
+    whole = list(range(60))
+    first, second = random_split(named, [40, 20], torch.Generator().manual_seed(0))
+    for data in (
+        Subset(named, whole),
+        Subset(Subset(named, whole), whole),
+        first,
+        ConcatDataset([first, second]),
+        ConcatDataset([named, Subset(named, whole)]),
+    ):
+        flow = nfa.NFAugment.from_data(DataLoader(data, 30), modes=4).flow
+        assert flow.config.class_names == ["a", "b", "c"]
+    other = Named(*toy_images)
+    other.classes = ("c", "b", "a")
+    for data in (ConcatDataset([named, other]), Subset(TensorDataset(*toy_images), whole)):
+        with pytest.raises(
+            ValueError, match=rf"{type(data).__name__}, has no `classes`.*num_classes"
+        ):
+            nfa.NFAugment.from_data(DataLoader(data, 30), modes=4)
+
+
+def test_what_a_loader_raises_comes_through(toy_images):
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            if index == 7:
+                raise OSError("image file is truncated: cats/7.jpg")
+            return super().__getitem__(index)
+
+    for workers in (0, 1):
+        loader = DataLoader(Broken(*toy_images), 5, num_workers=workers)
+        with pytest.raises(OSError, match="truncated: cats/7.jpg"):
+            nfa.NFAugment.from_data(loader, 3, modes=4)

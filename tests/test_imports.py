@@ -18,7 +18,7 @@ LAYERS = [
     {"change"},
     {"inputs"},
     {"spec"},
-    {"fit"},
+    {"fit", "unchanged"},
     {"augment"},
     {"data"},
     {"integration"},

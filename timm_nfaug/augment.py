@@ -5,37 +5,33 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from . import lift, pixels
-from ._utils.checks import check_choice, check_labels, check_probability
+from ._utils.checks import check_choice, check_labels, check_probability, check_seed
 from ._utils.notices import Notices
-from ._utils.random import own_generator
+from ._utils.random import Stream
 from .change import Change, FlowChange, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .inputs import check_image, check_range, count_images, find_inputs
-from .labels import LABELS
+from .labels import GUESSED, LABELS, check_pooled
 from .moves import Move, create_move
 from .spec import parse_config
+from .unchanged import say_fitted, say_unchanged
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
-_BROKEN = (
-    "the change of {} of {} images is not finite, and they come back unchanged: the flow's weights are "
-    "damaged or overflow; load it anew, keep it in float32, or take another flow"
-)
 
 
 class NFAugment(v2.Transform):
     """Moves images along the principal modes of their class in the code space of a flow.
 
     Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with
-    its label after it, an int or integers (B,), where there is one; in a `v2.Compose` and with dicts,
-    too. Kind, dtype, device, range and size come back as they went in. Images of another size than
-    the flow's take the change enlarged (`timm_nfaug.lift`).
+    its label after it, an int or integers (B,); in a `v2.Compose` and with dicts, too (what counts as
+    a label, and what happens without: docs/labels.md). Kind, dtype, device, range and size come back
+    as they went in. Images of another size than the flow's take the change enlarged.
 
     Args:
         flow: the flow; `from_pretrained` takes one by name, `from_data` makes one of your images.
@@ -49,20 +45,22 @@ class NFAugment(v2.Transform):
         mean, std: per channel, of float images normalised as (x - mean) / std; without, floats are
             in [0, 1].
         seed: of the transform's own generator; None takes torch's initial seed. DataLoader workers
-            draw from streams of their own, which differ from epoch to epoch. The global generators
-            are never drawn from.
+            (anew in each epoch), ranks, replicas and forks draw from streams of their own. The
+            global generators are never drawn from.
+        strict: raise an `NFAError` where an `NFAWarning` would say that it does nothing or guesses.
 
     Attributes:
         change: what it adds to images, a `timm_nfaug.change.Change`.
+        notices: how many images came back unchanged or with a guessed label, by cause.
         fallbacks: number of images whose change was not finite and which came back unchanged.
 
     >>> import timm_nfaug as nfa
-    >>> flow = nfa.create_flow("linear", input_size=(3, 8, 8), num_classes=2)
-    >>> augment = nfa.NFAugment(flow, strength=1.0, modes=8, p=1.0, seed=0)
-    >>> images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 1, 0])
-    >>> moved, labels = augment(images, labels)
+    >>> images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    >>> loader = [(images, torch.tensor([0, 1, 1, 0]))]
+    >>> augment = nfa.NFAugment.from_data(loader, 2, (3, 8, 8), strength=1.0, modes=2, p=1.0)
+    >>> moved, label = augment(images[0], 1)
     >>> moved.shape, moved.dtype
-    (torch.Size([4, 3, 32, 32]), torch.uint8)
+    (torch.Size([3, 32, 32]), torch.uint8)
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class NFAugment(v2.Transform):
                 f"flow must be a ConditionalFlow, got {type(flow).__name__}; "
                 "see NFAugment.from_pretrained"
             )
-        _check_pooled(labels, flow.num_classes)
+        check_pooled(labels, flow.num_classes)
         self._set_up(p, labels, mean, std, seed, strict)
         self._use(flow, create_move(kind, modes, strength))
 
@@ -92,13 +90,13 @@ class NFAugment(v2.Transform):
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
         self.p, self.labels = p, labels
-        self.mean, self.std, self.seed = mean, std, seed
+        self.mean, self.std = mean, std
         self.notices = Notices(strict)
-        self._own: tuple[Any, torch.Generator] | None = None
+        self._stream = Stream(check_seed(seed))
 
     def _use(self, flow: ConditionalFlow, move: Move) -> None:
-        self.change: Change = change_of(flow, move)
-        self.flow = flow  # registered: `to` and `state_dict` find its weights
+        self.change: Change = (change := change_of(flow, move))
+        self.flow = change.flow  # registered: `to` and `state_dict` find its weights
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "p":
@@ -106,7 +104,9 @@ class NFAugment(v2.Transform):
         elif name == "labels":
             check_choice("labels", value, LABELS)
         elif name == "flow" and value is not getattr(self.change, "flow", value):
-            raise AttributeError("the flow of an NFAugment stays; make one by replace(flow=...)")
+            if not getattr(self, "_is_replica", False):  # which DataParallel gives another copy
+                raise AttributeError("the flow of an NFAugment stays; use replace(flow=...)")
+            self.change = self.change.with_flow(value)  # type: ignore[attr-defined]
         super().__setattr__(name, value)
 
     @classmethod
@@ -117,7 +117,7 @@ class NFAugment(v2.Transform):
         """The augmentation with a `Change` of your own; arguments as for the class."""
         if not isinstance(change, Change):
             raise TypeError(f"expected a timm_nfaug.change.Change, got {type(change).__name__}")
-        _check_pooled(labels, change.num_classes)
+        check_pooled(labels, change.num_classes)
         augment = cls.__new__(cls)
         augment._set_up(p, labels, mean, std, seed, strict)
         augment.change = change
@@ -185,11 +185,12 @@ class NFAugment(v2.Transform):
         if not hasattr(self, "flow"):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
-        batches = fitting_batches(loader, size, pooled, self.mean, self.std)
         classes, names = count_classes(loader, num_classes, pooled)
+        batches = fitting_batches(loader, size, 0 if pooled else classes, self.mean, self.std)
         flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
         self._use(flow, create_move(self.kind, self.modes, self.strength))
+        say_fitted(self.notices, self.change)
         return self
 
     def replace(self, **settings) -> "NFAugment":
@@ -220,6 +221,10 @@ class NFAugment(v2.Transform):
     @property
     def kind(self) -> str:
         return self.move.name if self.move else type(self.change).__name__
+
+    @property
+    def seed(self) -> int | None:
+        return self._stream.seed
 
     @property
     def strict(self) -> bool:
@@ -255,6 +260,8 @@ class NFAugment(v2.Transform):
         found = find_inputs(inputs, self.change.num_classes if wanted else 0)
         if not idle:
             images = [found.flat[i] for i in found.where]
+            if found.labels is None and wanted and self.change.num_classes > 1:
+                self.notices.say("guessed label", GUESSED, count_images(images[0]))
             params = self.make_params(images, found.labels, generator)
             for i, image in zip(found.where, images, strict=True):
                 found.flat[i] = self.transform(image, params)
@@ -268,11 +275,7 @@ class NFAugment(v2.Transform):
         if more:
             counts = sorted([count, *more])
             raise ValueError(f"images in one call must come in batches of one length, got {counts}")
-        if labels is not None and len(labels) != count:
-            raise ValueError(
-                f"{count} images came with {len(labels)} labels; give one label per image"
-            )
-        g = generator if generator is not None else self._generator()
+        g = generator if generator is not None else self._stream.generator()
         rows, noise = draw(count, self.p, self.change.noise_size, g)
         if labels is not None and rows is not None and len(rows):
             labels = labels[rows.to(labels.device, non_blocking=True)]
@@ -298,9 +301,9 @@ class NFAugment(v2.Transform):
         return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
 
     def _change(self, images, labels: Tensor | None, noise: Tensor) -> Tensor:
-        change, failed = self.change.bounded(images, labels, noise)
-        if failed:
-            self.notices.say("not finite", _BROKEN.format(failed, len(noise)), images=failed)
+        change, failed, still = self.change.bounded(images, labels, noise)
+        if failed or still:
+            say_unchanged(self.notices, self.change, len(noise), failed, still)
         return change
 
     @torch.no_grad()
@@ -319,24 +322,10 @@ class NFAugment(v2.Transform):
         change, c = self._change(lambda: x, y, noise).to(x.device), x.shape[1]
         return lift.add(x, change, [-1.0] * c, [1.0] * c)
 
-    def _generator(self) -> torch.Generator:
-        """The transform's own generator, made anew in each worker so that no two draw alike."""
-        worker = get_worker_info()
-        key = None if worker is None else (worker.id, worker.seed)
-        if self._own is None or self._own[0] != key:
-            self._own = (key, own_generator(self.seed, None if worker is None else worker.seed))
-        return self._own[1]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_own": None}  # generators do not pickle for a worker
-
-
-def _check_pooled(labels: str, num_classes: int) -> None:
-    if labels == "none" and num_classes > 1:
-        raise ValueError(
-            f'labels="none" takes one set of modes for all images, the flow has {num_classes} '
-            'classes; find one with NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
-        )
+    def _replicate_for_data_parallel(self) -> "NFAugment":
+        replica = super()._replicate_for_data_parallel()
+        replica._stream = self._stream.branch()
+        return replica
 
 
 def nf_augment_transform(

@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from . import lift
+from ._utils.checks import check_modes
+from ._utils.notices import NFAError
 from .change import to_model
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .inputs import check_image, check_range
+from .labels import labels_of
 
 SHRINKAGE = 100.0  # images; about the best for 20 to 500 images per class, 2% of 5,000
 
@@ -23,9 +26,9 @@ def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> Condi
     >>> empty_flow(nfa.create_flow("linear"), modes=8).prior.num_modes
     8
     """
-    return flow.with_prior(
-        ClassGaussians(num_classes, flow.dim, None, 0.25, modes, flow.prior.low_rank)
-    )
+    check_modes(modes)
+    prior = ClassGaussians(num_classes, flow.dim, None, 0.25, modes, flow.prior.low_rank)
+    return flow.with_prior(prior.requires_grad_(False))
 
 
 @torch.no_grad()
@@ -53,6 +56,12 @@ def fit_flow(
     torch.Size([2, 4, 48])
     """
     moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
+    if (empty := moments.empty) and not allow_empty:
+        raise NFAError(
+            f"saw no image of class {empty[0]} (of {len(empty)} such, of {num_classes}): give the whole "
+            'dataset, not a sorted part; or leave out the class by labels="none", or leave it '
+            "unmoved by allow_empty=True"
+        )
     fitted = empty_flow(flow, modes, num_classes)
     fitted.prior.set_moments(moments)
     fitted.log_prior[moments.empty] = -torch.inf
@@ -60,26 +69,27 @@ def fit_flow(
 
 
 def fitting_batches(
-    loader: Any, size: tuple[int, int, int], pooled: bool, mean: Any = None, std: Any = None
+    loader: Any, size: tuple[int, int, int], num_classes: int, mean: Any = None, std: Any = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields images (B, C, h, w) of size (C, h, w) in [-1, 1], and labels (B,), from a loader.
 
     Args:
         loader: batches (images, labels, ...) of images as `NFAugment` takes them, else a TypeError.
-        pooled: all images are one class; labels are not looked at and may be missing.
+        num_classes: K that labels must be below; 0: all images are one class, labels are not looked
+            at and may be missing.
 
-    >>> x, y = next(fitting_batches([(torch.rand(2, 3, 8, 8), [0, 1])], (3, 4, 4), pooled=False))
+    >>> x, y = next(fitting_batches([(torch.rand(2, 3, 8, 8), [0, 1])], (3, 4, 4), num_classes=2))
     >>> x.shape, y.tolist()
     (torch.Size([2, 3, 4, 4]), [0, 1])
     """
     for batch in loader:
-        x, y = _images_and_labels(batch, pooled)
+        x, y = _images_and_labels(batch, pooled=not num_classes)
         check_image(x, size[0])
         if mean is None:
             check_range(x)
         x = lift.down(to_model(x, mean, std), size[1:])
-        y = torch.zeros(len(x), dtype=torch.int64) if pooled else torch.as_tensor(y)
-        yield x, y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
+        none = torch.zeros(len(x), dtype=torch.int64)
+        yield x, labels_of(y, len(x), num_classes) if num_classes else none
 
 
 def count_classes(
@@ -97,13 +107,23 @@ def count_classes(
         raise TypeError(
             f"expected a loader of batches, got a dataset, {kind}: DataLoader(dataset, 256)"
         )
-    names = None if pooled else getattr(getattr(loader, "dataset", None), "classes", None)
-    names = names if isinstance(names, (list, tuple)) else None
-    if pooled or num_classes is None:
-        if names is None and not pooled:
-            raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
-        num_classes = len(names) if names is not None else 1
-    return num_classes, list(names) if names is not None and len(names) == num_classes else []
+    dataset = getattr(loader, "dataset", None)
+    names = None if pooled else _class_names(dataset)
+    if num_classes is None and not pooled and names is None:
+        kind = "loader.dataset" if dataset is None else f"loader.dataset, {type(dataset).__name__},"
+        raise ValueError(f"{kind} has no `classes` to count; pass num_classes=")
+    count = 1 if pooled else num_classes or len(names or ())
+    return count, [str(k) for k in names] if names and len(names) == count else []
+
+
+def _class_names(dataset: Any) -> list | None:
+    """The `classes` of a dataset, or those alike of the datasets that it is made of."""
+    own = getattr(dataset, "classes", None)
+    if isinstance(own, (list, tuple)):
+        return list(own)
+    parts = [dataset.dataset] if hasattr(dataset, "dataset") else getattr(dataset, "datasets", [])
+    found = [_class_names(part) for part in parts]  # of a Subset, a ConcatDataset
+    return found[0] if found and all(names == found[0] for names in found) else None
 
 
 def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:

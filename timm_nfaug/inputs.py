@@ -80,26 +80,37 @@ def count_images(image: Any) -> int:
 def check_image(image: Any, channels: int) -> None:
     """Raises where a PIL image or tensor (..., C, H, W) has another mode, channels or dtype.
 
-    >>> check_image(torch.zeros(1, 8, 8), channels=3)
-    Traceback (most recent call last):
-    ValueError: this flow takes images of 3 channels, got 1; convert the images, or train a flow
+    >>> check_image(torch.zeros(3, 8, 8), channels=3)
     """
     if isinstance(image, PIL.Image.Image):
-        mode = {1: "L", 3: "RGB"}.get(channels)
-        if image.mode != mode:
-            deep = image.mode[0] in "IF"  # which convert() would clip to black and white
-            remedy = f'convert first: image.convert("{mode}")'
-            remedy = "bring them to 8 bits first" if deep else remedy
+        if image.mode != (mode := {1: "L", 3: "RGB"}.get(channels)):
             raise ValueError(
-                f"this flow takes PIL images of mode {mode}, got {image.mode}; {remedy}"
+                f"this flow takes PIL images of mode {mode}, got {image.mode}; "
+                + _mode_remedy(image, mode)
             )
     elif image.shape[-3] != channels:
+        got, size = image.shape[-3], tuple(min(32, n) for n in image.shape[-2:])
+        remedy = f"NFAugment.from_data(loader, input_size={(got, *size)}) makes a flow of such"
+        if image.shape[-1] == channels:
+            remedy = "its last dimension may be the channels: permute it to (C, H, W)"
         raise ValueError(
-            f"this flow takes images of {channels} channels, got {image.shape[-3]}; "
-            "convert the images, or train a flow"
+            f"this flow takes images of {channels} channels, got {got}; convert them; {remedy}"
         )
     elif image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"NFAugment takes uint8 or float images, got {image.dtype}")
+        raise TypeError(
+            f"NFAugment takes uint8 or float images, got {image.dtype}; "
+            "bring them to levels 0..255 as uint8, or to floats in [0, 1], first"
+        )
+
+
+def _mode_remedy(image: PIL.Image.Image, mode: str | None) -> str:
+    if mode is None:
+        return "give tensors (C, H, W), or take a flow of 1 or 3 channels"
+    if image.mode[0] in "IF":  # which convert() would clip to black and white
+        return "bring them to 8 bits first"
+    size = (min(32, image.height), min(32, image.width))
+    grey = f"; NFAugment.from_data(loader, input_size={(1, *size)}) makes a flow of grey images"
+    return f'convert first: image.convert("{mode}")' + grey * (image.mode == "L")
 
 
 def check_range(x: Tensor) -> None:
@@ -111,9 +122,11 @@ def check_range(x: Tensor) -> None:
         return
     low, high = (float(v) for v in x.aminmax())
     if not (low >= -0.01 and high <= 1.01):
+        near = "resizing with antialiasing, or bicubic, may leave it: images.clamp(0, 1) after it; "
         raise ValueError(
             f"float images must be in [0, 1], got {low:.3g} to {high:.3g}; "
-            "for normalised images pass mean= and std=, for levels 0..255 use uint8"
+            + near * (low > -0.5 and high < 1.5)
+            + "for normalised images pass mean= and std=, for levels 0..255 use uint8"
         )
 
 

@@ -14,6 +14,11 @@ from ._utils.checks import check_labels
 LABELS = ("given", "posterior", "none")  # who supplies the class of an image
 LABEL_KEYS = ("label", "labels", "target", "targets", "cls")  # in dicts, in this order
 INSTEAD = 'labels="posterior" lets the flow choose the class, labels="none" does without'
+GUESSED = (
+    "no label came with the images, so that the flow guesses their class, which it may get wrong: "
+    'call aug(image, label), or put it into the dict as "label" (docs/labels.md), or take modes of '
+    'all images by NFAugment.from_data(loader, labels="none"); labels="posterior" asks for the guess'
+)
 
 Leaves = list[tuple[Any, Any]]  # (path, value), as `pytree.tree_flatten_with_path` gives them
 
@@ -62,6 +67,18 @@ def labels_of(value: Any, count: int, num_classes: int) -> Tensor:
         raise ValueError(f"{found}; give one label per image; {INSTEAD}")
     y = y.reshape(-1)
     return check_labels(y, num_classes, y.device)
+
+
+def check_pooled(labels: str, num_classes: int) -> None:
+    """Refuses labels="none" for a flow of several classes.
+
+    >>> check_pooled("given", num_classes=10)
+    """
+    if labels == "none" and num_classes > 1:
+        raise ValueError(
+            f'labels="none" takes one set of modes for all images, the flow has {num_classes} '
+            'classes; find one with NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
+        )
 
 
 def is_row(value: Any) -> bool:

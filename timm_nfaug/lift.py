@@ -73,8 +73,8 @@ def _clamped(x: Tensor, low: Limits, high: Limits) -> Tensor:
 def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     """Adds a change (C, h, w), enlarged, to a PIL image of mode L or RGB; returns a new image.
 
-    The change is float32, in levels, within +-256. It is added in the image's own layout by numpy,
-    whose calls cost less than torch's on one image.
+    The change is float32, in levels, within +-256; the image's `info` is kept. It is added in the
+    image's own layout by numpy, whose calls cost less than torch's on one image.
 
     >>> image, change = PIL.Image.new("L", (2, 2), 100), np.full((1, 1, 1), 9, np.float32)
     >>> add_to_image(image, change).getpixel((0, 0))
@@ -88,7 +88,7 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     c, h, w = change.shape
     if (h, w) == (image.height, image.width):
         out = _added(levels, change.reshape(c, -1).T.reshape(h, -1))
-        return PIL.Image.frombytes(image.mode, image.size, out)
+        return _like(image, out)
     # torch's product, as numpy's would start threads of its own in every worker
     lines = torch.from_numpy(change).reshape(c * h, w)
     which, weights = _neighbours(h, image.height)
@@ -98,7 +98,15 @@ def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:
     lines = wide.permute(1, 2, 0).reshape(h, -1)  # (h, W * C)
     parts = [_added(levels[i], _mixed(lines, which[i], weights[i]).numpy()) for i in chunks]
     out = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    return PIL.Image.frombytes(image.mode, image.size, out)
+    return _like(image, out)
+
+
+def _like(image: PIL.Image.Image, levels: np.ndarray) -> PIL.Image.Image:
+    """An image of these levels with the size, mode and `info` (EXIF, profile) of another one."""
+    new = PIL.Image.frombytes(image.mode, image.size, levels)
+    if image.info:
+        new.info = image.info.copy()
+    return new
 
 
 def _added(levels: np.ndarray, change: np.ndarray) -> np.ndarray:

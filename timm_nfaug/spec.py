@@ -21,6 +21,9 @@ def parse_config(text: str) -> dict[str, Any]:
     """
     head, *parts = re.split(r"-(?=[a-z])", text)  # a minus sign belongs to its number
     if head != "nfa":
+        if number := re.fullmatch(r"nfa-?([\d.]+)", head):  # without its letter
+            meant = text.replace(head, f"nfa-s{number[1]}")
+            raise ValueError(f"a number needs its letter, got {text!r}; did you mean {meant!r}?")
         raise ValueError(
             f"an NFA string starts with 'nfa', got {text!r}; example: nfa-s0.5-k32-p0.5"
         )

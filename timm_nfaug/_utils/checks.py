@@ -1,6 +1,7 @@
 """Checks of arguments; errors say what was expected, what came and what to do."""
 
 import difflib
+import operator
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -72,6 +73,29 @@ def check_strength(strength: float) -> float:
     return float(strength)
 
 
+def check_modes(modes: int) -> int:
+    """Returns `modes` if it is an integer of at least 1.
+
+    >>> check_modes(32)
+    32
+    """
+    if not is_int(modes) or modes < 1:
+        raise ValueError(f"modes must be a positive integer, got {modes!r}")
+    return modes
+
+
+def check_seed(seed: Any) -> int | None:
+    """Returns `seed` as an int, or None.
+
+    >>> check_seed(None), check_seed(3)
+    (None, 3)
+    """
+    try:
+        return None if seed is None else operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer or None, got {seed!r}") from None
+
+
 def check_labels(
     y: Any, num_classes: int, device: torch.device, count: int | None = None
 ) -> Tensor:
@@ -84,7 +108,7 @@ def check_labels(
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         wanted = "labels must be an integer tensor of shape (B,)"
         raise TypeError(f"{wanted}, got {what}; mixed or soft labels have no class")
-    n = len(y)
+    n, y = len(y), y.to(torch.int64)  # torch finds no least of unsigned ones
     if count is not None and n != count:
         raise ValueError(f"labels must be one for each image, got {n} labels for {count} images")
     if n == 1:
@@ -93,6 +117,7 @@ def check_labels(
         low, high = torch.stack(y.aminmax()).tolist() if n else (0, 0)  # one copy from a GPU
     if low < 0 or high >= num_classes:
         wanted = f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes"
-        hint = "choose a flow of this dataset, fit one to it, or drop the labels"
+        hint = "choose a flow of this dataset or fit one to it; for images without a class take "
+        hint += 'NFAugment with labels="none" or "posterior"'
         raise ValueError(f"{wanted}, got {low}..{high}; {hint}")
-    return y.to(device, torch.int64)
+    return y.to(device)

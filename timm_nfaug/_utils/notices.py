@@ -61,14 +61,16 @@ class Notices:
 
     def __init__(self, strict: bool = False):
         self.strict = strict
+        self._said: set[str] = set()
         self._counts = torch.zeros(len(CAUSES), dtype=torch.int64)
 
     def say(self, cause: str, message: str, images: int = 1) -> None:
-        """Counts `images` for a cause of `CAUSES`; at its first time, warns or raises."""
+        """Counts `images`, or 0, for a cause of `CAUSES`; at its first time, warns or raises."""
         if self.strict:
             raise NFAError(f"{message} (an error, as strict=True asks for)")
         position = CAUSES.index(cause)
-        first = not self._counts[position]
+        first = cause not in self._said and not self._counts[position]
+        self._said.add(cause)
         self._counts[position] += images
         if first:
             warn(message)

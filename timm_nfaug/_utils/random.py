@@ -2,11 +2,15 @@
 
 import contextlib
 import hashlib
+import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.utils.data import get_worker_info
 
 
 def keyed_generator(*key: int) -> torch.Generator:
@@ -20,16 +24,58 @@ def keyed_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
-def own_generator(seed: int | None, worker_seed: int | None = None) -> torch.Generator:
-    """A generator for this process; in a DataLoader worker its stream is the worker's and epoch's own.
+class Stream:
+    """The random numbers of one object, none of which two processes or replicas draw alike.
 
-    >>> own_generator(3).initial_seed()
+    Each DataLoader worker has a generator of its own in every epoch, which follows from the seed and
+    the worker's; so has each rank but the first, and each forked process, which is keyed by its
+    number and cannot be repeated.
+
+    Args:
+        seed: None takes torch's initial seed.
+
+    >>> Stream(3).generator().initial_seed()
     3
     """
-    if seed is not None and worker_seed is not None:
-        return keyed_generator(seed, worker_seed)
-    found = next(s for s in (seed, worker_seed, torch.initial_seed()) if s is not None)
-    return torch.Generator().manual_seed(found % 2**63)
+
+    def __init__(self, seed: int | None):
+        self.seed = seed
+        self._process = os.getpid()
+        self._own: tuple[Any, torch.Generator] | None = None
+
+    def generator(self) -> torch.Generator:
+        """The generator of this process, made anew where it is not the one of the last call."""
+        worker, process = get_worker_info(), os.getpid()
+        key = process if worker is None else (worker.id, worker.seed)
+        if self._own is None or self._own[0] != key:
+            forked = process if worker is None and process != self._process else 0
+            seeds = (self.seed, None if worker is None else worker.seed)
+            keys = [k for k in seeds if k is not None]
+            self._own = (key, _generator(keys or [torch.initial_seed()], _rank(), forked))
+        return self._own[1]
+
+    def branch(self) -> "Stream":
+        """A stream of its own for a replica in this process."""
+        return Stream(int(torch.randint(2**62, (), generator=self.generator())))
+
+    def __getstate__(self) -> dict:
+        return {"seed": self.seed}  # generators do not pickle for a worker
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _rank() -> int:
+    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK."""
+    running = dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if running else int(os.environ.get("RANK", 0))
+
+
+def _generator(keys: list[int], *others: int) -> torch.Generator:
+    """That of a single process, whose `others` are zero, is seeded as torch's would be."""
+    if len(keys) == 1 and not any(others):
+        return torch.Generator().manual_seed(keys[0] % 2**63)
+    return keyed_generator(*keys, *(others if any(others) else ()))
 
 
 @contextlib.contextmanager

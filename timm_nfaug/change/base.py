@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..moves.base import STILL
+
 LIMIT = 2.0  # of the range [-1, 1]: more than the whole of it is no use
 
 Images = Callable[[], Tensor]  # gives images (B, c, H, W), float32 in [-1, 1]
@@ -21,6 +23,7 @@ class Change(ABC):
         size: (c, h, w) of the change.
         num_classes: K of the labels it takes.
         noise_size: standard normal numbers it needs per image.
+        still: whether some classes have no modes, so that their images are left as they were.
 
     >>> class Brightness(Change):
     ...     size, num_classes, noise_size = (3, 1, 1), 1, 1
@@ -35,6 +38,7 @@ class Change(ABC):
     size: tuple[int, int, int]
     num_classes: int
     noise_size: int
+    still: bool = False
 
     @abstractmethod
     def change(self, images: Images, y: Tensor | None, noise: Tensor) -> Tensor:
@@ -46,8 +50,11 @@ class Change(ABC):
             noise: standard normal (B, noise_size).
         """
 
-    def bounded(self, images: Images, y: Tensor | None, noise: Tensor) -> tuple[Tensor, int]:
-        """The change in float32 within +-2, zero where it is not finite, and for how many images."""
+    def bounded(self, images: Images, y: Tensor | None, noise: Tensor) -> tuple[Tensor, int, int]:
+        """The change in float32 within +-2, zero where it is not finite.
+
+        Also for how many images it is not, and how many are left alone for want of modes.
+        """
         if torch.is_autocast_enabled(noise.device.type):  # bfloat16 would break a flow's inverse
             with torch.autocast(noise.device.type, enabled=False):
                 change = self.change(images, y, noise)
@@ -58,9 +65,10 @@ class Change(ABC):
             raise ValueError(f"{type(self).__name__}.change must return {wanted}, got {got}")
         if change.requires_grad or change.dtype != torch.float32:
             change = change.detach().float()
+        still = int((change.abs().amax((1, 2, 3)) < STILL).sum()) if self.still else 0
         low, high = change.aminmax() if wanted[0] else (0.0, 0.0)
         if -LIMIT <= float(low) and float(high) <= LIMIT:  # false for NaN
-            return change, 0
+            return change, 0, still
         good = change.sum((1, 2, 3)).isfinite()
         change = torch.where(good.view(-1, 1, 1, 1), change, 0.0)
-        return change.clamp_(-LIMIT, LIMIT), int((~good).sum())
+        return change.clamp_(-LIMIT, LIMIT), int((~good).sum()), still

@@ -1,11 +1,13 @@
 """LinearChange and FlowChange: images moved through the code space of a flow."""
 
+import copy
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import lift
 from ..flows.model import ConditionalFlow
-from ..moves.base import Move
+from ..moves.base import STILL, Move
 from .base import Change, Images
 
 _ONLY_CLASS = torch.zeros(1, dtype=torch.int64)
@@ -15,7 +17,8 @@ class FlowChange(Change):
     """Encodes, moves, decodes, and subtracts: ``f^-1(f(x) + move) - x``.
 
     Args:
-        flow: the flow; the change has its size and is made on its device.
+        flow: the flow; the change has its size and is made on its device. Where it has parameters
+            that want gradients, a copy that shares its weights and wants none takes its place.
         move: how codes are moved.
 
     >>> import timm_nfaug as nfa
@@ -28,7 +31,8 @@ class FlowChange(Change):
 
     def __init__(self, flow: ConditionalFlow, move: Move):
         move.check(flow)
-        self.flow, self.move = flow, move
+        self.flow, self.move = _frozen(flow), move
+        self.still = bool(move.unmoved(flow).any())
         self.size = flow.config.input_size
         self.num_classes = flow.num_classes
         self.noise_size = move.noise_size(flow)
@@ -40,7 +44,16 @@ class FlowChange(Change):
         y = flow.gaussian_labels(y, len(noise))
         with flow._full_precision():
             move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
-        return flow.inverse(z + move) - x
+        change = flow.inverse(z + move) - x
+        if self.still:  # not even the rounding of the flow is to change them
+            change[move.abs().amax(1) < STILL] = 0.0
+        return change
+
+    def with_flow(self, flow: ConditionalFlow) -> "FlowChange":
+        """A copy that moves codes of another copy of the flow, on a device of its own."""
+        change = copy.copy(self)
+        change.flow = flow
+        return change
 
     def _small(self, images: Images) -> Tensor:
         return lift.down(images().to(self.flow.device), self.size[1:])
@@ -77,7 +90,7 @@ class LinearChange(FlowChange):
         return move.view(count, *self.size)
 
 
-def change_of(flow: ConditionalFlow, move: Move) -> Change:
+def change_of(flow: ConditionalFlow, move: Move) -> FlowChange:
     """The change that suits a flow: `LinearChange` where its codes are the pixels, else `FlowChange`.
 
     >>> import timm_nfaug as nfa
@@ -86,3 +99,15 @@ def change_of(flow: ConditionalFlow, move: Move) -> Change:
     'LinearChange'
     """
     return (LinearChange if flow.is_linear else FlowChange)(flow, move)
+
+
+def _frozen(flow: ConditionalFlow) -> ConditionalFlow:
+    """The flow itself if it wants no gradients, else a copy without, which shares its weights.
+
+    A model around an augmentation must not train it, nor DistributedDataParallel wait for it.
+    """
+    if not any(p.requires_grad for p in flow.parameters()):
+        return flow
+    memo: dict = {id(b): b for b in flow.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in flow.parameters()}
+    return copy.deepcopy(flow, memo)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..flows.model import ConditionalFlow as Flow
-from .base import Move, register
+from .base import STILL, Move, register
 
 
 @register
@@ -23,6 +23,9 @@ class Axes(Move):
     """
 
     name = "axes"
+
+    def unmoved(self, flow: Flow) -> Tensor:
+        return flow.prior.variance.amax(1).sqrt() < STILL  # that of one image is not quite 0
 
     @torch.no_grad()
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:

@@ -11,10 +11,11 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_choice, check_strength
+from .._utils.checks import check_choice, check_modes, check_strength
 from ..flows.model import ConditionalFlow as Flow
 
 CUT = 3.0  # standard deviations; a cut gives every move a bound
+STILL = 1e-3  # of a code, or of the range [-1, 1]: an eighth of a level, which no image shows
 
 
 class Move(ABC):
@@ -37,9 +38,7 @@ class Move(ABC):
     needs_code: ClassVar[bool] = False
 
     def __init__(self, modes: int = 32, strength: float = 1.0):
-        if isinstance(modes, bool) or not isinstance(modes, int) or modes < 1:
-            raise ValueError(f"modes must be a positive integer, got {modes!r}")
-        self.modes, self.strength = modes, check_strength(strength)
+        self.modes, self.strength = check_modes(modes), check_strength(strength)
 
     def noise_size(self, flow: Flow) -> int:
         """Random numbers needed per image."""
@@ -53,6 +52,10 @@ class Move(ABC):
         if self.modes > there:
             wanted = f"{self.modes} modes were asked for; lower modes"
             raise ValueError(f"{what.format(there)}, {wanted}")
+
+    def unmoved(self, flow: Flow) -> Tensor:
+        """Which Gaussians (K,) have no modes, so that it does not move their codes."""
+        return torch.zeros(flow.prior.num_classes, dtype=torch.bool)
 
     @abstractmethod
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:

@@ -26,9 +26,15 @@ class Isotropic(Move):
     def noise_size(self, flow: Flow) -> int:
         return flow.dim
 
+    def unmoved(self, flow: Flow) -> Tensor:
+        return self._energy(flow) == 0
+
     @torch.no_grad()
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
+        return noise * (self.strength * (self._energy(flow) / flow.dim).sqrt()[y]).unsqueeze(1)
+
+    def _energy(self, flow: Flow) -> Tensor:
+        """Mean square length (K,) of the move of each class at strength 1."""
         prior, n = flow.prior, self.modes
         squares = prior.mode_std[:, :n] ** 2 if prior.num_modes else prior.variance.topk(n)[0]
-        energy = squares.sum(1)  # (K,)
-        return noise * (self.strength * (energy / flow.dim).sqrt()[y]).unsqueeze(1)
+        return squares.sum(1)

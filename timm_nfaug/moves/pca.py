@@ -30,6 +30,9 @@ class PCA(Move):
         self._check_count(flow.prior.num_modes, "this flow stores {} principal modes per class")
         super().check(flow)
 
+    def unmoved(self, flow: Flow) -> Tensor:
+        return (flow.prior.mode_std[:, : self.modes] == 0).all(1)
+
     def displacement(self, flow: Flow, y: Tensor, noise: Tensor, z: Tensor | None = None) -> Tensor:
         # no label may leave a GPU; on a CPU, gathering would move 400 kB per image
         return self._gathered(flow, y, noise) if noise.is_cuda else self._by_class(flow, y, noise)

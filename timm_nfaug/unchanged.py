@@ -1,0 +1,59 @@
+"""What NFA says of images that it leaves as they were, and of fits that end in such."""
+
+from ._utils.notices import Notices
+from .change import Change, FlowChange
+from .moves import PCA
+
+BROKEN = (
+    "the change of {} of {} images is not finite, and they came back unchanged: images or the flow's "
+    "weights are damaged, or overflow; load the flow anew, keep it in float32, or take another one"
+)
+MORE = (
+    "give more images of each class, or take the modes of all images together: "
+    'NFAugment.from_data(loader, labels="none")'
+)
+
+
+def say_unchanged(notices: Notices, change: Change, count: int, failed: int, still: int) -> None:
+    """Says that of `count` images some `failed` to be finite, and some stood `still` without modes.
+
+    >>> say_unchanged(Notices(), None, 4, failed=0, still=0)
+    """
+    if failed:
+        notices.say("not finite", BROKEN.format(failed, count), failed)
+    if still:
+        what = f"{still} of {count} images came back unchanged: {without_modes(change)}"
+        notices.say("no modes", what, still)
+
+
+def say_fitted(notices: Notices, change: Change) -> None:
+    """Says which classes a fit found too few images of, for any mode or for all that were asked for.
+
+    >>> import timm_nfaug as nfa
+    >>> say_fitted(Notices(), nfa.NFAugment.from_pretrained("conv_p4_tiny.digits").change)
+    """
+    if lacking := without_modes(change):
+        notices.say("no modes", lacking, images=0)
+    if isinstance(change, FlowChange) and isinstance(change.move, PCA):
+        wanted, classes = change.move.modes, change.num_classes
+        found = (change.flow.prior.mode_std[:, :wanted] != 0).sum(1)  # (K,)
+        if len(few := found[(found > 0) & (found < wanted)]):
+            what = f"{len(few)} of {classes} classes have fewer than the {wanted} modes asked for"
+            fewest = f"one has {int(few.min())}, and moves along these"
+            notices.say("other", f"{what}: {fewest}; {MORE}, or ask for fewer", images=0)
+
+
+def without_modes(change: Change) -> str:
+    """Which classes a change leaves alone for want of modes, and the remedy; "" for none.
+
+    >>> import timm_nfaug as nfa
+    >>> without_modes(nfa.NFAugment.to_fit(nfa.create_flow("linear")).change)[:40]
+    '1 of 1 classes (0) have no modes: give m'
+    """
+    if not isinstance(change, FlowChange):
+        return ""
+    lacking = change.move.unmoved(change.flow).nonzero().flatten().tolist()
+    names = dict(enumerate(change.flow.config.class_names))
+    some = ", ".join(names.get(k, str(k)) for k in lacking[:4]) + ", ..." * (len(lacking) > 4)
+    which = f"{len(lacking)} of {change.flow.prior.num_classes} classes ({some})"
+    return f"{which} have no modes: {MORE}" if lacking else ""
