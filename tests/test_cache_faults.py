@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -289,14 +290,14 @@ def without_modes(flow, *classes):
     return nfa.NFAugment(flow, modes=MODES, p=1.0)
 
 
-@pytest.mark.parametrize("cause", ["no modes", "not finite"])
-def test_a_cache_of_nothing_is_refused(small_flow, base, tmp_path, cause):
-    augment = without_modes(small_flow, *([0, 1, 2] if cause == "no modes" else []))
-    if cause == "not finite":
+@pytest.mark.parametrize("said", ["have no modes: give more images", "not finite; load the flow"])
+def test_a_cache_of_nothing_is_refused(small_flow, base, tmp_path, said):
+    augment = without_modes(small_flow, *([0, 1, 2] if "modes" in said else []))
+    if "finite" in said:
         with torch.no_grad():
             next(p for n, p in small_flow.named_parameters() if ".net." in n).fill_(torch.nan)
     for _ in range(2):
-        with pytest.raises(NFAError, match="cannot move 60 of 60 images: .* fit its modes .*, or"):
+        with pytest.raises(NFAError, match=f"cannot move 60 of 60 images: .*{said}"):
             NFACache.build(augment, base, tmp_path)
         with pytest.raises(ValueError, match="not complete"):
             NFACache(tmp_path)
@@ -309,6 +310,15 @@ def test_images_that_stay_as_they_are_are_counted(small_flow, base, tmp_path):
             cache = NFACache.build(one, base, tmp_path / "cache")
     assert not cache.change(30, *base[30], torch.ones(MODES), 1.0).any()
     assert cache.change(10, *base[10], torch.ones(MODES), 1.0).any()
+    data = nfa.CachedNFADataset(base, cache, p=1.0)
+    data.transform = TF.pil_to_tensor
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        moved = [not torch.equal(data[i][0], TF.pil_to_tensor(base[i][0])) for i in range(60)]
+    assert [*np.flatnonzero(moved)] == [*range(20), *range(40, 60)]
+    assert len(said) == 1 and "image 20 comes back unchanged" in str(said[0].message)
+    assert sum(len(x) for x, _ in DataLoader(data, 20, num_workers=2)) == 60
+    assert data.notices.count("no modes") == 20 + 20
     with pytest.raises(NFAError, match="cannot move 20 of 60 .*strict"):
         NFACache.build(one.replace(strict=True), base, tmp_path / "cache")
     many = [base[0]] * 119 + [base[30]]  # below 1%
@@ -396,11 +406,11 @@ def test_an_image_that_cannot_be_read_is_named(augment, image_folder, tmp_path, 
     for i, several in datasets.items():
         for one in several:
             with pytest.raises(OSError, match=rf"image {i} \(.*data/b/030\.png\) cannot be cached"):
-                NFACache.build(augment, one, tmp_path / "cache")
+                NFACache.build(augment, one, tmp_path / type(one).__name__)
     (data / "b" / "030.png").write_bytes(whole)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(ValueError, match=r"image 0 \(.*000\.png\) .*DecompressionBombError"):
-        NFACache.build(augment, folder, tmp_path / "cache")
+        NFACache.build(augment, folder, tmp_path / "bomb")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="none"):
         NFACache.build(augment, [], tmp_path / "empty")
@@ -487,6 +497,12 @@ def test_a_dataset_without_labels(augment, base, tmp_path, shape):
         assert type(one) is type(data[1])
         image = one[0] if isinstance(one, tuple) else one
         assert image.tobytes() != base[30][0].tobytes()
+    with pytest.warns(NFAWarning, match="label") as said:
+        guessed = [nfa.NFAugmentedDataset(data, augment)[i] for i in (2, 3)]
+    wanted = [nfa.NFAugmentedDataset(data, free)[i] for i in (2, 3)]
+    assert pickle.dumps(guessed) == pickle.dumps(wanted) and len(said) == 1
+    with pytest.raises(NFAError, match="label"):
+        nfa.NFAugmentedDataset(data, augment.replace(strict=True))[2]
 
 
 class Broken(Change):

@@ -25,6 +25,7 @@ from ..flows.bijections.coupling import AffineCoupling
 from ..flows.model import ConditionalFlow
 from ..inputs import check_image
 from ..labels import class_of
+from ..unchanged import without_modes
 from . import store
 from .samples import label_of, name_of, parts
 from .transforms import without_transform
@@ -182,6 +183,7 @@ class _Source:
             what = "a cache is for deep flows with class Gaussians"
             raise ValueError(f"{what}; the linear flow costs next to nothing without")
         self.flow, self.move = flow, move = change.flow, change.move
+        self.change = change
         if move.needs_code or move.noise_size(flow) != move.modes:
             what = f"kind pca or axes; {move.name} takes more than a number for each mode"
             raise ValueError(f"a cache is for moves along modes, {what}")
@@ -229,12 +231,9 @@ class _Source:
             yield unmoved
 
     def check(self, unmoved: int) -> None:
-        count = len(self.base)
-        what = (
-            f"the flow cannot move {unmoved} of {count} images: their class has no modes, or their "
-            "change is not finite; fit its modes to this dataset with NFAugment.fit, or take "
-            "another flow"
-        )
+        count, broken = len(self.base), "their change is not finite; load the flow anew"
+        cause = without_modes(self.change) or f"{broken}, or take another one"
+        what = f"the flow cannot move {unmoved} of {count} images: {cause}"
         if unmoved == count:
             raise NFAError(what)
         if unmoved > FEW * count:

@@ -114,6 +114,7 @@ class CachedNFADataset(_Wrapped):
             raise ValueError(f"{found}; build a cache of this one")
         self.cache, self.modes = cache, cache.checked_modes(modes)
         self.strength, self.p = check_strength(strength), check_probability(p)
+        self.notices = Notices().share()  # with the workers
 
     def _label(self, rest: list[Any]) -> Any:
         return label_of(rest, sys.maxsize) if self.cache.index["labels"] == "given" else None
@@ -126,6 +127,9 @@ class CachedNFADataset(_Wrapped):
         if not (len(noise) and self.strength):
             return image
         change = self.cache.change(index, image, label, noise[0], self.strength).unsqueeze(0)
+        if not change.any():
+            what = "comes back unchanged: the flow could not move it when the cache was built"
+            self.notices.say("no modes", f"image {index} {what}; build it with another flow")
         if isinstance(image, torch.Tensor):
             return add_change(image.unsqueeze(0), change)[0]
         return add_change(image, change)
@@ -163,7 +167,7 @@ class NFAugmentedDataset(_Wrapped):
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
             self.cache.mkdir(parents=True, exist_ok=True)
-        augment.notices.share()  # with the workers
+        self.notices = augment.notices.share()  # with the workers
         self._damaged, self._swept = Notices(augment.strict).share(), set[Path]()
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
