@@ -66,7 +66,11 @@ def shapes(size: list[int], modes: int) -> dict[str, list[int]]:
 
 
 class Source(Protocol):
-    """What a cache is made from."""
+    """What a cache is made from.
+
+    >>> [name for name in vars(Source) if not name.startswith("_")]
+    ['key', 'unchanged', 'fill', 'check']
+    """
 
     def key(self) -> Index:
         """The index, but for the notes of what is done."""
