@@ -706,11 +706,11 @@ def test_autocast_changes_nothing(augment, toy_images, size):
         (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60, 1), 3)), r"0\.\.2"),
         (
             lambda f, x: nfa.NFAugment(f, modes=4)([pil(x[0]), pil(x[1])], [1, 2]),
-            "1 images came with 2 labels",
+            "2 images came with 2 integers",
         ),
         (
             lambda f, x: nfa.NFAugment(f, modes=4)(pil(x[0]), 1, pil(x[1]), 2),
-            "2 images came with 2 integers.*call it label in a dict",
+            "2 images came with 2 integers.*one image, or batch, and its labels",
         ),
         (
             lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("I;16", (32, 32)), 1),

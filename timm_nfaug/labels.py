@@ -59,13 +59,12 @@ def labels_of(value: Any, count: int, num_classes: int) -> Tensor:
         TypeError: text, truth values or floats.
         ValueError: probabilities, labels out of range, or not one for each image.
     """
-    y = _numbers(value) if _are_integers(value) else None
+    y = _integers(value)
     if y is None:
         _refuse(value, count)
-    if y.numel() != count:
-        found = f"{count} images came with {y.numel()} labels"
+    if len(y) != count:
+        found = f"{count} images came with {len(y)} labels"
         raise ValueError(f"{found}; give one label per image; {INSTEAD}")
-    y = y.reshape(-1)
     return check_labels(y, num_classes, y.device)
 
 
@@ -105,15 +104,16 @@ def find_labels(leaves: Leaves, where: list[int], count: int, num_classes: int) 
         TypeError, ValueError: what stands where a label belongs names no class, or several may.
     """
     keyed, after = _places(leaves, where)
-    integers = [(place, v) for place, v in keyed if _are_integers(v)]
-    found = [v for place, v in integers if place == integers[0][0]]
+    integers = [(place, y) for place, v in keyed if (y := _integers(v)) is not None]
+    found = [y for place, y in integers if place == integers[0][0]]
     if not found:
-        found = [v for v in after if _are_integers(v)]
+        found = [y for v in after if (y := _integers(v)) is not None]
         found = found[:1] if len(where) == 1 else found
-    if len(found) > 1:
+    several = sum(map(len, found))
+    if len(found) > 1 or (len(where) > 1 and several > count):
         raise ValueError(
-            f"{len(where)} images came with {len(found)} integers, any of which may be the label: "
-            "call it label in a dict, or give one image, or batch, and its labels"
+            f"{len(where)} images came with {several} integers, any of which may be the label: put it "
+            "into a dict as label, or give one image, or batch, and its labels"
         )
     if found:
         return labels_of(found[0], count, num_classes)
@@ -162,12 +162,12 @@ def _numbers(value: Any) -> Tensor | None:
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
 
 
-def _are_integers(value: Any) -> bool:
-    """Whether a value is integers of shape (), (B,) or (B, 1)."""
+def _integers(value: Any) -> Tensor | None:
+    """Integers of shape (), (B,) or (B, 1) as a tensor (B,); None for all else."""
     y = _numbers(value)
     if y is None or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        return False
-    return y.ndim < 2 or (y.ndim == 2 and y.shape[1] == 1)
+        return None
+    return y.reshape(-1) if y.ndim < 2 or (y.ndim == 2 and y.shape[1] == 1) else None
 
 
 def _meant_as_label(value: Any, count: int) -> bool:

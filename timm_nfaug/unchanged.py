@@ -40,7 +40,7 @@ def say_fitted(notices: Notices, change: Change) -> None:
         if len(few := found[(found > 0) & (found < wanted)]):
             what = f"{len(few)} of {classes} classes have fewer than the {wanted} modes asked for"
             fewest = f"one has {int(few.min())}, and moves along these"
-            notices.say("other", f"{what}: {fewest}; {MORE}, or ask for fewer", images=0)
+            notices.say("few modes", f"{what}: {fewest}; {MORE}, or ask for fewer", images=0)
 
 
 def without_modes(change: Change) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 INACTIVE = ("not finite", "no modes")  # causes for which images come back as they went in
-CAUSES = (*INACTIVE, "guessed label", "other")
+CAUSES = (*INACTIVE, "few modes", "guessed label", "other")
 
 
 class NFAWarning(UserWarning):
