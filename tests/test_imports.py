@@ -12,6 +12,7 @@ LAYERS = [
     {"_utils"},
     {"pixels", "lift"},
     {"config"},
+    {"stored"},
     {"hub"},
     {"flows"},
     {"moves"},

@@ -1,6 +1,13 @@
-"""FlowConfig: everything that rebuilds a flow, as it stands in config.json."""
+"""FlowConfig: everything that rebuilds a flow, as it stands in config.json, and the schema of it.
+
+Versions of files: FORMAT_VERSION rises when an older version of this package would misread a file;
+a reader takes its own version and all before it, and says "upgrade" to later ones. A key that only
+adds, as WEIGHTS_KEY does, leaves the number alone, and files without it load with a warning.
+"""
 
 import dataclasses
+import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +17,11 @@ import numpy as np
 from ._utils.checks import check_keys, is_int
 
 FORMAT_VERSION = 1
+WEIGHTS_KEY = "weights_sha256"  # in config.json: the digest of the weights that it belongs to
+MAX_DEPTH = 16  # of lists and dicts in one another
+MAX_CLASSES = 1_000_000
+MAX_DIM = 2**26  # pixels times channels: 4096 x 4096 in colour
+MAX_LAYERS = 1024  # steps times blocks; the largest published flows have 400
 
 
 @dataclass
@@ -31,16 +43,33 @@ class FlowConfig:
     info: dict[str, Any] = field(default_factory=dict)  # data, metrics, license, ... for the card
 
     def __post_init__(self) -> None:
-        for key, (allowed, expected) in _EXPECTED.items():
-            if not allowed(value := getattr(self, key)):
-                raise ValueError(f"{key} must be {expected}, got {value!r}")
-            setattr(self, key, _plain(value))
+        for key in (f.name for f in dataclasses.fields(self)):
+            given = getattr(self, key)
+            setattr(self, key, _plain(given, key))
+            _check(key, getattr(self, key), given)
+        for name, values in (("network", self.network), ("prior", self.prior), ("info", self.info)):
+            for key, value in values.items():
+                _check(f"{name}.{key}", value, value)
         c, h, w = self.input_size
         self.input_size = (c, h, w)
-        self.class_names = [str(name) for name in self.class_names]
+        self._check_size()
         if self.class_names and len(self.class_names) != self.num_classes:
             wanted = f"class_names must name all {self.num_classes} classes or none"
             raise ValueError(f"{wanted}, got {len(self.class_names)} names")
+
+    def _check_size(self) -> None:
+        c, h, w = self.input_size
+        get, blocks = self.network.get, self.network.get("blocks", 1)
+        blocks = sum(blocks) if isinstance(blocks, list) else blocks * get("levels", 1)
+        layers = max(get("depth", 0), get("steps", 0), 1) * max(blocks, 1)
+        for what, found, most in (
+            ("num_classes", self.num_classes, MAX_CLASSES),
+            ("channels x height x width of input_size, with code_rows",
+             c * (h + self.code_rows) * w, MAX_DIM),
+            ("depth or steps, times blocks,", layers, MAX_LAYERS),
+        ):  # fmt: skip
+            if found > most:
+                raise ValueError(f"{what} must be at most {most:,}, got {found:,}")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -51,15 +80,16 @@ class FlowConfig:
     def from_dict(cls, values: dict[str, Any]) -> "FlowConfig":
         """Makes a config from the content of config.json; unknown and missing keys raise."""
         values = dict(values)
+        values.pop(WEIGHTS_KEY, None)
         if values.pop("library", None) != "timm_nfaug":
             raise ValueError(
                 'config.json is not of a timm_nfaug flow: "library" is not "timm_nfaug"'
             )
         version = values.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version {version!r} is not {FORMAT_VERSION}: upgrade timm_nfaug"
-            )
+        if not is_int(version) or not 1 <= version <= FORMAT_VERSION:
+            newer = is_int(version) and version > FORMAT_VERSION
+            hint = "upgrade timm_nfaug" if newer else "save or download the flow again"
+            raise ValueError(f"format_version {version!r} is not {FORMAT_VERSION}: {hint}")
         check_keys(values, {f.name for f in dataclasses.fields(cls)}, "config")
         missing = {"architecture", "input_size", "num_classes"} - values.keys()
         if missing:
@@ -67,23 +97,91 @@ class FlowConfig:
         return cls(**values)
 
 
+Rule = tuple[Callable[[Any], bool], str]
+
+
 def _is_size(v: Any) -> bool:
-    return isinstance(v, (list, tuple)) and len(v) == 3 and all(is_int(n) and n > 0 for n in v)
+    return isinstance(v, list) and len(v) == 3 and all(is_int(n) and n > 0 for n in v)
 
 
-_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+def _is_blocks(v: Any) -> bool:
+    each = v if isinstance(v, list) and 0 < len(v) <= 16 else [v]
+    return all(is_int(n) and 0 <= n <= MAX_LAYERS for n in each)
+
+
+def _are_texts(v: Any) -> bool:
+    return isinstance(v, list) and all(isinstance(t, str) for t in v)
+
+
+def _count(low: int, high: int) -> Rule:
+    return lambda v: is_int(v) and low <= v <= high, f"an integer from {low} to {high}"
+
+
+def _number(low: float, high: float) -> Rule:
+    fits = lambda v: (is_int(v) or isinstance(v, float)) and low <= v <= high
+    return fits, f"a number from {low:g} to {high:g}"
+
+
+def _or_null(rule: Rule) -> Rule:
+    return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
+
+
+_FLAG: Rule = (lambda v: isinstance(v, bool), "true or false")
+_TEXT: Rule = (lambda v: isinstance(v, str), "a text")
+_DICT: Rule = (lambda v: isinstance(v, dict), "a dict")
+
+# every field of config.json; keys of `network` and `prior` that are not here are no arguments of
+# theirs, and `info` takes any
+_SCHEMA: dict[str, Rule] = {
+    "architecture": _TEXT,
     "input_size": (_is_size, "three positive integers (channels, height, width)"),
     "num_classes": (lambda v: is_int(v) and v > 0, "a positive integer"),
-    "code_rows": (lambda v: is_int(v) and v >= 0, "an integer of at least 0"),
-    "bits": (lambda v: v in range(1, 9), "an integer from 1 to 8"),
-    **dict.fromkeys(("network", "prior", "info"), (lambda v: isinstance(v, dict), "a dict")),
+    "bits": _count(1, 8),
+    "code_rows": _count(0, 2**14),
+    "class_names": (_are_texts, "a list of texts"),
+    "network": _DICT,
+    "network.depth": _count(0, 2**20),
+    "network.hidden": _count(1, 2**16),
+    "network.blocks": (_is_blocks, f"an integer from 0 to {MAX_LAYERS}, or a list of up to 16"),
+    "network.heads": _count(1, 2**16),
+    "network.levels": _count(1, 16),
+    "network.steps": _count(0, 2**20),
+    "network.patch": _count(1, 2**12),
+    "network.clamp": _number(1e-3, 20),  # exp(20) is 5e8
+    "network.whiten": _FLAG,
+    "prior": _DICT,
+    "prior.a": _or_null(_number(1e-6, 1e6)),
+    "prior.c": _number(0, 1e6),
+    "prior.num_modes": _count(0, 2**14),
+    "prior.low_rank": _FLAG,
+    "info": _DICT,
+    "info.data": _TEXT,
+    "info.license": _TEXT,
+    "info.training": _TEXT,
+    "info.metrics": _DICT,
 }
 
 
-def _plain(value: Any) -> Any:
+def _check(key: str, value: Any, given: Any) -> None:
+    """Raises a ValueError where a value breaks its rule, and shows it as it was given."""
+    allowed, expected = _SCHEMA.get(key, (lambda v: True, ""))
+    if not allowed(value):
+        raise ValueError(f"{key} must be {expected}, got {reprlib.repr(given)}")
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
     """A copy of `value` as it comes back from JSON, numpy's numbers as Python's."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{where} holds lists or dicts more than {MAX_DEPTH} deep")
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {k: _plain(v, f"{where}.{k}"[:80], depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+        return [_plain(v, where, depth + 1) for v in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, got {value}")
+    if isinstance(value, str):
+        value.encode()  # half of a surrogate pair could never be written
+    elif not (value is None or isinstance(value, (bool, int, float))):
+        raise ValueError(f"{where} must hold what JSON can, got {type(value).__name__}")
+    return value

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from . import lift
+from ._utils.checks import check_modes
 from .change import to_model
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
@@ -23,6 +24,7 @@ def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> Condi
     >>> empty_flow(nfa.create_flow("linear"), modes=8).prior.num_modes
     8
     """
+    check_modes(modes)
     return flow.with_prior(
         ClassGaussians(num_classes, flow.dim, None, 0.25, modes, flow.prior.low_rank)
     )
@@ -103,7 +105,9 @@ def count_classes(
         if names is None and not pooled:
             raise ValueError("loader.dataset has no `classes` to count; pass num_classes=")
         num_classes = len(names) if names is not None else 1
-    return num_classes, list(names) if names is not None and len(names) == num_classes else []
+    return num_classes, [str(n) for n in names] if names is not None and len(
+        names
+    ) == num_classes else []
 
 
 def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ._utils.checks import closest
 from ._utils.files import write_atomically
 from .config import FlowConfig
+from .stored import CONFIG_NAME, WEIGHTS_NAME, read_flow, write_flow
 
 if TYPE_CHECKING:
     from .flows.model import ConditionalFlow
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
 BUNDLED = Path(__file__).parent / "checkpoints"
 Name = str | os.PathLike
 
@@ -69,34 +66,6 @@ def _checked_directory(path: Path) -> Path:
     return path
 
 
-def _read_config(path: Path) -> FlowConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is not valid JSON ({e}); save or download it again") from e
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return FlowConfig.from_dict(values)
-
-
-def _load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Loads every tensor, none unknown, shapes equal, in the module's own dtypes."""
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError) as e:
-        hint = "it may be truncated: download or save it again"
-        raise ValueError(f"{path} cannot be read as safetensors ({e}); {hint}") from e
-    wanted = module.state_dict()
-    sets = {"missing": wanted.keys() - found.keys(), "unknown": found.keys() - wanted.keys()}
-    odd = [f"{word} {sorted(keys)[:4]}" for word, keys in sets.items() if keys]
-    for key in sorted(wanted.keys() & found.keys()):
-        own, needed = tuple(found[key].shape), tuple(wanted[key].shape)
-        odd += [f"{key}: {own} instead of {needed}"] if own != needed else []
-    if odd:
-        raise ValueError(f"{path} does not fit its {CONFIG_NAME}: {'; '.join(odd[:6])}")
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()})
-
-
 class HubMixin(torch.nn.Module):
     """Loads, saves and uploads a module that `from_config` makes of its `config`.
 
@@ -111,12 +80,7 @@ class HubMixin(torch.nn.Module):
     @classmethod
     def from_pretrained(cls, name: Name, revision: str | None = None) -> "ConditionalFlow":
         """Loads a flow in evaluation mode; `name` and `revision` are those of `hub.resolve`."""
-        directory = resolve(name, revision)
-        config = _read_config(directory / CONFIG_NAME)
-        with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
-            flow = cls.from_config(config)
-        _load_weights(flow, directory / WEIGHTS_NAME)
-        return flow.eval()
+        return read_flow(resolve(name, revision), cls.from_config)
 
     def save_pretrained(self, directory: Name, half=False, name: str | None = None) -> Path:
         """Writes config.json, model.safetensors and the model card README.md, titled `name`.
@@ -124,15 +88,9 @@ class HubMixin(torch.nn.Module):
         `half` stores modes and kernels of the couplings' networks in float16, loaded as float32.
         """
         directory = Path(directory)
-        # before anything is written: new weights beside an old config would be another flow
-        text = json.dumps(self.config.to_dict(), indent=2) + "\n"
         card = _card(self.config, name or Path(os.path.abspath(directory)).name)
-        tensors = {k: _stored(k, v, half) for k, v in self.state_dict().items()}
-        save = lambda path: save_file(tensors, path, metadata={"format": "pt"})
-        write_atomically(directory / WEIGHTS_NAME, save)
-        for file, content in ((CONFIG_NAME, text), ("README.md", card)):
-            write = lambda path, content=content: path.write_text(content, encoding="utf-8")
-            write_atomically(directory / file, write)
+        write_flow(self, directory, half)  # type: ignore[arg-type]
+        write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
         return directory
 
     def push_to_hub(
@@ -150,13 +108,6 @@ class HubMixin(torch.nn.Module):
             more: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
             info = api.upload_folder(repo_id=repo_id, folder_path=folder, **more)
         return str(getattr(info, "commit_url", info))
-
-
-def _stored(key: str, value: torch.Tensor, half: bool) -> torch.Tensor:
-    value = value.detach().cpu().contiguous()
-    kernel = ".net." in key and value.ndim > 1  # of a network inside a coupling
-    lower = half and (kernel or key == "prior.modes") and value.dtype == torch.float32
-    return value.half() if lower else value
 
 
 CARD = """---

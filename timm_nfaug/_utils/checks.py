@@ -72,6 +72,17 @@ def check_strength(strength: float) -> float:
     return float(strength)
 
 
+def check_modes(modes: int) -> int:
+    """Returns `modes` if it is a positive integer.
+
+    >>> check_modes(32)
+    32
+    """
+    if not is_int(modes) or modes < 1:
+        raise ValueError(f"modes must be a positive integer, got {modes!r}")
+    return modes
+
+
 def check_labels(
     y: Any, num_classes: int, device: torch.device, count: int | None = None
 ) -> Tensor:

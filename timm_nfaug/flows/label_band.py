@@ -13,6 +13,7 @@ from .prior import ClassGaussians
 
 BLOCK = 4  # pixels, height and width of a block
 LOW, HIGH = 64, 192  # uint8 levels of the two values
+MAX_SEARCH, MAX_BITS = 2**30, 2**14  # keep the search for bands to seconds and 100 MB
 PATIENCE = 50  # batches of samples in a row with no label that is still wanted
 
 
@@ -35,7 +36,10 @@ class LabelBandFlow(ConditionalFlow):
             raise ValueError("a LabelBandFlow needs code_rows in its config, e.g. 8; got 0")
         super().__init__(config)
         c, _, w = config.input_size
-        codes = _label_codes(config.num_classes, c, config.code_rows, w)
+        with torch.device(
+            "cpu"
+        ):  # they are in no file: a flow to be filled from one needs them, too
+            codes = _label_codes(config.num_classes, c, config.code_rows, w)
         self.codes = nn.Buffer(codes, persistent=False)
 
     def _network_input(self, x: Tensor, y: Labels) -> Tensor:
@@ -101,11 +105,16 @@ def _label_codes(num_classes: int, channels: int, rows: int, width: int) -> Tens
     bits = math.prod(shape)
     if 2**bits < num_classes:
         raise ValueError(f"{bits} blocks cannot spell {num_classes} labels; use more code_rows")
+    if num_classes**2 * bits > MAX_SEARCH or bits > MAX_BITS:
+        raise ValueError(
+            f"a band of {bits} blocks cannot be found for {num_classes} labels in time"
+        )
     g = torch.Generator().manual_seed(0)  # the same bands on every machine
     chosen = torch.randint(0, 2, (1, bits), generator=g)
     while len(chosen) < num_classes:
         candidates = torch.randint(0, 2, (256, bits), generator=g)
-        distance = (candidates[:, None] != chosen).sum(2).amin(1)
+        new, old = candidates.float(), chosen.float()
+        distance = (new @ (1 - old).T + (1 - new) @ old.T).amin(1).long()  # blocks that differ
         if distance.any():
             chosen = torch.cat([chosen, candidates[distance.argmax()][None]])
     levels = (LOW + (HIGH - LOW) * chosen).to(torch.uint8).view(-1, *shape)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from .. import pixels
 from .._utils.checks import check_keys, check_labels
+from .._utils.notices import warn
 from ..config import FlowConfig
 from ..hub import HubMixin
 from .architectures import build_network, find_architecture
 from .bijections import AffineCoupling, Chain
 from .moments import ClassMoments
 from .prior import ClassGaussians, Random
+from .sound import check_sound
 
 PRIOR_KEYS = ("a", "c", "num_modes", "low_rank")
 Labels = Tensor | None  # (B,) integers
@@ -89,6 +91,30 @@ class ConditionalFlow(HubMixin):
         for module in self.modules():
             if isinstance(module, Chain):
                 module.reversible = reversible
+        return self
+
+    def check_sound(self) -> None:
+        """Raises a ValueError that names a tensor where images do not come back (see `sound`)."""
+        check_sound(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> "ConditionalFlow":
+        """As of every module, but for what would lower the numbers to 16 bits: they stay float32."""
+        lowered = False
+
+        def keep(t: Tensor) -> Tensor:
+            nonlocal lowered
+            out = fn(t)
+            if not out.is_floating_point() or out.dtype.itemsize >= 4:
+                return out
+            lowered = True
+            return torch.empty_like(out, dtype=torch.promote_types(t.dtype, torch.float32)).copy_(t)
+
+        super()._apply(keep, *args, **kwargs)
+        if lowered:
+            warn(
+                "a flow stays in float32, as it would not invert in 16 bits; its networks run in "
+                "bfloat16 after flow.set_net_dtype(torch.bfloat16)"
+            )
         return self
 
     def _full_precision(self) -> torch.autocast:

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_choice, check_strength
+from .._utils.checks import check_choice, check_modes, check_strength
 from ..flows.model import ConditionalFlow as Flow
 
 CUT = 3.0  # standard deviations; a cut gives every move a bound
@@ -37,9 +37,7 @@ class Move(ABC):
     needs_code: ClassVar[bool] = False
 
     def __init__(self, modes: int = 32, strength: float = 1.0):
-        if isinstance(modes, bool) or not isinstance(modes, int) or modes < 1:
-            raise ValueError(f"modes must be a positive integer, got {modes!r}")
-        self.modes, self.strength = modes, check_strength(strength)
+        self.modes, self.strength = check_modes(modes), check_strength(strength)
 
     def noise_size(self, flow: Flow) -> int:
         """Random numbers needed per image."""

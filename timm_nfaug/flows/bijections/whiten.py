@@ -38,6 +38,14 @@ class Whiten(PixelLinear):
         return w, -(w @ self.mean.double())
 
     @torch.no_grad()
+    def is_consistent(self) -> bool:
+        """Whether the inverse and the log-determinant are those of the weight, up to rounding."""
+        product = self.inverse_weight.double() @ self.weight.double()
+        off = (product - torch.eye(len(product), dtype=torch.float64).to(product)).abs().max()
+        log_det = torch.linalg.slogdet(self.weight.double())[1]
+        return bool(off < 1e-2 and (log_det - self.log_det).abs() < 1e-2 * len(product))
+
+    @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
         c = x.shape[1]
         rows = x.permute(0, 2, 3, 1).reshape(-1, c).double()  # (N, C)
