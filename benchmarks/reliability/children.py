@@ -27,7 +27,12 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 @dataclass
 class Ended:
-    """How a process ended: exit status (-N: by signal N, None: killed by us after a time), output, peak memory."""
+    """How a process ended.
+
+    Args:
+        code: exit status; -N: by signal N, None: killed by us after a time.
+        peak_mb: peak memory, which is at least that of the process that started it.
+    """
 
     code: int | None
     out: str
@@ -54,24 +59,27 @@ class Child:
         limits: of the process.
     """
 
-    def __init__(self, module: str, argv: Sequence[object], fork: bool = False, limits: Limits = ()):
+    def __init__(
+        self, module: str, argv: Sequence[object], fork: bool = False, limits: Limits = ()
+    ):
         words = [str(a) for a in argv]
-        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         self._process: subprocess.Popen | None = None
         self.ended: Ended | None = None
         if fork:
+            main = importlib.import_module(_with_main(module)).main  # before the fork: once for all
             sys.stdout.flush(), sys.stderr.flush()
             self.pid = os.fork()
             if not self.pid:
-                self._run_here(module, words, limits)
+                self._run_here(main, words, limits)
         else:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *words], stdout=self._out, stderr=self._err,
+                [sys.executable, "-m", module, *words], stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err,
                 cwd=ROOT, env={**os.environ, **ENVIRONMENT}, preexec_fn=lambda: limit(limits),
             )  # fmt: skip
             self.pid = self._process.pid
 
-    def _run_here(self, module: str, argv: list[str], limits: Limits) -> NoReturn:
+    def _run_here(self, main: Callable, argv: list[str], limits: Limits) -> NoReturn:
         code: object = 1
         try:
             for fd, file in ((1, self._out), (2, self._err)):
@@ -80,8 +88,7 @@ class Child:
             logging.getLogger().handlers.clear()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             limit(limits)
-            has_main = importlib.util.find_spec(f"{module}.__main__") if _is_package(module) else None
-            code = importlib.import_module(f"{module}.__main__" if has_main else module).main(argv)
+            code = main(argv)
         except SystemExit as e:
             code = e.code
         except BaseException:
@@ -138,6 +145,8 @@ def limit(limits: Limits) -> None:
             resource.setrlimit(what, (value, resource.getrlimit(what)[1]))
 
 
-def _is_package(module: str) -> bool:
+def _with_main(module: str) -> str:
+    """The module that ``python -m MODULE`` runs."""
     found = importlib.util.find_spec(module)
-    return found is not None and found.submodule_search_locations is not None
+    package = found is not None and found.submodule_search_locations is not None
+    return f"{module}.__main__" if package else module

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import timm_nfaug as nfa
 import train_flow.__main__ as train_flow
 from benchmarks.reliability import kills, targets
 from timm_nfaug.data import NFACache, store
+from timm_nfaug.hub import CONFIG_NAME, WEIGHTS_NAME
 
 Tried = tuple[str, str, str]
 HALF = ["--time-limit", "0"]  # stops after the first step
@@ -38,10 +39,12 @@ DAMAGE: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
 }  # fmt: skip
 
 
-def _damaged(file: Path, index: int, g: np.random.Generator) -> str:
-    how, change = list(DAMAGE.items())[index % len(DAMAGE)]
-    file.write_bytes(change(file.read_bytes(), g))
-    return how
+def _damaged(folder: Path, names: Sequence[str], index: int, seed: int) -> str:
+    """Damages one of the files of a folder; returns which and how."""
+    name, g = names[index % len(names)], np.random.default_rng([seed, index])
+    how, change = list(DAMAGE.items())[index // len(names) % len(DAMAGE)]
+    (folder / name).write_bytes(change((folder / name).read_bytes(), g))
+    return f"{name}, {how}"
 
 
 @functools.lru_cache
@@ -70,7 +73,7 @@ def try_checkpoint(index: int, seed: int, folder: Path) -> Tried:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(stopped, out)
-    kind = f"checkpoint, {_damaged(out / 'checkpoint.pt', index, np.random.default_rng([seed, index]))}"
+    kind = _damaged(out, ["checkpoint.pt"], index, seed)
     try:
         code, said = _train(out)
     except Exception as e:
@@ -96,9 +99,8 @@ def try_cache(index: int, seed: int, folder: Path) -> Tried:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(whole, out)
-    names = (*(f"{part}.npy" for part in store.DTYPES), "index.json")
-    name = names[index // len(DAMAGE) % len(names)]
-    kind = f"{name}, {_damaged(out / name, index, np.random.default_rng([seed, index]))}"
+    names = [*(f"{part}.npy" for part in store.DTYPES), "index.json"]
+    kind = _damaged(out, names, index, seed)
     refused = ""
     try:
         NFACache(out)
@@ -133,8 +135,7 @@ def try_flow_files(index: int, seed: int, folder: Path) -> Tried:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(whole, out)
-    name = ("config.json", "model.safetensors")[index // len(DAMAGE) % 2]
-    kind = f"{name}, {_damaged(out / name, index, np.random.default_rng([seed, index]))}"
+    kind = _damaged(out, [CONFIG_NAME, WEIGHTS_NAME], index, seed)
     try:
         found = targets.fingerprint(nfa.ConditionalFlow.from_pretrained(out))
     except (ValueError, OSError) as e:

@@ -8,19 +8,25 @@ import resource
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm_nfaug as nfa
 from benchmarks.reliability import inputs, kills, targets
 from benchmarks.reliability.children import Child, Ended, Limits
-from benchmarks.reliability.kills import WEIGHTS, cache_difference, leftovers, train
+from benchmarks.reliability.kills import cache_difference, leftovers, train
 from benchmarks.reliability.rows import Row
 
 DISK_MB = 64
-FILE_LIMIT = 100_000  # bytes a file may take where no disk can be mounted: less than any that is written
-DAMAGED = {"flow files": "try_flow_files", "cache files": "try_cache", "checkpoints": "try_checkpoint"}
+FILE_LIMIT = (
+    100_000  # bytes a file may take where no disk can be mounted: less than any that is written
+)
+DAMAGED = {
+    "flow files": "try_flow_files",
+    "cache files": "try_cache",
+    "checkpoints": "try_checkpoint",
+}
 
 
 @dataclass
@@ -68,18 +74,18 @@ def disk(path: Path) -> Iterator[Disk]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def run(count: int, seed: int, work: Path, fork: bool = False) -> list[Row]:
+def run(
+    count: int, seed: int, work: Path, fork: bool = False, only: Sequence[str] = ()
+) -> list[Row]:
     """Each fault of a disk once for every ten of `count`, and `count` damaged files of each kind."""
     faults = Row("disks", "full, read-only, two writers")
     kills.undisturbed(work / "whole", fork)
-    if not (work / "cache" / "index.json").exists():
-        Child(targets.MODULE, ["build", work / "cache"], fork).wait()
-    for i in range(max(1, count // 10)):
-        for kind, tried in FAULTS.items():
-            with disk(work / "disk") as own:
-                _try(faults, kind, lambda t=tried, d=own: t(d, work, fork))
-                how = "a tmpfs" if own.mounted else "a limit on the size of files, and file modes"
-        faults.notes = [f"the disk was {how}"]
+    Child(targets.MODULE, ["build", work / "cache"], fork).wait()
+    for kind in max(1, count // 10) * list(only or FAULTS):
+        with disk(work / "disk") as own:
+            _try(faults, kind, lambda kind=kind, own=own: FAULTS[kind](own, work, fork))
+            how = "a tmpfs" if own.mounted else "a limit on the size of files, and file modes"
+            faults.notes = [f"the disk was {how}"]
     rows = [faults]
     for name, function in DAMAGED.items():
         row = Row("disks", f"damaged {name}")

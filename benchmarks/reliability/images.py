@@ -20,7 +20,8 @@ from timm_nfaug.preview import load_image
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "LA", "PA")
 SIZES = ((1, 1), (1, 7), (7, 1), (3, 2), (31, 33), (32, 32), (64, 48), (224, 160), (5000, 3), (3, 5000))  # fmt: skip
-DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.int16)  # fmt: skip
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (torch.uint8, *FLOATS, torch.int64, torch.bool, torch.int16)
 CHANNELS = (3, 3, 3, 1, 4, 2)
 VALUES = ("random", "zeros", "ones", "NaN", "inf", "large", "tiny", "just outside")
 FORMATS = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "webp": "WEBP", "ppm": "PPM", "tif": "TIFF"}
@@ -128,7 +129,14 @@ def try_from_data(g: np.random.Generator, folder: Path) -> tuple[str, str]:
     size = (x.shape[-3] if g.integers(4) else 3, 8, 8)
     labels = str(g.choice(["given", "none"]))
     fitted = nfa.NFAugment.from_data(
-        batches, num_classes=3, input_size=size, modes=2, p=1.0, seed=0, labels=labels, allow_empty=True
+        batches,
+        num_classes=3,
+        input_size=size,
+        modes=2,
+        p=1.0,
+        seed=0,
+        labels=labels,
+        allow_empty=True,
     )
     if not all(torch.isfinite(v).all() for v in fitted.flow.prior.state_dict().values()):
         return "broken", f"non-finite modes of {x.dtype} {tuple(x.shape)}"

@@ -131,7 +131,7 @@ def _tried(tried: Any, i: int, seed: int, folder: Path) -> tuple[str, str, str]:
 
 def _limit() -> None:
     """Ends this process where the next input takes more CPU, and refuses it more memory."""
-    cpu = math.ceil(time.process_time()) + CPU_SECONDS + 1
+    cpu = math.ceil(time.process_time()) + CPU_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if os.path.exists("/proc") else 0
     if pages:

@@ -26,6 +26,7 @@ SETTINGS = {"steps": STEPS, "log_every": 1, "checkpoint_seconds": 0.2}
 WEIGHTS = "flow/model.safetensors"
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 LOCKS = {".lock"}
+TRIES = 10  # times as many runs as kills, as some end before theirs
 
 
 def run(count: int, seed: int, work: Path, fork: bool = False) -> list[Row]:
@@ -50,8 +51,8 @@ def train(out: Path, *more: object, fork: bool = False, limits=()) -> Child:
 
 def undisturbed(out: Path, fork: bool) -> float:
     """Runs the training that the others are compared with; returns its seconds after its first sign of life."""
-    if (out / WEIGHTS).exists():
-        return float((out / "seconds").read_text())
+    if fork:
+        targets.Digits(1)  # imports scikit-learn before the forks
     child = train(out, fork=fork)
     begun = child.until(lambda: (out / "log.jsonl").exists())
     start = time.monotonic()
@@ -72,7 +73,7 @@ def kill_training(
         out = work / str(life)
         life += 1
         _train_once(row, signals, count, out, whole, seconds, g, fork)
-        if life > 3 * count:
+        if life > TRIES * count:
             break  # every training ended before its kill
     return row
 
@@ -80,26 +81,38 @@ def kill_training(
 def _train_once(row, signals, count, out, whole, seconds, g, fork) -> None:
     """One training with as many kills as come before its end."""
     pending = 0
-    while True:
-        again = row.tried + pending < count
+    while again := row.tried + pending < count:
         number = signals[(row.tried + pending) % len(signals)]
-        child = train(out, fork=fork)
-        before = _log_state(out, number)
-        if again and child.until(lambda: _log_state(out, number) > before):
-            time.sleep(g.uniform(0, seconds))
-            stopped = _log(out)
-            child.kill(number)
+        child, before = train(out, fork=fork), _log_state(out, number)
+        done = _kill_in_time(child, out, number, before, g.uniform(0, seconds))
         ended = child.wait()
-        if ended.code == 0 or not again or (ended.code and ended.refused):
+        if ended.code == 0 or ended.refused:
             break
-        pending += 1
-        if number != signal.SIGKILL and (wrong := _wrong_stop(ended, number, out, stopped)):
-            pending -= 1
+        wrong = number != signal.SIGKILL and _wrong_stop(ended, number, out, done)
+        if wrong:
             row.add(*wrong, peak_mb=ended.peak_mb)
-    problem = _difference(ended, out, whole)
+        else:
+            pending += 1
+    if not again:
+        ended = train(out, fork=fork).wait()
+    _survived(row, pending, _difference(ended, out, whole), ended)
+
+
+def _kill_in_time(child: Child, out: Path, number: int, before: tuple, delay: float) -> int:
+    """Sends a signal so long after the first sign of work; returns the steps done by then."""
+    if not child.until(lambda: _log_state(out, number) > before):
+        return 0
+    time.sleep(delay)
+    done = len(_log(out))
+    child.kill(number)
+    return done
+
+
+def _survived(row: Row, pending: int, problem: str, ended: Ended) -> None:
+    """Counts kills of which the last is to blame where the end is not that of the undisturbed run."""
     for i in range(pending):
         last = problem and i == pending - 1
-        row.add("lost" if last else "survived", row.name, problem or "", ended.peak_mb)
+        row.add("lost" if last else "survived", row.name, problem, ended.peak_mb)
 
 
 def _log_state(out: Path, number: int) -> tuple:
@@ -123,7 +136,7 @@ def _log(out: Path) -> list[int]:
     return steps
 
 
-def _wrong_stop(ended: Ended, number: int, out: Path, before: list[int]) -> tuple | None:
+def _wrong_stop(ended: Ended, number: int, out: Path, done: int) -> tuple | None:
     """What is wrong with how a training ended at a signal: its exit status, or steps that are lost."""
     kind = signal.Signals(number).name
     if ended.code != CODES[number]:
@@ -132,8 +145,8 @@ def _wrong_stop(ended: Ended, number: int, out: Path, before: list[int]) -> tupl
     if not (out / "checkpoint.pt").exists():
         return "lost", kind, "no checkpoint"
     step = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True).get("step")
-    if step is not None and step < len(before):
-        return "lost", kind, f"the checkpoint is of step {step}, {len(before)} were done"
+    if step is not None and step < done:
+        return "lost", kind, f"the checkpoint is of step {step}, {done} were done"
     return None
 
 
@@ -161,7 +174,7 @@ def kill_build(count: int, seed: int, work: Path, fork: bool) -> Row:
     if ended.code:
         raise RuntimeError(f"the undisturbed build ended with {ended.code}: {ended.last_line}")
     seconds = json.loads(ended.out.splitlines()[-1])["seconds"]
-    while row.tried < count and life < 3 * count:
+    while row.tried < count and life < TRIES * count:
         folder, pending = work / str(life), 0
         life += 1
         while True:
@@ -173,10 +186,7 @@ def kill_build(count: int, seed: int, work: Path, fork: bool) -> Row:
             if not again or ended.code != -signal.SIGKILL:
                 break
             pending += 1
-        problem = cache_difference(ended, folder, work / "whole")
-        for i in range(pending):
-            last = problem and i == pending - 1
-            row.add("lost" if last else "survived", row.name, problem or "", ended.peak_mb)
+        _survived(row, pending, cache_difference(ended, folder, work / "whole"), ended)
     return row
 
 

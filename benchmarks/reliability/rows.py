@@ -44,8 +44,10 @@ class Row:
             raise ValueError(f"a try ends as one of {', '.join(ENDS)}, got {end!r}")
         self.kinds.setdefault(kind or self.name, Counter())[end] += 1
         self.peak_mb = max(self.peak_mb, peak_mb)
-        if ENDS[end] != "survived" and len(self.problems) < PROBLEMS:
-            self.problems.append(without_paths(f"{kind or self.name}: {end}: {problem}"))
+        said = without_paths(f"{kind or self.name}: {end}: {problem}")
+        known = ENDS[end] == "survived" or said in self.problems
+        if not known and len(self.problems) < PROBLEMS:
+            self.problems.append(said)
 
     @property
     def tried(self) -> int:

@@ -30,7 +30,7 @@ class Digits:
         filled: a disk that is full from half of the images on.
     """
 
-    def __init__(self, count: int = IMAGES, filled: str = ""):
+    def __init__(self, count: int, filled: str = ""):
         data, _ = load_data("digits")
         self.levels, self.labels = data.levels[:count, 0].numpy(), data.labels[:count].tolist()
         self.filled = filled
@@ -58,11 +58,11 @@ def fill(folder: Path, left: int = 0) -> None:
         f.truncate(max(0, f.tell() - left))
 
 
-def build(folder: Path, filled: str = "", count: int = IMAGES) -> None:
+def build(folder: Path, filled: str = "", count: int = 0) -> None:
     """Builds, resumes or repairs the cache of the digits in a folder."""
     store.SHARD = SHARD
     augment = nfa.NFAugment.from_pretrained(FLOW, modes=MODES)
-    data = Digits(count, filled)
+    data = Digits(count or IMAGES, filled)
     print(READY, flush=True)
     start = time.monotonic()
     NFACache.build(augment, data, folder)
