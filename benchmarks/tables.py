@@ -1,4 +1,4 @@
-"""Fills the generated tables of README.md, docs/timm.md and the pages of benchmarks: ``python -m benchmarks.tables``.
+"""Fills the generated tables of README.md, docs/ and the pages of benchmarks: ``python -m benchmarks.tables``.
 
 Each suite has a tables.py with its own `TABLES`, name to function. No figure in a table is typed by
 hand; a test compares the pages with the records.
@@ -14,7 +14,7 @@ from benchmarks.core.common import ROOT
 from benchmarks.core.pages import filled, pages
 from timm_nfaug._utils.files import write_atomically
 
-SUITES = ("cifar", "speed", "analysis", "generation", "imagenet", "timm")
+SUITES = ("cifar", "speed", "analysis", "generation", "imagenet", "timm", "reliability")
 MODULES = (*(f"{suite}.tables" for suite in SUITES), "demo")
 
 

@@ -7,16 +7,19 @@ at temperatures; with ``--interpolate`` the way from one image to the next throu
 import argparse
 import itertools
 import math
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from . import lift, pixels
 from ._utils.files import write_atomically
+from ._utils.notices import NFAError, warn
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
@@ -27,6 +30,7 @@ Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels wher
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 GAP, TOP = 4, 26  # pixels between cells, and above them
+LARGEST = 1024  # side of an image that is augmented; a cell of the picture shows 96 pixels of it
 
 
 def draw_grid(
@@ -80,17 +84,40 @@ def find_images(
 
 
 def load_image(path: Path, channels: int) -> Image.Image:
-    """Reads an image in grey (1 channel) or colour; raises ValueError where it cannot be read.
+    """Reads an image in grey (1 channel) or colour; what Pillow warns of comes with the file's name.
+
+    Raises ValueError, which names the file, where it cannot be read or has more than 8 bits a channel.
 
     >>> load_image(Path(__file__), channels=3)
     Traceback (most recent call last):
     ValueError: cannot read ...
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("L" if channels == 1 else "RGB")
-    except OSError as e:
-        raise ValueError(f"cannot read {path}: {e}") from e
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            image = _decoded(path, "L" if channels == 1 else "RGB")
+        except Exception as e:  # decoders of damaged files raise what they like
+            raise ValueError(f"cannot read {path}: {e or type(e).__name__}") from e
+    for warning in said:
+        warn(f"{path}: {warning.message}")
+    return image
+
+
+def _decoded(path: Path, mode: str) -> Image.Image:
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):  # Pillow would clip it at level 255
+            what = f"mode {image.mode} has more than 8 bits a channel"
+            raise ValueError(f"{what}; convert it to 8 bits first")
+        return image.convert(mode)
+
+
+class _Folder(ImageDataset):
+    """timm's dataset of a folder, whose images are read by `load_image`: none is skipped."""
+
+    def __getitem__(self, index: int) -> Any:
+        path, label = self.reader.samples[index]
+        image = load_image(Path(path), 3)
+        return (image if self.transform is None else self.transform(image)), label
 
 
 def to_pil(x: Tensor) -> Image.Image:
@@ -177,25 +204,36 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
 
 
 def _draw(args: argparse.Namespace) -> Image.Image:
-    if args.flow == "linear":  # as a training on these images would fit it
-        find_images(args.images, 1, 0, [])  # refuses a folder without images
-        try:
-            dataset = create_dataset("", root=str(args.images), split="train")
-        except RuntimeError as e:  # of timm: no images of its own formats
-            raise ValueError(str(e)) from None
-        augment = NFAugment.to_fit(
-            create_flow("linear"), modes=32 if args.modes is None else args.modes
-        )
-        flow = _fit_to_dataset(augment, dataset).flow
-    else:
-        flow = ConditionalFlow.from_pretrained(args.flow)
+    linear = args.flow == "linear"
+    flow = _fitted(args) if linear else ConditionalFlow.from_pretrained(args.flow)
     if args.samples:
         return _preview_samples(flow, args)
     found = find_images(args.images, args.count, args.seed, flow.config.class_names)
-    images = [(load_image(p, flow.config.input_size[0]), label) for p, label in found]
+    images = [(_shown(p, flow.config.input_size[0]), label) for p, label in found]
     if args.interpolate:
         return preview_interpolation(flow, images)
     return preview_augmentation(flow, images, args.strengths, 2, args.modes, args.kind, args.seed)
+
+
+def _fitted(args: argparse.Namespace) -> ConditionalFlow:
+    """The eigen-images of a folder, as a training on these images would fit them."""
+    find_images(args.images, 1, 0, [])  # refuses a folder without images
+    try:
+        reader = create_dataset("", root=str(args.images), split="train").reader
+    except RuntimeError as e:  # of timm: no images of its own formats
+        raise ValueError(str(e)) from None
+    modes = 32 if args.modes is None else args.modes
+    augment = NFAugment.to_fit(create_flow("linear"), modes=modes)
+    try:
+        return _fit_to_dataset(augment, _Folder(str(args.images), reader)).flow
+    except NFAError as e:  # whose remedies are those of a training
+        raise ValueError(str(e.__cause__ or e).splitlines()[-1]) from e
+
+
+def _shown(path: Path, channels: int) -> Image.Image:
+    image = load_image(path, channels)
+    image.thumbnail((LARGEST, LARGEST))  # leaves a smaller one as it is
+    return image
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -227,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         sheet, kind = _draw(args), FORMATS[args.out.suffix.lower()]
         write_atomically(args.out, lambda p: sheet.save(p, format=kind))
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, Warning) as e:  # Warning: python -W error
         parser.exit(2, f"error: {e}\n")
     print(f"{args.out}: {sheet.width} x {sheet.height}")
 

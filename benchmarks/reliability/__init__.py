@@ -1,1 +1,1 @@
-"""What the package does with damaged files, dying disks and killed processes."""
+"""What NFA does when files are hostile, disks are full and processes are killed: ``python -m benchmarks.reliability``."""
