@@ -207,7 +207,8 @@ FAULTS = {  # where, what, and what is said
     "no answer for a body": ("GET", WEIGHTS, "stall", f"(?i)timed out.*{NETWORK}"),
     "endless answer": ("HEAD", CONFIG, "drip", f"did not end within .* s.*{NETWORK}"),
     "stalled body": ("GET", WEIGHTS, "half", f"(?i)timed out.*{NETWORK}"),
-    "redirect loop": ("HEAD", CONFIG, "loop", f"(?i)redirects.*{NETWORK}"),
+    # which older versions of huggingface_hub follow without end
+    "redirect loop": ("HEAD", CONFIG, "loop", f"(?i)(redirects|did not end).*{NETWORK}"),
     "redirect loop of a body": ("GET", WEIGHTS, "loop", f"(?i)redirects.*{NETWORK}"),
     "page of a hotel": ("HEAD", CONFIG, "portal", f"not that of a Hub.*{NETWORK}"),
     "401": ("HEAD", CONFIG, 401, "token is not valid.*HTTP 401.*check the id, and log in"),
@@ -228,11 +229,13 @@ def test_a_fault_is_one_error_or_the_local_copy(client, hub, flows, tmp_path, ca
     assert re.search(said, error) and hub.url in error, error
 
     hub.faults.clear()
+    hub.requests.clear()
     assert client.load(cache_dir=tmp_path) == 1
     commit = hub.repos["org/flow"]["main"]
     hub.put("org/flow", flows[2])
     hub.faults[tuple(where)] = fault
     for _ in range(2):  # the first failure must not spoil the copy for the second
+        hub.requests.clear()
         answer = client.ask("load", name="org/flow", cache_dir=tmp_path)
         assert answer.get("value") == 1, answer
         (message,) = answer["warnings"]
@@ -240,6 +243,7 @@ def test_a_fault_is_one_error_or_the_local_copy(client, hub, flows, tmp_path, ca
         assert "org/flow" in message and f"local copy of commit {commit} is used" in message
     assert client.load(cache_dir=tmp_path, local_files_only=True) == 1
     hub.faults.clear()
+    hub.requests.clear()
     assert client.load(cache_dir=tmp_path) == 2
 
 
