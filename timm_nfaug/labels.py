@@ -17,7 +17,7 @@ INSTEAD = 'labels="posterior" lets the flow choose the class, labels="none" does
 GUESSED = (
     "no label came with the images, so that the flow guesses their class, which it may get wrong: "
     'call aug(image, label), or put it into the dict as "label" (docs/labels.md), or take modes of '
-    'all images by NFAugment.from_data(loader, labels="none"); labels="posterior" asks for the guess'
+    'all images by NFAugment.from_data(loader, labels="none"); labels="posterior" asks for a guess'
 )
 
 Leaves = list[tuple[Any, Any]]  # (path, value), as `pytree.tree_flatten_with_path` gives them
@@ -76,7 +76,7 @@ def check_pooled(labels: str, num_classes: int) -> None:
     if labels == "none" and num_classes > 1:
         raise ValueError(
             f'labels="none" takes one set of modes for all images, the flow has {num_classes} '
-            'classes; find one with NFAugment.from_data(loader, labels="none"), or with to_fit and fit'
+            'classes; find one by NFAugment.from_data(loader, labels="none"), or by to_fit and fit'
         )
 
 
@@ -112,8 +112,8 @@ def find_labels(leaves: Leaves, where: list[int], count: int, num_classes: int) 
     several = sum(map(len, found))
     if len(found) > 1 or (len(where) > 1 and several > count):
         raise ValueError(
-            f"{len(where)} images came with {several} integers, any of which may be the label: put it "
-            "into a dict as label, or give one image, or batch, and its labels"
+            f"{len(where)} images came with {several} integers, any of which may be the label: put "
+            "it into a dict as label, or give one image, or batch, and its labels"
         )
     if found:
         return labels_of(found[0], count, num_classes)
