@@ -81,6 +81,7 @@ def test_a_flow_trains_and_goes_on(toy_images, tmp_path):
     )
     first = Trainer(config, data, data, tmp_path, DEVICE)
     assert not first.run(time_limit=-1)
+    first.close()
     again = Trainer(config, data, data, tmp_path, DEVICE, resume=True)
     assert again.run() and again.step == 6
     assert again.finish()["bits_per_dim"] < 9

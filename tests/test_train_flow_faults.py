@@ -383,7 +383,7 @@ def test_a_damaged_checkpoint_is_named_or_the_one_before_is_used(kind, toy, tmp_
         toy(resume=True)
     assert type(e.value) is ValueError and "\n" not in str(e.value)
     assert str(e.value).startswith(f"{out / 'checkpoint.pt'} is damaged or no checkpoint (")
-    assert str(e.value).endswith("put back a copy of it, or delete it to start from scratch")
+    assert str(e.value).endswith("put back a copy, or delete the checkpoints to start from scratch")
 
 
 def test_damaged_bytes_of_a_checkpoint_are_found(toy, tmp_path):

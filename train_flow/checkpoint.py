@@ -112,7 +112,7 @@ class Checkpoints:
                 hint = "resume with those, or choose another --out"
                 raise ValueError(f"{path} was made with other {other}; {hint}")
             return f"{'; '.join(problems)}; {path.name} is used instead" if problems else ""
-        hint = "put back a copy of it, or delete it to start from scratch"
+        hint = "put back a copy, or delete the checkpoints to start from scratch"
         raise ValueError(f"{'; '.join(problems)}; {hint}")
 
 
