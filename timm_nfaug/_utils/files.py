@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], durable: bool = T
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if durable:
-            _remove_leftovers(path)
+            remove_leftovers(path.parent, path.name)
         prefix = f".{path.name}.{socket.gethostname()}-{os.getpid()}."
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
         os.close(fd)
@@ -69,13 +69,22 @@ def _flush(name: str) -> None:
         os.close(fd)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes the temporary files of `path` whose writers on this machine no longer live."""
-    start = f".{path.name}.{socket.gethostname()}-"
-    for name in os.listdir(path.parent):
-        pid = name.removeprefix(start).partition(".")[0] if name.startswith(start) else ""
-        if pid.isdigit() and not _lives(int(pid)):
-            (path.parent / name).unlink(missing_ok=True)
+def remove_leftovers(directory: Path, name: str = "") -> None:
+    """Removes temporary files, of `name` or of all, whose writers on this machine no longer live.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     left = Path(folder, f".a.txt.{socket.gethostname()}-{2**22 + 1}.x")  # no process's number
+    ...     left.touch()
+    ...     remove_leftovers(Path(folder))
+    ...     left.exists()
+    False
+    """
+    for found in os.listdir(directory):
+        start, mark, rest = found.rpartition(f".{socket.gethostname()}-")
+        pid = rest.partition(".")[0]
+        own = mark and start.startswith(".") and name in ("", start[1:])
+        if own and pid.isdigit() and not _lives(int(pid)):
+            (directory / found).unlink(missing_ok=True)
 
 
 def _lives(pid: int) -> bool:
@@ -113,12 +122,28 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
     with open(path, "a+", encoding="utf-8") as f:
         _lock(f, path, wait)
         f.truncate(0)
-        f.write(
-            f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}: {_command()}"
-        )
-        f.flush()
-        yield
-        f.truncate(0)
+        who = f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}: {_command()}"
+        with contextlib.suppress(OSError):  # a full disk holds the lock, if not its holder's name
+            os.write(f.fileno(), who.encode())
+        _held.add(f)
+        try:
+            yield
+        finally:
+            _held.discard(f)
+            f.truncate(0)
+
+
+_held: set[Any] = set()  # the lock files of this process
+
+
+def _close_in_child() -> None:
+    """Closes them in a forked process: a worker must not hold the lock of a killed one."""
+    while _held:
+        _held.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _lock(f: Any, path: Path, wait: bool) -> None:
@@ -167,7 +192,8 @@ def reserve(path: Path, size: int) -> None:
         raise OSError(
             errno.ENOSPC, f"{needed}, {free / 1e9:.2f} GB are free; free some, or name another disk"
         )
-    with open(path, "r+b" if path.exists() else "w+b") as f:
+    new = not path.exists()
+    with open(path, "w+b" if new else "r+b") as f:
         try:
             os.posix_fallocate(f.fileno(), 0, max(size, 1))
         except AttributeError:  # macOS, Windows
@@ -176,4 +202,7 @@ def reserve(path: Path, size: int) -> None:
             if e.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
                 f.truncate(size)
                 return
+            f.truncate(there)
+            if new:
+                path.unlink()
             raise OSError(e.errno, f"{needed}, which cannot be reserved: {e.strerror}") from e
