@@ -4,6 +4,7 @@ The random numbers of a sample follow from (seed, epoch, index) alone; `set_epoc
 """
 
 import hashlib
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ import torch
 from torch.utils.data import Dataset
 
 from .._utils.checks import check_probability, check_strength, is_int
-from .._utils.files import write_atomically
+from .._utils.files import remove_leftovers, write_atomically
+from .._utils.notices import Notices
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
 from .cache import NFACache, StrPath, digest
-from .transforms import without_transform
+from .samples import label_of, parts
+from .transforms import as_stored, without_transform
 
 
 class _Wrapped(Dataset):
     """A map-style dataset of (image, label) pairs whose transform runs after `_changed`."""
 
+    augment: NFAugment
     copies = 0  # further passes over `base`
     # what timm's loaders and evaluation scripts ask of a dataset
     classes = property(lambda self: self.base.classes)
@@ -32,7 +36,8 @@ class _Wrapped(Dataset):
     def __init__(self, base: Any, seed: int):
         if not hasattr(base, "__len__"):
             raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
-        self.transform = getattr(base, "transform", None)
+        transform = getattr(base, "transform", None)
+        self.transform = None if transform is as_stored else transform
         self.base, self.seed = without_transform(base), seed
         # shared memory, so that persistent workers see a new epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -44,9 +49,17 @@ class _Wrapped(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
         index %= len(self)
-        image, *rest = self.base[index % len(self.base)]
-        image = self._changed(image, rest[0] if rest else None, index)
-        return (image if self.transform is None else self.transform(image), *rest)
+        sample = self.base[index % len(self.base)]
+        image, *rest = parts(sample)
+        image = self._changed(image, self._label(rest), index)
+        image = image if self.transform is None else self.transform(image)
+        return (image, *rest) if isinstance(sample, (tuple, list)) else image
+
+    def _label(self, rest: list[Any]) -> Any:
+        """The class where labels are given (docs/labels.md); else what comes after the image."""
+        if self.augment.labels == "given" and not self.augment.idle:
+            return label_of(rest, self.augment.change.num_classes)
+        return rest[0] if rest else None
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         """The image of sample `index` before the transform."""
@@ -101,6 +114,10 @@ class CachedNFADataset(_Wrapped):
             raise ValueError(f"{found}; build a cache of this one")
         self.cache, self.modes = cache, cache.checked_modes(modes)
         self.strength, self.p = check_strength(strength), check_probability(p)
+        self.notices = Notices().share()  # with the workers
+
+    def _label(self, rest: list[Any]) -> Any:
+        return label_of(rest, sys.maxsize) if self.cache.index["labels"] == "given" else None
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         g = keyed_generator(self.seed, int(self._epoch), index)
@@ -110,6 +127,9 @@ class CachedNFADataset(_Wrapped):
         if not (len(noise) and self.strength):
             return image
         change = self.cache.change(index, image, label, noise[0], self.strength).unsqueeze(0)
+        if not change.any():
+            what = "comes back unchanged: the flow could not move it when the cache was built"
+            self.notices.say("no modes", f"image {index} {what}; build it with another flow")
         if isinstance(image, torch.Tensor):
             return add_change(image.unsqueeze(0), change)[0]
         return add_change(image, change)
@@ -147,6 +167,8 @@ class NFAugmentedDataset(_Wrapped):
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
             self.cache.mkdir(parents=True, exist_ok=True)
+        self.notices = augment.notices.share()  # with the workers
+        self._damaged, self._swept = Notices(augment.strict).share(), set[Path]()
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         if index < len(self.base):
@@ -158,16 +180,34 @@ class NFAugmentedDataset(_Wrapped):
         key = zlib.crc32(image.tobytes())
         key = zlib.crc32(f"{label} {image.mode} {image.size}".encode(), key)
         path = self.cache / f"{index // 1000:06d}" / f"{index:09d}-{key:08x}.png"
-        if path.exists():
-            with PIL.Image.open(path) as kept:
-                return kept.convert(image.mode)
+        if (kept := self._kept(path, image)) is not None:
+            return kept
         new = self._draw(image, label, index, 0)
-        write_atomically(path, lambda p: new.save(p, format="PNG"))
+        if path.parent not in self._swept and path.parent.is_dir():  # once, at the first write
+            remove_leftovers(path.parent)
+            self._swept.add(path.parent)
+        write_atomically(path, lambda p: new.save(p, format="PNG"), durable=False)
         return new
+
+    def _kept(self, path: Path, like: PIL.Image.Image) -> PIL.Image.Image | None:
+        """The copy in a file, or None where there is none or it is damaged."""
+        try:
+            with PIL.Image.open(path) as found:
+                kept = found.convert(like.mode)
+            if kept.size != like.size:
+                raise ValueError(f"it holds {kept.size}, the original {like.size}")
+            kept.info = like.info.copy()
+            return kept
+        except FileNotFoundError:
+            return None
+        except (OSError, SyntaxError, ValueError) as e:
+            what = f"the copy in {path} is damaged ({e}); it and any others are made again"
+            self._damaged.say("other", what)
+            return None
 
     def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
         generator = keyed_generator(self.seed, epoch, index)
-        if label is None:
+        if label is None or self.augment.labels != "given":
             return self.augment(image, generator=generator)
         return self.augment(image, label, generator=generator)[0]
 

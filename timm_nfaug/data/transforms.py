@@ -22,17 +22,28 @@ def set_transform(dataset: Any, transform: Any) -> None:
         dataset.transforms = StandardTransform(transform, target)
 
 
+def as_stored(*given: Any, **named: Any) -> Any:
+    """The transform that changes nothing; one called by keyword gets and gives a dict.
+
+    >>> as_stored(3), as_stored(image=3)
+    (3, {'image': 3})
+    """
+    return named or (given[0] if len(given) == 1 else given)
+
+
 def without_transform(dataset: Any) -> Any:
     """A shallow copy of a dataset whose images come as they are stored.
 
+    A transform is replaced by `as_stored`, as a dataset may call its own without asking for one.
+
     >>> from torchvision.datasets import FakeData
     >>> data = FakeData(1, transform=str)
-    >>> without_transform(data).transform, data.transform
-    (None, <class 'str'>)
+    >>> without_transform(data).transform("image"), data.transform
+    ('image', <class 'str'>)
     """
     dataset = _copied(dataset)
     if getattr(dataset, "transform", None) is not None:
-        set_transform(dataset, None)
+        set_transform(dataset, as_stored)
     return dataset
 
 
