@@ -5,6 +5,7 @@ import math
 import os
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,26 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .. import lift, pixels
-from .._utils.checks import check_probability, check_strength
+from .._utils.checks import check_probability, check_strength, is_int
+from .._utils.notices import NFAError, Notices
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
-from ..change.tangents import BENDS, TangentChange, packed, tangents
+from ..change.tangents import TangentChange, packed, tangents
 from ..flows.bijections.coupling import AffineCoupling
 from ..flows.model import ConditionalFlow
 from ..inputs import check_image
 from ..labels import class_of
+from ..unchanged import without_modes
 from . import store
+from .samples import label_of, name_of, parts
 from .transforms import without_transform
 
 StrPath = str | os.PathLike[str]
+
+FEW = 0.01  # share of images without a change that needs no word
 
 
 class NFACache:
@@ -57,23 +64,26 @@ class NFACache:
 
     @classmethod
     def build(
-        cls, augment: NFAugment, base: Any, path: StrPath, step: float = 0.5, batch_size: int = 64
-    ) -> "NFACache":
+        cls, augment: NFAugment, base: Any, path: StrPath, step: float = 0.5, batch_size: int = 64,
+        workers: int = 1,
+    ) -> "NFACache":  # fmt: skip
         """Makes the cache of a dataset, resumes a build, or repairs what is damaged or has changed.
 
-        Other processes that call this wait. Files that nobody wrote to since are not read again.
+        Other processes that call this wait. Files that nobody wrote to since are not read again; a
+        complete cache is neither locked nor written to, and may lie on a read-only disk.
 
         Args:
             augment: its flow, modes, kind and labels count; strength and p are chosen at use.
             base: dataset of (PIL image or uint8 tensor (C, H, W), label); without its transform.
             step: strength of the moves that the pictures are fitted to, about the one used later.
+            workers: processes, one or more, that read the images; this process reads none.
 
         Raises:
-            OSError: the disk has no room for it.
-            ValueError: the flow is linear, moves are not along modes, or another cache is there.
+            OSError: the disk has no room for it, or an image cannot be read.
+            ValueError: the flow is linear, moves none of the images, moves are not along modes, or
+                another cache is there.
         """
-        source = _Source(augment, base, step, batch_size)
-        store.Store(Path(path)).write(source.key(), source.fill, source.unchanged)
+        store.Store(Path(path)).write(_Source(augment, base, step, batch_size, workers))
         return cls(path, verify=False)
 
     def __len__(self) -> int:
@@ -133,7 +143,8 @@ class NFACache:
         views = [image]
         if isinstance(image, Tensor):
             views.append(image.permute(1, 2, 0))  # of a cache that was made from PIL images
-        if all(self._crc[i] != _crc((v, label), self.index["labels"]) for v in views):
+        y = class_of(label) if self.index["labels"] == "given" else 0
+        if all(self._crc[i] != _crc(v, y) for v in views):
             what = f"image {i} or its label is not what the cache in {self.path} was made from"
             remedy = "delete crc.npy there and call NFACache.build again, or take another directory"
             raise ValueError(f"{what}; {remedy}")
@@ -164,7 +175,7 @@ def digest(flow: ConditionalFlow) -> str:
 class _Source:
     """What a cache is filled from: a dataset, a flow and its moves."""
 
-    def __init__(self, augment: NFAugment, base: Any, step: float, batch_size: int):
+    def __init__(self, augment: NFAugment, base: Any, step: float, batch_size: int, workers: int):
         change = augment.change
         if type(change) is not FlowChange or change.flow.config.code_rows:  # as a LinearChange
             if not isinstance(change, FlowChange):
@@ -172,57 +183,118 @@ class _Source:
             what = "a cache is for deep flows with class Gaussians"
             raise ValueError(f"{what}; the linear flow costs next to nothing without")
         self.flow, self.move = flow, move = change.flow, change.move
+        self.change = change
         if move.needs_code or move.noise_size(flow) != move.modes:
             what = f"kind pca or axes; {move.name} takes more than a number for each mode"
             raise ValueError(f"a cache is for moves along modes, {what}")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
             raise ValueError(f"step must be a finite number above 0, e.g. 0.5; got {step!r}")
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if not is_int(value) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not hasattr(base, "__len__"):
+            raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
+        if not len(base):
+            raise ValueError(f"a cache is of images; this {type(base).__name__} has none")
         self.base, self.labels = without_transform(base), augment.labels
-        self.step, self.batch_size = step, batch_size
+        self.notices = Notices(augment.strict)
+        self.step, self.batch_size, self.workers = step, batch_size, workers
 
     def key(self) -> store.Index:
-        size, modes = self.flow.config.input_size, self.move.modes
-        shapes = {"crc": [], "tangents": [modes + BENDS, math.prod(size) + 8]}
+        size, modes = list(self.flow.config.input_size), self.move.modes
         return {
             "format": store.FORMAT, "kind": store.KIND, "flow": digest(self.flow), "modes": modes,
             "mode_kind": self.move.name, "labels": self.labels, "step": self.step,
-            "count": len(self.base), "size": list(size), "shard": store.SHARD, "shapes": shapes,
+            "count": len(self.base), "size": size, "shard": store.SHARD,
+            "shapes": store.shapes(size, modes),
         }  # fmt: skip
 
-    def unchanged(self, arrays: store.Arrays, rows: range) -> bool:
+    def unchanged(self, arrays: store.Arrays, shards: list[range]) -> list[bool]:
         """Looks at a few of the images; each is looked at again when it is used."""
-        some = rows[:: max(1, len(rows) // 8)]
-        return all(arrays["crc"][i] == _crc(self.base[i], self.labels) for i in some)
+        some = [rows[:: max(1, len(rows) // 8)] for rows in shards]
+        return [
+            arrays["crc"][list(rows)].tolist() == crc.tolist()
+            for rows, (_, _, crc) in zip(some, self._read(some), strict=True)
+        ]
+
+    def fill(self, arrays: store.Arrays, shards: list[range]) -> Iterator[int]:
+        """Fills the rows of each shard; yields how many of them the flow could not move."""
+        size = self.batch_size
+        batches = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in shards]
+        read = self._read([rows for own in batches for rows in own])
+        for own in batches:
+            unmoved = 0
+            for rows, (x, y, crc) in zip(own, read):
+                found, where = self._tangents(x, y), slice(rows.start, rows.stop)
+                arrays["tangents"][where], arrays["crc"][where] = packed(found).numpy(), crc.numpy()
+                unmoved += int((found == 0).all((1, 2, 3, 4)).sum())
+            yield unmoved
+
+    def check(self, unmoved: int) -> None:
+        count, broken = len(self.base), "their change is not finite; load the flow anew"
+        cause = without_modes(self.change) or f"{broken}, or take another one"
+        what = f"the flow cannot move {unmoved} of {count} images: {cause}"
+        if unmoved == count:
+            raise NFAError(what)
+        if unmoved > FEW * count:
+            self.notices.say("no modes", what, images=unmoved)
+
+    def _read(self, batches: list[range]) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """Yields images, labels and checksums of rows, which worker processes read."""
+        if not batches:
+            return
+        classes = self.flow.num_classes if self.labels == "given" else 0
+        data = _Rows(self.base, self.flow.config.input_size, classes)
+        for found in DataLoader(
+            data, None, sampler=batches, num_workers=self.workers, generator=torch.Generator()
+        ):
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
     @torch.no_grad()
-    def fill(self, arrays: store.Arrays, rows: range) -> None:
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            samples, where = [self.base[i] for i in batch], slice(batch.start, batch.stop)
-            arrays["tangents"][where] = packed(self._tangents(samples)).numpy()
-            arrays["crc"][where] = [_crc(sample, self.labels) for sample in samples]
-
-    def _tangents(self, samples: list[Any]) -> Tensor:
+    def _tangents(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Pictures (B, modes + 4, C, h, w), zero for an image that the flow cannot move."""
-        flow, y = self.flow, None
-        x = torch.cat([self._small(image) for image, *_ in samples]).to(flow.device)
-        if self.labels == "given":
-            y = torch.tensor([class_of(label) for _, label, *_ in samples], device=flow.device)
-        z, y = flow.encode(x, y)
+        flow = self.flow
+        z, y = flow.encode(x.to(flow.device), None if y is None else y.to(flow.device))
         y = flow.gaussian_labels(y, len(z))
         found = tangents(flow, z, y, self.move.modes, self.step, self.move.name)
         return torch.where((found.abs() < 1e6).all((1, 2, 3, 4), keepdim=True), found, 0.0)
 
+
+class _Rows(Dataset):
+    """Gives rows of a dataset as the flow takes them; read in a loader's worker processes."""
+
+    def __init__(self, base: Any, size: tuple[int, int, int], num_classes: int):
+        self.base, self.size, self.num_classes = base, size, num_classes  # 0: of no labels
+
+    def __getitem__(self, rows: range) -> tuple[Tensor, Tensor | None, Tensor] | Exception:
+        """Images (B, C, h, w) in [-1, 1], labels (B,) if given, and checksums (B,) of the rows.
+
+        Or the error at the first that cannot be read, for the main process to raise.
+        """
+        images, labels, crc = [], [], []
+        for i in rows:
+            try:
+                image, *rest = parts(self.base[i])
+                images.append(self._small(image))
+                if self.num_classes:
+                    labels.append(class_of(label_of(rest, self.num_classes)))
+                crc.append(_crc(image, *labels[-1:]))
+            except Exception as e:  # whatever a dataset may raise
+                kind = next((k for k in (OSError, TypeError) if isinstance(e, k)), ValueError)
+                return kind(f"{name_of(self.base, i)} cannot be cached: {type(e).__name__}: {e}")
+        return torch.cat(images), torch.tensor(labels) if labels else None, torch.tensor(crc)
+
     def _small(self, image: Any) -> Tensor:
         """An image at the flow's size: (1, C, h, w), in [-1, 1]."""
-        levels, (c, h, w) = pixels.levels_of(image).unsqueeze(0), self.flow.config.input_size
+        levels, (c, h, w) = pixels.levels_of(image).unsqueeze(0), self.size
         check_image(image, c)
         return lift.down(pixels.levels_to_model(levels), (h, w))
 
 
-def _crc(sample: Any, labels: str) -> int:
+def _crc(image: Any, label: int = 0) -> int:
     """A checksum of the pixels and, where it counts, the label."""
-    image, label = sample[:2]
     pil = isinstance(image, PIL.Image.Image)
     own = image.tobytes() if pil else image.contiguous().numpy().tobytes()
-    return zlib.crc32(own, class_of(label) & 0xFFFFFFFF if labels == "given" else 0)
+    return zlib.crc32(own, label & 0xFFFFFFFF)

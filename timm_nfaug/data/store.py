@@ -1,32 +1,88 @@
 """The files of a cache: arrays with a row for each image, filled shard by shard, and an index.
 
-The index is written after each shard, with its checksum: builds resume, and damage is found.
+The index is written after each shard, with its checksum: builds resume, and damage is found. Where
+nothing is left to write, nothing is locked: a complete cache may lie on a read-only disk.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import math
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from .._utils.files import locked, write_atomically
+from .._utils.files import locked, reserve, write_atomically
+from ..change.tangents import BENDS
 
 Index = dict[str, Any]
 Arrays = dict[str, np.memmap]
-Fill = Callable[[Arrays, range], None]
-Check = Callable[[Arrays, range], bool]
+Shards = list[tuple[str, range]]  # the name of each in the index, and its rows
 
 KIND, FORMAT = "tangents", 3
 DTYPES: dict[str, np.dtype] = {"crc": np.dtype(np.uint32), "tangents": np.dtype(np.uint8)}
 SHARD = 1024  # images between two notes of what is done
 
 _logger = logging.getLogger(__name__)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**32
+
+
+def _is_notes(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(type(v) is kind for v in value.values())
+
+
+FIELDS: dict[str, Callable[[Any], bool]] = {  # what an index may hold
+    "flow": lambda v: isinstance(v, str),
+    "mode_kind": lambda v: isinstance(v, str),
+    "labels": lambda v: isinstance(v, str),
+    "step": lambda v: type(v) in (int, float) and 0 < v < math.inf,
+    "modes": _is_count,
+    "count": _is_count,
+    "shard": _is_count,
+    "size": lambda v: isinstance(v, list) and len(v) == 3 and all(map(_is_count, v)),
+    "complete": lambda v: type(v) is bool,
+    "shards": lambda v: _is_notes(v, str),
+    "stamps": lambda v: v is None or _is_notes(v, int),
+    "unmoved": lambda v: v is None or _is_notes(v, int),
+}
+
+
+def shapes(size: list[int], modes: int) -> dict[str, list[int]]:
+    """The shapes of an image's row in each array, for images of a size (C, h, w).
+
+    >>> shapes([3, 32, 32], modes=8)
+    {'crc': [], 'tangents': [12, 3080]}
+    """
+    return {"crc": [], "tangents": [modes + BENDS, math.prod(size) + 8]}
+
+
+class Source(Protocol):
+    """What a cache is made from.
+
+    >>> [name for name in vars(Source) if not name.startswith("_")]
+    ['key', 'unchanged', 'fill', 'check']
+    """
+
+    def key(self) -> Index:
+        """The index, but for the notes of what is done."""
+
+    def unchanged(self, arrays: Arrays, shards: list[range]) -> list[bool]:
+        """Tells which shards are still those of the dataset."""
+
+    def fill(self, arrays: Arrays, shards: list[range]) -> Iterator[int]:
+        """Fills shard after shard; yields how many rows of each the flow could not move."""
+
+    def check(self, unmoved: int) -> None:
+        """Warns or raises where the flow could not move so many of the images."""
 
 
 class Store:
@@ -44,21 +100,31 @@ class Store:
         self.parts = {part: path / f"{part}.npy" for part in DTYPES}
 
     def read(self) -> Index:
-        """Reads the index, and refuses one of another format or kind."""
+        """Reads the index, and refuses one of another format or kind, or that is damaged."""
         try:
-            self.index = json.loads(self.file.read_text(encoding="utf-8"))
+            index = json.loads(self.file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             what = f"{self.path} holds no {self.file.name}"
             raise FileNotFoundError(f"{what}; NFACache.build makes a cache") from None
-        except ValueError as e:
-            raise ValueError(
-                f"{self.file} is not JSON ({e}); delete {self.path}, build again"
-            ) from e
+        except (ValueError, RecursionError) as e:
+            raise self._damaged(f"is not JSON ({e})") from e
+        if not isinstance(index, dict):
+            raise self._damaged(f"holds a {type(index).__name__}, not a dict")
         for name, known in (("format", FORMAT), ("kind", KIND)):
-            if (value := self.index.get(name)) != known:
+            if (value := index.get(name)) != known:
                 what = f"{self.path} holds a cache of {name} {value}, this version reads {known}"
                 raise ValueError(f"{what}; delete it and build it again with NFACache.build")
-        return self.index
+        for name, fits in FIELDS.items():
+            if not fits(index.get(name)):
+                raise self._damaged(f"holds {name}: {str(index.get(name))[:60]}")
+        if index.get("shapes") != shapes(index["size"], index["modes"]):
+            raise self._damaged("holds shapes that do not go with its size and modes")
+        self.index = index
+        return index
+
+    def _damaged(self, what: str) -> ValueError:
+        remedy = f"delete {self.path} and build it again with NFACache.build"
+        return ValueError(f"{self.file} is damaged: it {what}; {remedy}")
 
     def open(self, verify: bool) -> Arrays:
         """Maps the arrays to be read; raises ValueError where they are not complete or damaged.
@@ -69,85 +135,140 @@ class Store:
             raise ValueError(f"the cache in {self.path} is not complete; call NFACache.build again")
         arrays = self._map("r")
         for name, rows in self._shards() if verify else ():
-            if self.index["shards"][name] != _checksum(arrays, rows):
+            if self.index["shards"].get(name) != _checksum(arrays, rows):
                 what = f"rows {rows.start} to {rows.stop - 1} of the cache in {self.path}"
                 raise ValueError(f"{what} are damaged; call NFACache.build again to repair them")
         return arrays
 
-    def write(self, key: Index, fill: Fill, unchanged: Check) -> None:
+    def write(self, source: Source) -> None:
         """Makes the files, resumes, or repairs rows; other processes wait.
 
         Rows are filled again where they are no longer `unchanged`, or differ from their checksum,
         which is compared if anybody wrote to the files since the last build. Raises ValueError for
-        a cache of another key, which is the index but for the notes of what is done.
+        a cache of another key.
         """
+        if self._is_done(source):
+            return source.check(self._unmoved())
         self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK):
+            what = f"{self.path} cannot be written to, and holds no complete cache of this dataset"
+            raise OSError(errno.EROFS, f"{what}; name another directory")
         with locked(self.path):
-            fresh = {**key, "complete": False, "shards": {}}
-            self.index = self.read() if self.file.exists() else fresh
-            if other := ", ".join(k for k, v in key.items() if self.index.get(k) != v):
-                what = f"{self.path} holds a cache that differs in {other}"
-                raise ValueError(f"{what}; name another directory or delete it")
-            self._check_space()
-            arrays = self._map("r+")
-            trusted = self.index.get("stamps") == self._stamps()
-            for name, rows in self._shards():
-                known = self.index["shards"].get(name)
-                intact = known and (trusted or known == _checksum(arrays, rows))
-                if not (intact and unchanged(arrays, rows)):
-                    self._fill(arrays, name, rows, fill)
-            self._save(complete=True, stamps=self._stamps())
+            self._write(source)
 
-    def _fill(self, arrays: Arrays, name: str, rows: range, fill: Fill) -> None:
-        if self.index["shards"].pop(name, None):  # nobody is to take half of it for whole
-            self._save(complete=False, stamps=None)
-        fill(arrays, rows)
+    def _is_done(self, source: Source) -> bool:
+        """Tells whether there is nothing to write; looks without a lock."""
+        if not self.file.exists():
+            return False
+        self._read_own(source.key())
+        trusted = self._is_trusted()
+        if not self.index["complete"] or not (trusted or not os.access(self.path, os.W_OK)):
+            return False
+        try:
+            arrays = self._map("r")
+        except ValueError:  # one is missing or damaged
+            return False
+        return not self._stale(arrays, trusted, source)
+
+    def _read_own(self, key: Index) -> None:
+        fresh = {**key, "complete": False, "shards": {}}
+        self.index = self.read() if self.file.exists() else fresh
+        self.index["unmoved"] = self.index.get("unmoved") or {}  # which older ones lack
+        if other := ", ".join(k for k, v in key.items() if self.index.get(k) != v):
+            what = f"{self.path} holds a cache that differs in {other}"
+            raise ValueError(f"{what}; name another directory or delete it")
+
+    def _write(self, source: Source) -> None:
+        self._read_own(source.key())
+        self._say_size()
+        trusted, arrays = self._is_trusted(), self._map("r+")  # which may touch the files
+        stale, notes = self._stale(arrays, trusted, source), self.index["shards"]
+        if any(name in notes for name, _ in stale):  # nobody is to take half of it for whole
+            notes = {k: v for k, v in notes.items() if k not in dict(stale)}
+            self._save(complete=False, stamps=None, shards=notes)
+        filled = source.fill(arrays, [rows for _, rows in stale])
+        for (name, rows), unmoved in zip(stale, filled, strict=True):
+            self._note(arrays, name, rows, unmoved)
+        source.check(self._unmoved())
+        self._save(complete=True, stamps=self._stamps())
+
+    def _say_size(self) -> None:
+        count, shapes = self.index["count"], self.index["shapes"]
+        done = sum(len(rows) for name, rows in self._shards() if name in self.index["shards"])
+        size = sum(math.prod(shapes[k]) * dtype.itemsize for k, dtype in DTYPES.items()) * count
+        what = "NFA cache %s: %.1f GB for %d images, of which %d are there"
+        _logger.info(what, self.path, size / 1e9, count, done)
+
+    def _note(self, arrays: Arrays, name: str, rows: range, unmoved: int) -> None:
         for array in arrays.values():
             array.flush()
         self.index["shards"][name] = _checksum(arrays, rows)
+        self.index["unmoved"].pop(name, None)
+        self.index["unmoved"] |= {name: unmoved} if unmoved else {}
         self._save()
         _logger.info("NFA cache %s: %d of %d images", self.path, rows.stop, self.index["count"])
+
+    def _unmoved(self) -> int:
+        return sum(self.index["unmoved"].values())
+
+    def _stale(self, arrays: Arrays, trusted: bool, source: Source) -> Shards:
+        """The shards that are to be filled."""
+        shards, known = self._shards(), self.index["shards"]
+        intact = [
+            (name, rows)
+            for name, rows in shards
+            if name in known and (trusted or known[name] == _checksum(arrays, rows))
+        ]
+        same = source.unchanged(arrays, [rows for _, rows in intact])
+        kept = {name for (name, _), ok in zip(intact, same, strict=True) if ok}
+        return [(name, rows) for name, rows in shards if name not in kept]
 
     def _save(self, **changes: Any) -> None:
         self.index.update(changes)
         text = json.dumps(self.index, indent=1)
         write_atomically(self.file, lambda p: p.write_text(text, encoding="utf-8"))
 
-    def _check_space(self) -> None:
-        """Raises where the rest does not fit: a full disk kills the process that maps the files."""
-        count, shapes = self.index["count"], self.index["shapes"]
-        notes = self.index["shards"] if all(file.is_file() for file in self.parts.values()) else ()
-        done = sum(len(rows) for name, rows in self._shards() if name in notes)
-        row = sum(math.prod(shapes[part]) * dtype.itemsize for part, dtype in DTYPES.items()) / 1e9
-        free = shutil.disk_usage(self.path).free / 1e9
-        what = f"{row * count:.1f} GB for {count} images, of which {done} are there"
-        if row * (count - done) > free:
-            what = f"a cache takes {what}; {self.path} has {free:.1f} GB left"
-            raise OSError(f"{what}; take fewer modes or another disk")
-        if done < count:
-            _logger.info("NFA cache %s: %s", self.path, what)
-
     def _map(self, mode: Literal["r", "r+"]) -> Arrays:
         """Maps the arrays, to be read ("r") or written ("r+"), which makes those that lack."""
         arrays: Arrays = {}
-        for part, file in self.parts.items():
+        for part, file in reversed(self.parts.items()):  # the large one first, if there is no room
             shape, dtype = (self.index["count"], *self.index["shapes"][part]), DTYPES[part]
             with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
-                arrays[part] = np.load(file, mmap_mode=mode)
-            if part not in arrays or (arrays[part].shape, arrays[part].dtype) != (shape, dtype):
-                if mode == "r":
-                    raise ValueError(f"{file} is missing or damaged; NFACache.build repairs it")
-                arrays[part] = np.lib.format.open_memmap(file, "w+", dtype, shape)
+                arrays[part] = np.lib.format.open_memmap(file, "r")
+            fits = part in arrays and (arrays[part].shape, arrays[part].dtype) == (shape, dtype)
+            if mode == "r+":
+                _make(file, shape, dtype, anew=not fits)
+                arrays[part] = np.lib.format.open_memmap(file, "r+")
+            elif not fits:
+                raise ValueError(f"{file} is missing or damaged; NFACache.build repairs it")
         return arrays
+
+    def _is_trusted(self) -> bool:
+        """Tells whether nobody wrote to the files since they were complete."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.index.get("stamps") == self._stamps()
+        return False
 
     def _stamps(self) -> dict[str, int]:
         """When each file was last written to."""
         return {part: file.stat().st_mtime_ns for part, file in self.parts.items()}
 
-    def _shards(self) -> list[tuple[str, range]]:
-        """The name of each shard in the index, and its rows."""
+    def _shards(self) -> Shards:
         rows, size = range(self.index["count"]), self.index["shard"]
         return [(str(i // size), rows[i : i + size]) for i in rows[::size]]
+
+
+def _make(file: Path, shape: tuple[int, ...], dtype: np.dtype, anew: bool) -> None:
+    """Reserves a file of .npy, as a full disk kills a process that writes to a map; new ones are 0."""
+    head = io.BytesIO()
+    described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, described)
+    if anew:
+        file.unlink(missing_ok=True)
+    reserve(file, head.tell() + math.prod(shape) * dtype.itemsize)
+    if anew:
+        with open(file, "r+b") as f:
+            f.write(head.getvalue())
 
 
 def _checksum(arrays: Arrays, rows: range) -> str:
