@@ -349,7 +349,7 @@ class OneFile:
 
 
 @pytest.mark.parametrize(
-    "context, images, workers", [("fork", 20_000, 2), ("spawn", 300, 1), ("forkserver", 300, 1)]
+    "context, images, workers", [("fork", 4_000, 2), ("spawn", 300, 1), ("forkserver", 300, 1)]
 )
 def test_a_dataset_that_opens_its_file_is_read_in_workers(
     tmp_path, monkeypatch, context, images, workers
@@ -542,6 +542,13 @@ def test_a_damaged_copy_is_made_again_and_said_once(augment, base, tmp_path):
         with pytest.warns(NFAWarning, match=r"copy in .*000000003-.*\.png is damaged") as said:
             assert all_of(again) == wanted
         assert len(said) == 1 and [p.read_bytes() for p in kept] == whole
+
+
+def test_a_kept_copy_has_the_info_of_its_original(augment, base, tmp_path):
+    image = base[0][0]
+    image.info = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0", "dpi": (72, 72)}
+    data = nfa.NFAugmentedDataset([(image, 0)], augment, cache=tmp_path)
+    assert [data[1][0].info for _ in range(2)] == [image.info] * 2
 
 
 def test_what_killed_writers_left_is_removed(augment, base, tmp_path):

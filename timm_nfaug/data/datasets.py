@@ -57,7 +57,7 @@ class _Wrapped(Dataset):
 
     def _label(self, rest: list[Any]) -> Any:
         """The class where labels are given (docs/labels.md); else what comes after the image."""
-        if self.augment.labels == "given":
+        if self.augment.labels == "given" and not self.augment.idle:
             return label_of(rest, self.augment.change.num_classes)
         return rest[0] if rest else None
 
@@ -196,6 +196,7 @@ class NFAugmentedDataset(_Wrapped):
                 kept = found.convert(like.mode)
             if kept.size != like.size:
                 raise ValueError(f"it holds {kept.size}, the original {like.size}")
+            kept.info = like.info.copy()
             return kept
         except FileNotFoundError:
             return None
