@@ -546,7 +546,7 @@ def test_a_loader_leaves_the_augmentation_it_is_given_alone():
         x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
         own = NFALoader([(x, y)], augment, (0.5,) * 3, (0.2,) * 3)
         assert augment.mean is None and own.augment.mean == (0.5,) * 3
-        assert own.augment.change.flow is augment.change.flow, "the flow is shared"
+        assert own.augment.change.flow is augment.flow, "the flow is shared"
         assert [images.shape for images, _ in own] == [x.shape]
 
 

@@ -58,8 +58,8 @@ def fit_flow(
     moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
     if (empty := moments.empty) and not allow_empty:
         raise NFAError(
-            f"saw no image of class {empty[0]} (of {len(empty)} such, of {num_classes}): give the whole "
-            'dataset, not a sorted part; or leave out the class by labels="none", or leave it '
+            f"saw no image of class {empty[0]} (of {len(empty)} such, of {num_classes}): give the "
+            'whole dataset, not a sorted part; or leave out the class by labels="none", or leave it '
             "unmoved by allow_empty=True"
         )
     fitted = empty_flow(flow, modes, num_classes)
