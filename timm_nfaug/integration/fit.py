@@ -101,7 +101,7 @@ def _fit_to_dataset(
 
 
 def _gives_images(data: Any, like: Any) -> bool:
-    """Whether it gives single images and not batches; a worker looks where its kind does not say."""
+    """Whether it gives single images, not batches; a worker looks where its kind does not say."""
     stream = isinstance(data, IterableDataset)
     if isinstance(data, Dataset) and not stream:
         return True

@@ -30,12 +30,13 @@ def wrap_loader(
     batch are the key of the random numbers; set `epoch` on the result when a training resumes.
 
     Args:
-        args: flags of a parser that `add_args` has extended; NFA's that they lack take defaults.
         loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
+        args: flags of a parser that `add_args` has extended; NFA's that they lack take defaults.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
-        fit_dataset: for the fit: a map-style dataset of (PIL image or tensor, label) pairs without
-            random augmentation, or a loader; needed where a dataset neither timm's nor torchvision's has a `transform`.
+        fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, a
+            dataset or a stream, or a loader; needed where a dataset neither timm's nor
+            torchvision's has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
