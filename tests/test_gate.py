@@ -329,6 +329,15 @@ def test_variances_out_of_range_are_named(tmp_path):
             load(directory)
 
 
+def test_modes_that_give_no_covariance_are_named(tmp_path):
+    """They would end in a LinAlgError at the first label that is guessed."""
+    flow = nfa.create_flow("linear", input_size=(1, 4, 4), num_classes=2, prior={"num_modes": 3})
+    directory = flow.save_pretrained(tmp_path)
+    edit_weights(directory, lambda t: (t["prior.modes"].fill_(1e3), t["prior.mode_std"].fill_(1e3)))
+    with pytest.raises(ValueError, match="prior.modes, mode_std and s give no covariance"):
+        load(directory)
+
+
 def test_a_class_without_images_loads(tmp_path):
     flow = nfa.create_flow("linear", input_size=(1, 2, 2), num_classes=2)
     flow.log_prior[1] = -torch.inf
