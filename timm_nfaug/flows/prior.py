@@ -111,16 +111,30 @@ class ClassGaussians(nn.Module):
             log_det = log_det + low_log_det
         return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
 
-    def _low_rank_terms(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _low_rank_terms(self, classes: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
         """Cholesky factors (K, r, r) of ``I + F' V^-1 F``, log-dets (K,) and ``F' V^-1`` (K, r, D).
 
-        V is the diagonal part and F modes times std: the matrix determinant lemma and Woodbury.
+        Of all classes, or of a slice. V is the diagonal part and F modes times std: the matrix
+        determinant lemma and Woodbury.
         """
-        factor = self.modes * self.mode_std.unsqueeze(2)  # (K, r, D)
-        projected = factor / self.variance.unsqueeze(1)
+        factor = self.modes[classes] * self.mode_std[classes].unsqueeze(2)  # (K, r, D)
+        projected = factor / self.variance[classes].unsqueeze(1)
         one = torch.eye(self.num_modes, dtype=factor.dtype, device=factor.device)
         chol = torch.linalg.cholesky(projected @ factor.transpose(1, 2) + one)
         return chol, 2 * chol.diagonal(dim1=1, dim2=2).log().sum(1), projected
+
+    def check_covariances(self) -> None:
+        """Raises a ValueError where a class has no density, a few classes at a time."""
+        if not ((self.variance > 0) & self.variance.isfinite()).all():
+            raise ValueError("prior.s gives variances that are not positive and finite")
+        step = max(1, 2**22 // max(1, self.num_modes * self.dim))
+        for k in range(0, self.num_classes if self.low_rank else 0, step):
+            try:
+                self._low_rank_terms(slice(k, k + step))
+            except torch.linalg.LinAlgError:
+                last = min(k + step, self.num_classes) - 1
+                what = f"no covariance to a class of {k}..{last}"
+                raise ValueError(f"prior.modes, mode_std and s give {what}") from None
 
     def pairwise_kl(self) -> Tensor:
         """(K, K) KL(N_i || N_j) in nats, of the diagonal parts; zero on the diagonal."""

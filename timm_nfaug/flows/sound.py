@@ -33,8 +33,7 @@ def check_sound(flow: ConditionalFlow) -> None:
     for name, layer in flow.named_modules():
         if isinstance(layer, Whiten) and not layer.is_consistent():
             raise ValueError(f"{name}.inverse_weight and log_det are not those of {name}.weight")
-    if not ((flow.prior.variance > 0) & flow.prior.variance.isfinite()).all():
-        raise ValueError("prior.s gives variances that are not positive and finite")
+    flow.prior.check_covariances()
     y = torch.tensor([0, flow.num_classes - 1], device=flow.device)
     codes = flow.prior.sample(flow.gaussian_labels(y), 0.5, generator=_generator())
     try:
