@@ -72,7 +72,7 @@ def one_step(case: str, data: Images, small_flow: nfa.ConditionalFlow) -> dict:
         "seen": [round(v, 1) for v in seen[pick].tolist()],
         "crc32": zlib.crc32(levels.contiguous().numpy().tobytes()),
         "loss": round(loss, 4),
-        "next": int(torch.randint(0, 2**31, (), generator=g)),
+        "next": int(torch.randint(0, 2**62, (), generator=g)) % 2**31,
     }
 
 

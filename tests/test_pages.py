@@ -269,3 +269,11 @@ def test_the_citation_and_the_package_agree():
     setup = (ROOT / "setup.cfg").read_text()
     assert f"url = {citation['repository-code']}\n" in setup
     assert (ROOT / "timm_nfaug" / "py.typed").exists() and "    py.typed\n" in setup
+
+
+def test_the_oldest_versions_tested_are_the_lower_bounds():
+    version = r"^ *([\w-]+){}([\d.]+)$"
+    setup, oldest = ((ROOT / name).read_text() for name in ("setup.cfg", ".ci/oldest.txt"))
+    bounds = set(re.findall(version.format(">="), setup, re.M))
+    assert {"torch", "timm", "numpy", "PyYAML"} <= {name for name, _ in bounds}
+    assert bounds <= set(re.findall(version.format("=="), oldest, re.M))

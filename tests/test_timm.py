@@ -39,6 +39,10 @@ from timm_nfaug.integration.workers import _WorkerDataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
+SIZES = pytest.mark.skipif(
+    "input_size_choices" not in inspect.signature(create_loader).parameters,
+    reason="this timm has no scheduled sizes",
+)
 
 
 @pytest.fixture
@@ -443,7 +447,11 @@ def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
         (["--nfa-flow", "linear"], "costs next to nothing without: drop --nfa-cache"),
         (["--aug", "nfa-misotropic"], "a cache is for moves along modes"),
         (["--use-multi-epochs-loader", "-j", "1"], "--nfa-cache cannot tell the epochs"),
-        (["--train-img-sizes", "32", "48"], "--nfa-cache does not work with --train-img-sizes"),
+        pytest.param(
+            ["--train-img-sizes", "32", "48"],
+            "--nfa-cache does not work with --train-img-sizes",
+            marks=SIZES,
+        ),
         (["--aug-splits", "3", "--jsd-loss"], "--nfa-cache does not work with --aug-splits"),
     ],
 )
@@ -1017,7 +1025,7 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(
     assert (moved.amin((0, 2, 3)) >= low - 1e-5).all() and (
         moved.amax((0, 2, 3)) <= high + 1e-5
     ).all()
-    assert loader.mixup_enabled is False and loader.batch_sampler is loader.loader.batch_sampler
+    assert loader.mixup_enabled is False and loader.sampler is loader.loader.sampler
     loader, (_, soft) = batches(*flags, collate_fn=FastCollateMixup(mixup_alpha=1.0, num_classes=3))
     assert soft.shape == (60, 3) and loader.mixup_enabled
     loader.mixup_enabled = False
@@ -1028,7 +1036,9 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(
     )
 
 
-@pytest.mark.parametrize("kind", ["timm", "torchvision", "scheduled", "splits"])
+@pytest.mark.parametrize(
+    "kind", ["timm", "torchvision", pytest.param("scheduled", marks=SIZES), "splits"]
+)
 def test_erasing_in_the_data_sets_transform_is_refused(image_folder, kind):
     """And runs after NFA where it is given to the wrapper; the dataset stays as it was."""
     root = image_folder / "train"
@@ -1039,8 +1049,6 @@ def test_erasing_in_the_data_sets_transform_is_refused(image_folder, kind):
     )
     data = AugMixDataset(data, 3) if kind == "splits" else data
     more = {"input_size_choices": [32, 48]} if kind == "scheduled" else {}
-    if more and "input_size_choices" not in inspect.signature(create_loader).parameters:
-        pytest.skip("this timm has no scheduled sizes")
     more |= {"num_aug_splits": 3} if kind == "splits" else {}
     batches = timm_loader(data, re_prob=1.0, use_prefetcher=False, **more)
     own, args = dict(vars(batches.dataset)), parsed("--aug", "nfa-k2-p1")

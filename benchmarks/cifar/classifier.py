@@ -226,7 +226,8 @@ def inputs(
 
 def seed_globals(g: torch.Generator) -> int:
     """Seeds the global generators, from which timm's and torchvision's augmentations draw, from `g`; returns the seed."""
-    seed = int(torch.randint(0, 2**31, (), generator=g))
+    wide = int(torch.randint(0, 2**62, (), generator=g))  # torch < 2.7 draws 2**31 in another way
+    seed = wide % 2**31
     random_seed(seed)
     return seed
 
