@@ -369,7 +369,7 @@ def run_card(folder: Path) -> dict:
 
 def test_no_word_of_the_config_breaks_the_card(small_flow, tmp_path):
     odd = 'a "b" | c\n---\n# d <e> & \\|: {f} `g'
-    info = {"license": odd, "data": odd, "metrics": {odd: odd, "n": float("nan")}, "training": odd}
+    info = {"license": odd, "data": odd, "metrics": {odd: odd, "n": 1.5}, "training": odd}
     small_flow.config.info = info
     card = (small_flow.save_pretrained(tmp_path, name=odd) / "README.md").read_text()
     _, front, text = card.split("---\n", 2)

@@ -6,6 +6,7 @@ two loses nothing.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -65,7 +66,8 @@ def write_flow(flow: "ConditionalFlow", directory: Path, half: bool = False) -> 
     for key, tensor in tensors.items():
         _check_numbers(key, tensor)
     numbers = hashlib.sha256(_numbers_of(save(tensors))).hexdigest()
-    inside = {"config": json.dumps(values | {WEIGHTS_KEY: numbers})}
+    # without the notes for the card, such as the training's seconds: equal flows, equal files
+    inside = {"config": json.dumps(values | {"info": {}, WEIGHTS_KEY: numbers})}
     data = save(tensors, inside)  # one key: of several the order would be random
     values[WEIGHTS_KEY] = hashlib.sha256(data).hexdigest()
     write_atomically(directory / WEIGHTS_NAME, lambda path: path.write_bytes(data))
@@ -103,7 +105,7 @@ def read_flow(directory: Path, make: Make) -> "ConditionalFlow":
         shapes, inside = _read_header(f)
         tied = digest == _digest(f)
         own = None if tied else _config_inside(inside, f)
-        if own is not None and (own != config or digest is not None):
+        if own is not None and (digest or own != dataclasses.replace(config, info={})):
             warn(STALE.format(config=config_path, weights=path, directory=repr(str(directory))))
             config, config_path, tied = own, path, True
         with _named(config_path, f"correct it, or {AGAIN}"), torch.device("meta"):

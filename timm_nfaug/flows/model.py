@@ -98,7 +98,7 @@ class ConditionalFlow(HubMixin):
         check_sound(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> "ConditionalFlow":
-        """As of every module, but for what would lower the numbers to 16 bits: they stay float32."""
+        """Moves and converts as every module does, but keeps at least float32."""
         lowered = False
 
         def keep(t: Tensor) -> Tensor:
