@@ -78,12 +78,9 @@ class NFALoader:
                 seen += len(images)
                 yield (images, target, *rest)
         except NFAError as e:
-            if (said := message_of(e)) == str(e):
-                raise
-            raise NFAError(said) from None  # without the traceback of a worker
-        new = notices.since(before)
-        if new.count(*INACTIVE) > FEW * seen:
-            warn(f"epoch {epoch}: {new.summary(seen)}; {REMEDY}")
+            raise NFAError(message_of(e)) from e.__cause__  # without the traceback of a worker
+        if notices.count(*INACTIVE) - before.count(*INACTIVE) > FEW * seen:
+            warn(f"epoch {epoch}: {notices.summary(seen, before)}; {REMEDY}")
 
     def _batch(self, batch: Any, epoch: int, i: int) -> tuple:
         images, target, *rest = _checked(batch)
