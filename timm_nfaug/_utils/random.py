@@ -25,7 +25,7 @@ def keyed_generator(*key: int) -> torch.Generator:
 
 
 class Stream:
-    """The random numbers of one object, none of which two processes or replicas draw alike.
+    """The random numbers of one object, different in each process and replica.
 
     Each DataLoader worker has a generator of its own in every epoch, which follows from the seed and
     the worker's; so has each rank but the first, and each forked process, which is keyed by its
@@ -51,7 +51,7 @@ class Stream:
             forked = process if worker is None and process != self._process else 0
             seeds = (self.seed, None if worker is None else worker.seed)
             keys = [k for k in seeds if k is not None]
-            self._own = (key, _generator(keys or [torch.initial_seed()], _rank(), forked))
+            self._own = (key, _generator(keys or [torch.initial_seed()], process_rank(), forked))
         return self._own[1]
 
     def branch(self) -> "Stream":
@@ -65,8 +65,12 @@ class Stream:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _rank() -> int:
-    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK."""
+def process_rank() -> int:
+    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK, or 0.
+
+    >>> process_rank()
+    0
+    """
     running = dist.is_available() and dist.is_initialized()
     return dist.get_rank() if running else int(os.environ.get("RANK", 0))
 
@@ -80,7 +84,7 @@ def _generator(keys: list[int], *others: int) -> torch.Generator:
 
 @contextlib.contextmanager
 def random_numbers_apart() -> Iterator[None]:
-    """Seeds the CPU's global generators alike in every process, and puts their states back after.
+    """Seeds the CPU's global generators, the same in every process, and restores them after.
 
     Crops and the like draw from them.
 

@@ -5,7 +5,6 @@ import functools
 import inspect
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAError
+from .._utils.random import process_rank
 from ..augment import NFAugment
 from ..data.reading import WorkerLoader, message_of
 from ..data.transforms import set_transform
@@ -64,12 +64,6 @@ def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
     return moved
 
 
-def _process_rank() -> int:
-    """Rank by torch.distributed once that runs, before it by torchrun's RANK; 0 without either."""
-    running = dist.is_available() and dist.is_initialized()
-    return dist.get_rank() if running else int(os.environ.get("RANK", 0))
-
-
 def _fit_to_dataset(
     augment: NFAugment, dataset: Any, num_classes: int | None = None, workers: int = 0,
     device: torch.device | str = "cpu", fit_dataset: Any = None, like: Any = None,
@@ -91,7 +85,7 @@ def _fit_to_dataset(
     augment = _fit_to_batches(augment, loader, classes)
     if augment.labels != "none" and len(names := _class_names(base)) == classes:
         augment.flow.config.class_names = names
-    if _process_rank() == 0:
+    if process_rank() == 0:
         stream = isinstance(base, IterableDataset)
         which = f"the first {loader.read} images of a stream"
         which = which if stream else f"{loader.read} of {len(base)} images"
