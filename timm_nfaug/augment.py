@@ -45,7 +45,7 @@ class NFAugment(v2.Transform):
         mean, std: per channel, of float images normalised as (x - mean) / std; without, floats are
             in [0, 1].
         seed: of the transform's own generator; None takes torch's initial seed. DataLoader workers
-            (anew in each epoch), ranks, replicas and forks draw from streams of their own. The
+            (in each epoch), ranks, replicas and forks draw from streams of their own. The
             global generators are never drawn from.
         strict: raise an `NFAError` where an `NFAWarning` would say that it does nothing or guesses.
 

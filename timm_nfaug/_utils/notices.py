@@ -1,4 +1,4 @@
-"""What NFA says where it does nothing, guesses or falls back: each cause once, with count and remedy."""
+"""Warnings where NFA does nothing, guesses or falls back: once per cause, with count and remedy."""
 
 import sys
 import warnings
@@ -21,7 +21,7 @@ class NFAWarning(UserWarning):
 
 
 class NFAError(ValueError):
-    """Says that the data or the settings do not go with NFA, and what would.
+    """Says what is wrong with the data or the settings, and what to do about it.
 
     >>> issubclass(NFAError, ValueError)
     True

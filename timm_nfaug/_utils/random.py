@@ -44,7 +44,7 @@ class Stream:
         self._own: tuple[Any, torch.Generator] | None = None
 
     def generator(self) -> torch.Generator:
-        """The generator of this process, made anew where it is not the one of the last call."""
+        """The generator of this process and worker, made at the first call in each."""
         worker, process = get_worker_info(), os.getpid()
         key = process if worker is None else (worker.id, worker.seed)
         if self._own is None or self._own[0] != key:
