@@ -36,7 +36,7 @@ def read_image(path: str | os.PathLike, channels: int) -> PIL.Image.Image:
                     f"{path} has {image.width} x {image.height} pixels; a smaller copy loads faster"
                 )
             return image.convert("L" if channels == 1 else "RGB")
-    except Exception as e:  # there is nothing that no decoder raises
+    except Exception as e:  # decoders of damaged files raise anything
         raise ValueError(f"cannot read {path}: {str(e) or type(e).__name__}") from e
 
 

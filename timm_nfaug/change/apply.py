@@ -38,7 +38,7 @@ def draw(count: int, p: float, noise_size: int, g: torch.Generator) -> tuple[Ten
 
 @functools.lru_cache(maxsize=16)
 def _nothing(noise_size: int) -> tuple[Tensor, Tensor]:
-    """What `draw` gives where no image is chosen; kept, as it is half of its answers at p 0.5."""
+    """What `draw` gives if no image is chosen; cached, as that is half of the calls at p 0.5."""
     with torch.inference_mode(False):  # they may be used outside of it later
         return torch.empty(0, dtype=torch.int64), torch.empty(0, noise_size)
 

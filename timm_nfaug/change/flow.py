@@ -45,7 +45,7 @@ class FlowChange(Change):
         with flow._full_precision():
             move = self.move.displacement(flow, y, noise.to(flow.log_prior), z)
         change = flow.inverse(z + move) - x
-        if self.still:  # not even the rounding of the flow is to change them
+        if self.still:  # the flow's rounding must not change them either
             change[move.abs().amax(1) < STILL] = 0.0
         return change
 

@@ -246,7 +246,7 @@ class Store:
         return arrays
 
     def _is_trusted(self) -> bool:
-        """Tells whether nobody wrote to the files since they were complete."""
+        """Tells whether the files are unchanged since they were complete, by their times."""
         with contextlib.suppress(FileNotFoundError):
             return self.index.get("stamps") == self._stamps()
         return False

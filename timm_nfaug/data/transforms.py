@@ -48,7 +48,7 @@ def without_transform(dataset: Any) -> Any:
 
 
 def _copied(dataset: Any) -> Any:
-    """A shallow copy, with the datasets within where `transform` is a property that hands it on."""
+    """A shallow copy, of the datasets inside, too, where `transform` is a property of theirs."""
     dataset = copy.copy(dataset)
     if isinstance(getattr(type(dataset), "transform", None), property):
         inner = {k: _copied(v) for k, v in vars(dataset).items() if isinstance(v, Dataset)}

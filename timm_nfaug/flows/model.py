@@ -167,7 +167,7 @@ class ConditionalFlow(HubMixin):
         return pixels.bits_per_dim(self.log_prob(x, y), self.dim, self.config.bits)
 
     def class_logits(self, x: Tensor) -> Tensor:
-        """(B, K) log p(x given y) + log prior up to a constant an image: the flow as classifier."""
+        """(B, K) log p(x given y) + log prior, up to a constant per image: classifies images."""
         return self.code_logits(self(x)[0])
 
     def code_logits(self, z: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class ConditionalFlow(HubMixin):
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:
-        """Draws images (B, C, H, W) of labels y (B,), from codes as of `ClassGaussians.sample`."""
+        """Draws images (B, C, H, W) of labels y (B,), from codes drawn by `ClassGaussians.sample`."""
         draw = lambda index: self.prior.sample(index, temperature, mean_scale, generator)
         with self._full_precision():
             return self._sample(y, draw)

@@ -126,7 +126,7 @@ class ClassMoments:
             raise ValueError(f"these moments have no modes, {r} a class are wanted; {hint}")
 
     def _modes(self, r: int, own: list[float], shared: list[float]) -> tuple[Tensor, Tensor]:
-        """Modes (K, r, D) and std (K, r) of each class's sketch and that of all, so weighted."""
+        """Modes (K, r, D) and std (K, r) of each class's sketch and the shared one, weighted."""
         modes, std = torch.zeros(self.num_classes, r, self.dim), torch.zeros(self.num_classes, r)
         everyone = self._within() if r and self.shrinkage else self._sketch[0][:0]
         for k, images in enumerate(self.count.tolist()):
