@@ -39,10 +39,8 @@ def export_flow(
     """
     flow.eval().set_net_dtype(None)
     if problem := _modes_problem(flow, train, config):
-        raise FloatingPointError(
-            f"{problem}, so {folder} is not written; train again with a lower lr "
-            f"(it was {config.lr:g}) and another --out"
-        )
+        remedy = f"train again with a lower lr (it was {config.lr:g}) and another --out"
+        raise FloatingPointError(f"{problem}, so {folder} is not written; {remedy}")
     name = folder.parent.name + folder.name.removeprefix("flow").replace("-", "_")
     info: dict[str, Any] = {
         "data": config.data_name or train.name or config.data,

@@ -181,10 +181,7 @@ class Store:
     def _write(self, source: Source) -> None:
         self._read_own(source.key())
         self._say_size()
-        trusted, arrays = (
-            self._is_trusted(),
-            self._map("r+"),
-        )  # before `_map`, which may touch the files
+        trusted, arrays = self._is_trusted(), self._map("r+")  # which may touch the files
         stale, notes = self._stale(arrays, trusted, source), self.index["shards"]
         if any(name in notes for name, _ in stale):  # so that nobody reads them meanwhile
             notes = {k: v for k, v in notes.items() if k not in dict(stale)}
