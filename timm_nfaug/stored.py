@@ -176,14 +176,13 @@ def _no_constant(name: str) -> None:
 
 def _read_header(f: BinaryIO) -> tuple[dict[str, tuple[int, ...]], Any]:
     """Shapes of the tensors in a file of safetensors, and the config inside; nothing else is read."""
-    wrong = "it cannot be read as safetensors, it may be truncated"
     size, there = int.from_bytes(f.read(8), "little"), os.fstat(f.fileno()).st_size
     if not 2 <= size <= min(MAX_HEADER, there - 8):
-        raise ValueError(f"{wrong}: a header of {size:,} bytes in {there:,}")
+        raise SafetensorError(f"a header of {size:,} bytes in {there:,}")
     try:
         values = _parsed(f.read(size), MAX_HEADER)
     except ValueError as e:
-        raise ValueError(f"{wrong}: its header is {e}") from e
+        raise SafetensorError(f"its header is {e}") from e
     metadata, shapes, end = values.pop("__metadata__", None), {}, 8 + size
     for key, about in values.items():
         about = about if isinstance(about, dict) else {}
@@ -191,11 +190,11 @@ def _read_header(f: BinaryIO) -> tuple[dict[str, tuple[int, ...]], Any]:
         if not isinstance(dtype, str) or dtype not in SIZES:
             raise ValueError(f"{key} is {dtype!r}, a flow holds floats ({', '.join(SIZES)})")
         if not (isinstance(shape, list) and len(shape) <= 8 and all(map(is_int, shape))):
-            raise ValueError(f"{wrong}: {key} has no shape")
+            raise SafetensorError(f"{key} has no shape")
         shapes[key] = tuple(shape)
         end += math.prod(shape) * SIZES[dtype]
     if end != there:
-        raise ValueError(f"{wrong}: it should be {end:,} bytes long and is {there:,}")
+        raise SafetensorError(f"it should be {end:,} bytes long and is {there:,}")
     return shapes, metadata.get("config") if isinstance(metadata, dict) else None
 
 
