@@ -141,7 +141,7 @@ class NFAugment(v2.Transform):
             )
         hub = token, cache_dir, local_files_only
         flow = ConditionalFlow.from_pretrained(name, revision, *hub)
-        kwargs.setdefault("modes", min(32, flow.prior.num_modes))
+        kwargs.setdefault("modes", min(32, flow.prior.num_modes) or 32)
         return cls(flow, **kwargs)
 
     @classmethod
@@ -166,14 +166,10 @@ class NFAugment(v2.Transform):
         """The augmentation with this flow's network and no modes yet; moves nothing until `fit`."""
         return cls(empty_flow(flow, modes), modes=modes, **kwargs)
 
-    @torch.no_grad()
     def fit(
-        self,
-        loader,
-        num_classes: int | None = None,
-        allow_empty: bool = False,
+        self, loader, num_classes: int | None = None, allow_empty: bool = False,
         shrinkage: float = SHRINKAGE,
-    ) -> "NFAugment":
+    ) -> "NFAugment":  # fmt: skip
         """Takes class Gaussians and modes from another dataset, in one pass; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own.
@@ -184,6 +180,15 @@ class NFAugment(v2.Transform):
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty, shrinkage: as for `timm_nfaug.fit.fit_flow`.
         """
+        flow = self._fitted_flow(loader, num_classes, allow_empty, shrinkage)
+        self._use(flow, create_move(self.kind, self.modes, self.strength))
+        say_fitted(self.notices, self.change)
+        return self
+
+    @torch.no_grad()
+    def _fitted_flow(
+        self, loader, num_classes: int | None, allow_empty: bool, shrinkage: float = SHRINKAGE
+    ) -> ConditionalFlow:
         if not hasattr(self, "flow"):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
@@ -191,9 +196,7 @@ class NFAugment(v2.Transform):
         batches = fitting_batches(loader, size, 0 if pooled else classes, self.mean, self.std)
         flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
-        self._use(flow, create_move(self.kind, self.modes, self.strength))
-        say_fitted(self.notices, self.change)
-        return self
+        return flow
 
     def replace(self, **settings) -> "NFAugment":
         """A copy with other settings (arguments of the class) that shares the flow."""
@@ -346,6 +349,6 @@ def nf_augment_transform(
     """
     values = parse_config(config)
     if isinstance(flow, ConditionalFlow):
-        values.setdefault("modes", min(32, flow.prior.num_modes))
+        values.setdefault("modes", min(32, flow.prior.num_modes) or 32)
         return NFAugment(flow, mean=mean, std=std, seed=seed, strict=strict, **values)
     return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, strict=strict, **values)

@@ -51,7 +51,7 @@ class Stream:
             forked = process if worker is None and process != self._process else 0
             seeds = (self.seed, None if worker is None else worker.seed)
             keys = [k for k in seeds if k is not None]
-            self._own = (key, _generator(keys or [torch.initial_seed()], _rank(), forked))
+            self._own = (key, _generator(keys or [torch.initial_seed()], process_rank(), forked))
         return self._own[1]
 
     def branch(self) -> "Stream":
@@ -65,8 +65,12 @@ class Stream:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _rank() -> int:
-    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK."""
+def process_rank() -> int:
+    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK.
+
+    >>> process_rank()
+    0
+    """
     running = dist.is_available() and dist.is_initialized()
     return dist.get_rank() if running else int(os.environ.get("RANK", 0))
 

@@ -13,11 +13,11 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from .._utils.notices import INACTIVE, NFAError, Notices, warn
-from .._utils.random import keyed_generator
+from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
-from ..data.reading import message_of
-from .fit import _check_channels, _on_device, _process_rank
+from ..reading import message_of
+from .fit import _check_channels, _on_device
 from .workers import _WorkerDataset
 
 _logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class NFALoader:
         if images.ndim == 4:
             _check_channels(augment, images.shape[1])
         clean = len(images) // self.splits if self.splits > 1 else 0
-        g = keyed_generator(self.seed, _process_rank(), *key)
+        g = keyed_generator(self.seed, process_rank(), *key)
         y = target[clean:] if clean else target
         try:
             new, _ = augment(images[clean:], y, generator=g)
@@ -141,8 +141,9 @@ def _say_on(augment: NFAugment, place: str) -> None:
 
 
 def _say(line: str) -> None:
-    if _process_rank() == 0:
-        _logger.info(line) if _logger.hasHandlers() else print(line, file=sys.stderr)
+    if process_rank() == 0:
+        heard = _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers()
+        _logger.info(line) if heard else print(line, file=sys.stderr)
 
 
 def _checked(batch: Any) -> Any:

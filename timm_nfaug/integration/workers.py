@@ -9,11 +9,11 @@ from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
 
 from .._utils.notices import NFAError, Notices
-from .._utils.random import keyed_generator
+from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..data.datasets import _Wrapped
 from ..data.transforms import as_stored, set_transform, without_transform
-from .fit import _on_device, _process_rank
+from .fit import _on_device
 
 TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor"}
 FLAG, INSTEAD = "--nfa-place dataset", "take --nfa-place batch"
@@ -39,7 +39,7 @@ class _WorkerDataset(_Wrapped):
     def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0):
         _check_workers(dataset, augment)
         super().__init__(without_transform(dataset), seed)
-        self.augment, self.rank = _on_device(augment, "cpu"), _process_rank()
+        self.augment, self.rank = _on_device(augment, "cpu"), process_rank()
         self.notices: Notices = self.augment.notices.share()  # with the workers
 
     @property
