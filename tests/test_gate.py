@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_nfaug as nfa
-from benchmarks.reliability.mutations import MUTATIONS, base_flows, mutate, try_flow
+from benchmarks.reliability.hostile import base_flows, mutate, try_flow
+from benchmarks.reliability.mutations import MUTATIONS
 from timm_nfaug.config import _SCHEMA, FlowConfig
 from timm_nfaug.flows.architectures import ARCHITECTURES
 from timm_nfaug.hub import BUNDLED

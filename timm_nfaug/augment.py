@@ -45,7 +45,7 @@ class NFAugment(v2.Transform):
         mean, std: per channel, of float images normalised as (x - mean) / std; without, floats are
             in [0, 1].
         seed: of the transform's own generator; None takes torch's initial seed. DataLoader workers
-            (anew in each epoch), ranks, replicas and forks draw from streams of their own. The
+            (in each epoch), ranks, replicas and forks draw from streams of their own. The
             global generators are never drawn from.
         strict: raise an `NFAError` where an `NFAWarning` would say that it does nothing or guesses.
 
@@ -81,22 +81,26 @@ class NFAugment(v2.Transform):
                 f"flow must be a ConditionalFlow, got {type(flow).__name__}; "
                 "see NFAugment.from_pretrained"
             )
-        check_pooled(labels, flow.num_classes)
-        self._set_up(p, labels, mean, std, seed, strict)
-        self._use(flow, create_move(kind, modes, strength))
+        change = change_of(flow, create_move(kind, modes, strength))
+        self._set_up(change, p, labels, mean, std, seed, strict)
 
-    def _set_up(self, p: float, labels: str, mean: Any, std: Any, seed: Any, strict: bool) -> None:
+    def _set_up(
+        self, change: Change, p: float, labels: str, mean: Any, std: Any, seed: Any, strict: bool
+    ) -> None:
         super().__init__()
+        check_pooled(labels, change.num_classes)
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
         self.p, self.labels = p, labels
         self.mean, self.std = mean, std
         self.notices = Notices(strict)
         self._stream = Stream(check_seed(seed))
+        self._use(change)
 
-    def _use(self, flow: ConditionalFlow, move: Move) -> None:
-        self.change: Change = (change := change_of(flow, move))
-        self.flow = change.flow  # registered: `to` and `state_dict` find its weights
+    def _use(self, change: Change) -> None:
+        self.change = change
+        if isinstance(change, FlowChange):
+            self.flow = change.flow  # registered: `to` and `state_dict` find its weights
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "p":
@@ -117,12 +121,8 @@ class NFAugment(v2.Transform):
         """The augmentation with a `Change` of your own; arguments as for the class."""
         if not isinstance(change, Change):
             raise TypeError(f"expected a timm_nfaug.change.Change, got {type(change).__name__}")
-        check_pooled(labels, change.num_classes)
         augment = cls.__new__(cls)
-        augment._set_up(p, labels, mean, std, seed, strict)
-        augment.change = change
-        if isinstance(change, FlowChange):
-            augment.flow = change.flow
+        augment._set_up(change, p, labels, mean, std, seed, strict)
         return augment
 
     @classmethod
@@ -139,8 +139,7 @@ class NFAugment(v2.Transform):
                 "linear has no weights of its own: NFAugment.from_data(loader) finds the "
                 "eigen-images of your data"
             )
-        hub = token, cache_dir, local_files_only
-        flow = ConditionalFlow.from_pretrained(name, revision, *hub)
+        flow = ConditionalFlow.from_pretrained(name, revision, token, cache_dir, local_files_only)
         kwargs.setdefault("modes", min(32, flow.prior.num_modes) or 32)
         return cls(flow, **kwargs)
 
@@ -181,14 +180,12 @@ class NFAugment(v2.Transform):
             allow_empty, shrinkage: as for `timm_nfaug.fit.fit_flow`.
         """
         flow = self._fitted_flow(loader, num_classes, allow_empty, shrinkage)
-        self._use(flow, create_move(self.kind, self.modes, self.strength))
+        self._use(change_of(flow, create_move(self.kind, self.modes, self.strength)))
         say_fitted(self.notices, self.change)
         return self
 
     @torch.no_grad()
-    def _fitted_flow(
-        self, loader, num_classes: int | None, allow_empty: bool, shrinkage: float = SHRINKAGE
-    ) -> ConditionalFlow:
+    def _fitted_flow(self, loader, num_classes, allow_empty, shrinkage=SHRINKAGE):
         if not hasattr(self, "flow"):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
@@ -244,16 +241,13 @@ class NFAugment(v2.Transform):
         """Whether it changes nothing: p or strength is 0."""
         return not self.p or (self.move is not None and not self.move.strength)
 
-    def extra_repr(self) -> str:
+    def __repr__(self) -> str:  # the flow's layers would fill pages
         flow = getattr(self.change, "flow", None)
         name = flow.config.architecture if isinstance(flow, ConditionalFlow) else "none"
         return (
-            f"flow={name}, strength={self.strength:g}, modes={self.modes}, p={self.p:g}, "
-            f"kind={self.kind}, labels={self.labels}"
+            f"{type(self).__name__}(flow={name}, strength={self.strength:g}, modes={self.modes}, "
+            f"p={self.p:g}, kind={self.kind}, labels={self.labels})"
         )
-
-    def __repr__(self) -> str:  # the flow's layers would fill pages
-        return f"{type(self).__name__}({self.extra_repr()})"
 
     def forward(self, *inputs: Any, generator: torch.Generator | None = None) -> Any:
         """Augments every image among `inputs` (any nesting); all else passes through.
@@ -313,7 +307,7 @@ class NFAugment(v2.Transform):
 
     @torch.no_grad()
     def augment(self, x: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
-        """The augmentation with given noise: x (B, C, H, W) float32 in [-1, 1] to x', alike.
+        """The augmentation with given noise: x (B, C, H, W), float32 in [-1, 1], to new images.
 
         Args:
             y: labels (B,), or None: the flow's own guess.

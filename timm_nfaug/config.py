@@ -47,8 +47,8 @@ class FlowConfig:
             given = getattr(self, key)
             setattr(self, key, _plain(given, key))
             _check(key, getattr(self, key), given)
-        for name, values in (("network", self.network), ("prior", self.prior), ("info", self.info)):
-            for key, value in values.items():
+        for name in ("network", "prior", "info"):
+            for key, value in getattr(self, name).items():
                 _check(f"{name}.{key}", value, value)
         c, h, w = self.input_size
         self.input_size = (c, h, w)
@@ -62,12 +62,13 @@ class FlowConfig:
         get, blocks = self.network.get, self.network.get("blocks", 1)
         blocks = sum(blocks) if isinstance(blocks, list) else blocks * get("levels", 1)
         layers = max(get("depth", 0), get("steps", 0), 1) * max(blocks, 1)
-        for what, found, most in (
-            ("num_classes", self.num_classes, MAX_CLASSES),
-            ("channels x height x width of input_size, with code_rows",
-             c * (h + self.code_rows) * w, MAX_DIM),
-            ("depth or steps, times blocks,", layers, MAX_LAYERS),
-        ):  # fmt: skip
+        size = "channels x height x width of input_size, with code_rows"
+        limits = {
+            "num_classes": (self.num_classes, MAX_CLASSES),
+            size: (c * (h + self.code_rows) * w, MAX_DIM),
+            "depth or steps, times blocks,": (layers, MAX_LAYERS),
+        }
+        for what, (found, most) in limits.items():
             if found > most:
                 raise ValueError(f"{what} must be at most {most:,}, got {found:,}")
 
@@ -130,8 +131,8 @@ _FLAG: Rule = (lambda v: isinstance(v, bool), "true or false")
 _TEXT: Rule = (lambda v: isinstance(v, str), "a text")
 _DICT: Rule = (lambda v: isinstance(v, dict), "a dict")
 
-# every field of config.json; keys of `network` and `prior` that are not here are no arguments of
-# theirs, and `info` takes any
+# every field of config.json; a key of `network` or `prior` that is not here is refused where the
+# flow is made, and `info` takes any
 _SCHEMA: dict[str, Rule] = {
     "architecture": _TEXT,
     "input_size": (_is_size, "three positive integers (channels, height, width)"),

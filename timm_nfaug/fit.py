@@ -118,7 +118,7 @@ def count_classes(
 
 
 def _class_names(dataset: Any) -> list | None:
-    """The `classes` of a dataset, or those alike of the datasets that it is made of."""
+    """The `classes` of a dataset, or those that all datasets inside it share."""
     own = getattr(dataset, "classes", None)
     if isinstance(own, (list, tuple)):
         return list(own)

@@ -58,11 +58,11 @@ def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
     where = _image_positions(flat)
     if not where:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in flat}))
-        arrays = "; an array (H, W, C) becomes one by PIL.Image.fromarray" * ("ndarray" in kinds)
+        if "ndarray" in kinds:
+            kinds += "; an array (H, W, C) becomes one by PIL.Image.fromarray"
         raise TypeError(
-            "NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: "
-            + kinds + arrays
-        )  # fmt: skip
+            f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}"
+        )
     count = count_images(flat[where[0]])
     labels = find_labels(leaves, where, count, num_classes) if num_classes else None
     return Inputs(flat, spec, where, labels)
@@ -139,8 +139,5 @@ def _one_label(label: int, num_classes: int) -> Tensor:
 
 def _image_positions(flat: list[Any]) -> list[int]:
     typed = [i for i, v in enumerate(flat) if isinstance(v, (PIL.Image.Image, tv_tensors.Image))]
-    if typed:
-        return typed
-    plain = (i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.ndim in (3, 4))
-    found = next((i for i in plain if not isinstance(flat[i], tv_tensors.TVTensor)), None)
-    return [] if found is None else [found]
+    large = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.ndim in (3, 4)]
+    return typed or [i for i in large if not isinstance(flat[i], tv_tensors.TVTensor)][:1]

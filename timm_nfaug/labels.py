@@ -1,6 +1,5 @@
 """Labels: what counts as the class of an image, and where it is looked for (docs/labels.md)."""
 
-import operator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,18 +31,13 @@ def class_of(label: Any) -> int:
     Raises:
         TypeError: no label, text, a truth value, a float, or a label that is mixed or soft.
     """
-    single = isinstance(label, Tensor) and label.numel() == 1
-    single = single or (isinstance(label, np.ndarray) and label.size == 1)
-    number: Any = label.item() if single else label
-    try:
-        if isinstance(number, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(number)
-    except (TypeError, RuntimeError, ValueError):
+    y = None if isinstance(label, (list, tuple)) else _integers(label)
+    if y is None or len(y) != 1:
         wanted = f"expected one integer label an image, got {label!r}"
         raise TypeError(
             f"{wanted}; text, truth values, and mixed or soft labels name no class: {INSTEAD}"
-        ) from None
+        )
+    return int(y)
 
 
 def labels_of(value: Any, count: int, num_classes: int) -> Tensor:
@@ -81,7 +75,7 @@ def check_pooled(labels: str, num_classes: int) -> None:
 
 
 def is_row(value: Any) -> bool:
-    """Tells whether a list is one value, such as the labels of a batch, and no nesting of others.
+    """Tells whether a list is one value, such as the labels of a batch, not a nesting.
 
     >>> is_row([0, 2, 1]), is_row([0, "dog.jpg"]), is_row([])
     (True, False, False)
@@ -117,7 +111,7 @@ def find_labels(leaves: Leaves, where: list[int], count: int, num_classes: int) 
         )
     if found:
         return labels_of(found[0], count, num_classes)
-    for value in (*(v for _, v in keyed), *after) if num_classes > 1 else ():
+    for value in [v for _, v in keyed] + after if num_classes > 1 else ():
         if _meant_as_label(value, count):
             _refuse(value, count)
     return None
@@ -138,7 +132,7 @@ def _places(leaves: Leaves, where: list[int]) -> tuple[list[tuple[tuple[int, int
 
 
 def _kind(value: Any) -> str:
-    """The kind of a single value, as numpy's letters have it; "" of all else."""
+    """The kind of a single value as numpy's letter, such as "i"; "" for anything else."""
     if isinstance(value, (str, bytes)):
         return "U"
     if isinstance(value, Tensor) and not value.ndim:
@@ -188,12 +182,11 @@ def _refuse(value: Any, count: int) -> NoReturn:
             f"expected integer labels ({count},), got probabilities {tuple(y.shape)}: run NFA "
             f"before mixup and one-hot encoding; {INSTEAD}"
         )
-    array = isinstance(value, (Tensor, np.ndarray))
-    kind = (
-        f"{value.dtype} {tuple(value.shape)}" if array else f"{type(value).__name__} {value!r:.60}"
-    )
+    got = f"{type(value).__name__} {value!r:.60}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        got = f"{value.dtype} {tuple(value.shape)}"
     raise TypeError(
-        f"expected integer labels ({count},), got {kind}: give the number of the class; {INSTEAD}"
+        f"expected integer labels ({count},), got {got}: give the number of the class; {INSTEAD}"
     )
 
 

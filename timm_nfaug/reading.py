@@ -1,4 +1,4 @@
-"""Reads datasets in worker processes, so that this process opens none of their files; names files."""
+"""Reads datasets in worker processes, so that this one opens no file; names what cannot be read."""
 
 import contextlib
 import pickle

@@ -1,6 +1,6 @@
-"""Repositories of the Hugging Face Hub: files of one commit, in bounded time, and one error for all.
+"""Repositories on the Hugging Face Hub: downloads and uploads in bounded time.
 
-Raises only `OSError`, and `ValueError` for an id that cannot be one. Both name id and remedy.
+All failures are an `OSError`, or a `ValueError` for an impossible id, that names id and remedy.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ._utils.notices import warn
 
 T = TypeVar("T")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SLOW = 500_000  # bytes that are waited for as long as for an answer; 50 kB/s at the usual 10 s
+SLOW = 500_000  # bytes that may take as long as an answer: 50 kB/s at the default 10 s
 LOGIN = "log in with `hf auth login` or pass token="
 
 
@@ -40,7 +40,7 @@ class Source:
 
     @classmethod
     def parse(cls, name: str, files: Sequence[str], revision=None, token=None, cache_dir=None):
-        """Takes ``org/name[@revision]`` apart; raises ValueError where it cannot be an id."""
+        """Splits ``org/name[@revision]``; raises ValueError where it cannot be an id."""
         repo, _, at = name.removeprefix("hf-hub:").partition("@")
         revision = revision or at or "main"
         _check_id(repo)
@@ -76,10 +76,10 @@ def _check_id(repo: str) -> None:
 def fetch(source: Source, local_files_only: bool = False) -> Path:
     """Returns the local directory of a repository's files, all of one commit, downloaded if needed.
 
-    Where the Hub cannot be had a complete local copy is used, with an `NFAWarning`; offline and for
+    If the Hub fails a complete local copy is used, with an `NFAWarning`; offline and for
     a commit's full hash it is used without asking. Without a copy it fails after
     HF_HUB_ETAG_TIMEOUT seconds (10) without an answer, after HF_HUB_DOWNLOAD_TIMEOUT seconds (10)
-    without a byte of a file, and after `patience` in all.
+    without a byte of a file, and at less than 50 kB/s on average.
 
     >>> fetch(Source.parse("org/none", ["config.json"]), local_files_only=True)
     Traceback (most recent call last):
@@ -99,17 +99,17 @@ def fetch(source: Source, local_files_only: bool = False) -> Path:
         return _download(source)
     except Exception as e:
         if copy is None or _kinds(e) & {"RevisionNotFoundError", "EntryNotFoundError"}:
-            raise OSError(f"{failed}: {explain(e)}") from e
-        warn(f"{failed}: {explain(e)}. The local copy of commit {copy.name} is used instead")
+            raise OSError(f"{failed}: {_explain(e)}") from e
+        warn(f"{failed}: {_explain(e)}. The local copy of commit {copy.name} is used instead")
         return copy
 
 
 def _download(source: Source) -> Path:
     from huggingface_hub import constants
 
-    commit, size = within(1.5 * constants.HF_HUB_ETAG_TIMEOUT, lambda: _look_up(source))
+    commit, size = _within(1.5 * constants.HF_HUB_ETAG_TIMEOUT, lambda: _look_up(source))
     if not (folder := source.cached(commit)):
-        within(patience(size), lambda: _load(source, commit))
+        _within(_patience(size), lambda: _load(source, commit))
         folder = source.cached(commit)
     if folder is None:
         raise FileNotFoundError(f"the cache lost files of commit {commit}")
@@ -138,7 +138,7 @@ def _look_up(source: Source) -> tuple[str, int]:
 
 
 def _load(source: Source, commit: str) -> None:
-    """Downloads by the commit: its branch's pointer in the cache must not move before files come."""
+    """Downloads by commit, so that the branch's pointer in the cache moves after all files."""
     from huggingface_hub import hf_hub_download
 
     own: dict[str, Any] = {"token": source.token, "cache_dir": source.cache_dir}
@@ -147,23 +147,15 @@ def _load(source: Source, commit: str) -> None:
             hf_hub_download(source.id, file, revision=commit, **own)
 
 
-def patience(size: int) -> float:
-    """Seconds after which the transfer of `size` bytes has failed.
-
-    >>> patience(1_000_000)
-    30.0
-    """
+def _patience(size: int) -> float:
+    """Seconds after which the transfer of `size` bytes has failed."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_DOWNLOAD_TIMEOUT * (1 + size / SLOW)
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """Calls in a thread, which may hang in a name server or socket; TimeoutError after `seconds`.
-
-    >>> within(5.0, lambda: 3)
-    3
-    """
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Calls in a thread, which may hang in a name server or socket; TimeoutError after `seconds`."""
     done: queue.SimpleQueue = queue.SimpleQueue()
 
     def work() -> None:
@@ -184,7 +176,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _no_waits() -> Iterator[None]:
-    """Makes an error of what huggingface_hub logs before it waits for minutes and tries again."""
+    """Raises where huggingface_hub logs an error to wait for minutes and try again."""
     own = threading.get_ident()
 
     def stop(record: logging.LogRecord) -> bool:
@@ -216,11 +208,11 @@ def create_repository(repo: str, private=False, revision: str | None = None, tok
     _check_id(repo)
     api, seconds = HfApi(token=token), 1.5 * constants.HF_HUB_ETAG_TIMEOUT
     with _explained(repo):
-        make = lambda: api.create_repo(repo, private=private, exist_ok=True).repo_id
-        repo = within(seconds, make)
+        made = _within(seconds, lambda: api.create_repo(repo, private=private, exist_ok=True))
         if revision:
-            within(seconds, lambda: api.create_branch(repo, branch=revision, exist_ok=True))
-    return repo
+            create = lambda: api.create_branch(made.repo_id, branch=revision, exist_ok=True)
+            _within(seconds, create)
+    return made.repo_id
 
 
 def upload(folder: Path, repo: str, revision: str | None, token, commit_message: str) -> str:
@@ -232,15 +224,16 @@ def upload(folder: Path, repo: str, revision: str | None, token, commit_message:
     """
     from huggingface_hub import HfApi
 
-    more: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    api, size = HfApi(token=token), sum(file.stat().st_size for file in folder.iterdir())
 
     def send() -> Any:
         with _no_waits():
-            return HfApi(token=token).upload_folder(repo_id=repo, folder_path=folder, **more)
+            return api.upload_folder(
+                repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
+            )
 
     with _explained(repo):
-        info = within(patience(size), send)
+        info = _within(_patience(size), send)
     return str(getattr(info, "commit_url", info))
 
 
@@ -251,7 +244,7 @@ def _explained(repo: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise OSError(f"cannot upload to {repo} at {constants.ENDPOINT}: {explain(e)}") from e
+        raise OSError(f"cannot upload to {repo} at {constants.ENDPOINT}: {_explain(e)}") from e
 
 
 def _kinds(e: BaseException) -> set[str]:
@@ -262,12 +255,8 @@ def _line(e: object) -> str:
     return " ".join(str(e).split())[:300]
 
 
-def explain(e: Exception) -> str:
-    """Says what went wrong with the Hub, and what to do.
-
-    >>> explain(ConnectionError("refused"))
-    'ConnectionError: refused; check the connection, HF_ENDPOINT and proxy, ...'
-    """
+def _explain(e: Exception) -> str:
+    """Says what went wrong with the Hub, and what to do."""
     from huggingface_hub import constants
 
     text, response = _line(e), getattr(e, "response", None)
@@ -278,11 +267,14 @@ def explain(e: Exception) -> str:
         if key in keys:
             file = str(getattr(response, "url", "")).rpartition("/")[2]
             return f"{why.format(file=file)}{f' (HTTP {status})' if status else ''}; {remedy}"
-    times = f"{constants.HF_HUB_ETAG_TIMEOUT} and {constants.HF_HUB_DOWNLOAD_TIMEOUT} s"
-    remedy = "check the connection, HF_ENDPOINT and proxy, or, where it is slow, raise "
-    remedy += f"HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, now {times}"
     if isinstance(e, OSError) and e.errno and not isinstance(e, (ConnectionError, TimeoutError)):
         remedy = "the cache needs room and must be writable; cache_dir= names another"
+    else:
+        remedy = (
+            "check the connection, HF_ENDPOINT and proxy, or, where it is slow, raise "
+            "HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, now "
+            f"{constants.HF_HUB_ETAG_TIMEOUT} and {constants.HF_HUB_DOWNLOAD_TIMEOUT} s"
+        )
     return f"{type(e).__name__}: {text}; {remedy}"
 
 

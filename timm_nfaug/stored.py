@@ -8,6 +8,7 @@ two loses nothing.
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -65,7 +66,7 @@ def write_flow(flow: "ConditionalFlow", directory: Path, half: bool = False) -> 
     tensors = {k: _stored(k, v, half) for k, v in flow.state_dict().items()}
     for key, tensor in tensors.items():
         _check_numbers(key, tensor)
-    numbers = hashlib.sha256(_numbers_of(save(tensors))).hexdigest()
+    numbers = _digest(io.BytesIO(save(tensors)), header=False)
     # without the notes for the card, such as the training's seconds: equal flows, equal files
     inside = {"config": json.dumps(values | {"info": {}, WEIGHTS_KEY: numbers})}
     data = save(tensors, inside)  # one key: of several the order would be random
@@ -73,11 +74,6 @@ def write_flow(flow: "ConditionalFlow", directory: Path, half: bool = False) -> 
     write_atomically(directory / WEIGHTS_NAME, lambda path: path.write_bytes(data))
     text = json.dumps(values, indent=2) + "\n"
     write_atomically(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _numbers_of(data: bytes) -> memoryview:
-    """What follows the header in a file of safetensors."""
-    return memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
@@ -148,7 +144,7 @@ def _read_config(path: Path) -> tuple[FlowConfig, str | None]:
 
 
 def _parsed(data: bytes, most: int) -> dict[str, Any]:
-    """A JSON object, without NaN, keys that stand twice, or numbers of thousands of digits."""
+    """Reads a JSON object; refuses NaN and repeated keys, and takes long integers as floats."""
     if len(data) > most:
         raise ValueError(f"more than {most:,} bytes of JSON")
     try:
@@ -190,9 +186,8 @@ def _read_header(f: BinaryIO) -> tuple[dict[str, tuple[int, ...]], Any]:
         raise ValueError(f"{wrong}: its header is {e}") from e
     metadata, shapes, end = values.pop("__metadata__", None), {}, 8 + size
     for key, about in values.items():
-        dtype, shape = (
-            (about.get(k) for k in ("dtype", "shape")) if isinstance(about, dict) else (0, 0)
-        )
+        about = about if isinstance(about, dict) else {}
+        dtype, shape = about.get("dtype"), about.get("shape")
         if not isinstance(dtype, str) or dtype not in SIZES:
             raise ValueError(f"{key} is {dtype!r}, a flow holds floats ({', '.join(SIZES)})")
         if not (isinstance(shape, list) and len(shape) <= 8 and all(map(is_int, shape))):
@@ -204,8 +199,11 @@ def _read_header(f: BinaryIO) -> tuple[dict[str, tuple[int, ...]], Any]:
     return shapes, metadata.get("config") if isinstance(metadata, dict) else None
 
 
-def _digest(f: BinaryIO, start: int = 0) -> str:
-    f.seek(start)
+def _digest(f: BinaryIO, header: bool = True) -> str:
+    """SHA-256 of a file of safetensors, or without its `header`: of the numbers alone."""
+    f.seek(0)
+    if not header:
+        f.seek(8 + int.from_bytes(f.read(8), "little"))
     found = hashlib.sha256()
     while block := f.read(2**20):
         found.update(block)
@@ -213,12 +211,11 @@ def _digest(f: BinaryIO, start: int = 0) -> str:
 
 
 def _config_inside(text: Any, f: BinaryIO) -> FlowConfig | None:
-    """The config that the weights bring along, or None; raises where the numbers are others."""
+    """The config that the weights bring along, or None; raises if the numbers were changed."""
     if not isinstance(text, str):
         return None
     values = _parsed(text.encode(), MAX_CONFIG)
-    f.seek(0)
-    if values.get(WEIGHTS_KEY) != _digest(f, 8 + int.from_bytes(f.read(8), "little")):
+    if values.get(WEIGHTS_KEY) != _digest(f, header=False):
         raise ValueError("its numbers are not those that were saved")
     return FlowConfig.from_dict(values)
 
@@ -229,8 +226,8 @@ def _check_old(path: Path, digest: str | None) -> None:
         what = f"{path}: {WEIGHTS_KEY} is not of the weights beside it"
         raise ValueError(f"{what}; {AGAIN}, or if you changed them yourself remove {WEIGHTS_KEY}")
     again = f"flow.save_pretrained({str(path.parent)!r})"
-    what = f"{path} does not say which weights it belongs to, as of an earlier version"
-    warn(f"{what}; {again} adds it ({WEIGHTS_KEY})")
+    lacks = f"has no {WEIGHTS_KEY} to check the weights by, as it is of an earlier version"
+    warn(f"{path} {lacks}; {again} adds it")
 
 
 def _check_fit(flow: "ConditionalFlow", shapes: dict[str, tuple[int, ...]], source: str) -> None:
@@ -254,7 +251,7 @@ def _fill(flow: "ConditionalFlow", found: dict[str, Tensor]) -> None:
 
 
 def _check_numbers(key: str, tensor: Tensor) -> None:
-    """Raises where numbers are not finite, or not of this world."""
+    """Raises where numbers are not finite, or too large (`BOUNDS`)."""
     low, high = BOUNDS.get(key, (-1e9, 1e9))
     least, most = (v.item() for v in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
     if not (low <= least and most <= high):  # NaN is neither

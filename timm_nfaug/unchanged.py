@@ -1,4 +1,4 @@
-"""What NFA says of images that it leaves as they were, and of fits that end in such."""
+"""Warnings about images that NFA leaves unchanged, and about fits with too few modes."""
 
 from ._utils.notices import Notices
 from .change import Change, FlowChange
@@ -15,7 +15,7 @@ MORE = (
 
 
 def say_unchanged(notices: Notices, change: Change, count: int, failed: int, still: int) -> None:
-    """Says that of `count` images some `failed` to be finite, and some stood `still` without modes.
+    """Warns that of `count` images some changes `failed` to be finite, or some classes lack modes.
 
     >>> say_unchanged(Notices(), None, 4, failed=0, still=0)
     """
@@ -27,7 +27,7 @@ def say_unchanged(notices: Notices, change: Change, count: int, failed: int, sti
 
 
 def say_fitted(notices: Notices, change: Change) -> None:
-    """Says which classes a fit found too few images of, for any mode or for all that were asked for.
+    """Warns after a fit of classes that have no modes, or fewer than were asked for.
 
     >>> import timm_nfaug as nfa
     >>> say_fitted(Notices(), nfa.NFAugment.from_pretrained("conv_p4_tiny.digits").change)
@@ -44,7 +44,7 @@ def say_fitted(notices: Notices, change: Change) -> None:
 
 
 def without_modes(change: Change) -> str:
-    """Which classes a change leaves alone for want of modes, and the remedy; "" for none.
+    """Names the classes that a change cannot move as they lack modes, and the remedy; or "".
 
     >>> import timm_nfaug as nfa
     >>> without_modes(nfa.NFAugment.to_fit(nfa.create_flow("linear")).change)[:40]

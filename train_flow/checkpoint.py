@@ -1,4 +1,4 @@
-"""The directory of a training: its lock, its checkpoints and its log, and what a resume refuses."""
+"""The directory of a training: its lock, its checkpoints and its log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS |= {"step": int, "gaussian_updates": int, "seconds": float}
 
 
 def hold(out: Path, processes: Processes, device: torch.device) -> contextlib.ExitStack:
-    """Keeps other trainings out of `out`, until the returned object is closed or forgotten.
+    """Locks `out` against other trainings until the returned object is closed or deleted.
 
     Raises:
         InUseError: another process trains there; every process of this training raises it.
@@ -153,7 +153,7 @@ def not_finite(state: dict[str, Any]) -> Iterator[str]:
 
 
 def try_step(optimizer: torch.optim.Optimizer) -> None:
-    """Raises what a step with this state would, whose tensors no optimizer checks as it loads them."""
+    """Takes a step on a copy, which raises for wrong tensors: loading the state checks none."""
     trial = copy.deepcopy(optimizer)
     for p in itertools.chain.from_iterable(group["params"] for group in trial.param_groups):
         p.grad = torch.zeros_like(p)
@@ -162,7 +162,7 @@ def try_step(optimizer: torch.optim.Optimizer) -> None:
 
 @contextlib.contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turns whatever reading a damaged file ends in into a ValueError that names the file."""
+    """Turns any error of reading a damaged file into a ValueError that names it."""
     try:
         yield
     except Exception as e:
@@ -171,7 +171,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _other_training(state: dict[str, Any], config: TrainConfig, data_hash: str) -> str:
-    """What a checkpoint does not share with a training: its settings, its data, or "" for nothing."""
+    """Says where a checkpoint is of another training: in settings or data; "" for nowhere."""
     # a setting that is newer than the checkpoint had its default
     mine, theirs = config.to_dict(), TrainConfig(data="digits").to_dict() | state["config"]
     changed = [k for k in mine if theirs[k] != mine[k] and k not in FREE]

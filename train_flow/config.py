@@ -21,7 +21,7 @@ CHOICES = {
     "average": ("ema", "swa", "none"),
     "net_dtype": ("float32", "bfloat16"),
 }
-# where the number of a setting must lie; NaN lies nowhere, and inf is no finite number
+# the range of each number; NaN lies in none
 BOUNDS = {
     "bits": "[1, 8]", "code_rows": "[0, 4096]", "image_size": "[1, 4096]", "val_fraction": "[0, 1)",
     "discriminative": "[0, inf)", "temperature": "(0, inf)", "shift": "[0, 4096]",

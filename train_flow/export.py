@@ -38,12 +38,7 @@ def export_flow(
         FloatingPointError: weights or modes are not finite; nothing is written.
     """
     flow.eval().set_net_dtype(None)
-    try:
-        set_modes(flow, mode_images(train, config), config)
-        problem = next((f"{k} is not finite" for k in not_finite({"flow": flow.state_dict()})), "")
-    except torch.linalg.LinAlgError as e:  # as NaN among the codes gives
-        problem = f"the codes have no modes ({e})"
-    if problem:
+    if problem := _modes_problem(flow, train, config):
         raise FloatingPointError(
             f"{problem}, so {folder} is not written; train again with a lower lr "
             f"(it was {config.lr:g}) and another --out"
@@ -63,6 +58,15 @@ def export_flow(
     info["training"] = training
     flow.save_pretrained(folder, config.half, name=name)
     return report
+
+
+def _modes_problem(flow: ConditionalFlow, train: Images, config: TrainConfig) -> str:
+    """Sets the modes of a flow; says what is not finite then, or ""."""
+    try:
+        set_modes(flow, mode_images(train, config), config)
+    except torch.linalg.LinAlgError as e:  # as NaN among the codes gives
+        return f"the codes have no modes ({e})"
+    return next((f"{k} is not finite" for k in not_finite({"flow": flow.state_dict()})), "")
 
 
 def mode_images(data: Images, config: TrainConfig) -> Images:

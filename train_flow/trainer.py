@@ -113,7 +113,10 @@ class Trainer:
         self.origin = start_flow(self.flow, c, self.train_data)
         if c.net_dtype == "bfloat16":
             self.flow.set_net_dtype(torch.bfloat16)
-            _warn_of_emulation(self.device)
+            if emulates_bfloat16(self.device):
+                _logger.warning(
+                    "this CPU emulates bfloat16, far slower than float32; --set net_dtype=float32"
+                )
         self.flow.train().set_reversible(c.reversible)
         pool, per_epoch = kept if len(kept) else own, len(own) // c.batch_size
         self.alternation = Alternation(self.flow, self.images, pool, self.steps, per_epoch)
@@ -340,10 +343,3 @@ def emulates_bfloat16(device: torch.device | str) -> bool:
     """
     slow = ("DEFAULT", "AVX2")
     return torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in slow
-
-
-def _warn_of_emulation(device: torch.device) -> None:
-    if emulates_bfloat16(device):
-        _logger.warning(
-            "this CPU emulates bfloat16, far slower than float32; --set net_dtype=float32"
-        )

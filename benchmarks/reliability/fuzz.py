@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 from benchmarks.reliability import inputs
-from benchmarks.reliability.mutations import base_flows, mutate, try_flow
+from benchmarks.reliability.hostile import base_flows, mutate, try_flow
 from benchmarks.reliability.rows import Row
 
 

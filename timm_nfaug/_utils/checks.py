@@ -108,7 +108,7 @@ def check_labels(
         what = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         wanted = "labels must be an integer tensor of shape (B,)"
         raise TypeError(f"{wanted}, got {what}; mixed or soft labels have no class")
-    n, y = len(y), y.to(torch.int64)  # torch finds no least of unsigned ones
+    n, y = len(y), y.to(torch.int64)  # torch has no aminmax of unsigned ones
     if count is not None and n != count:
         raise ValueError(f"labels must be one for each image, got {n} labels for {count} images")
     if n == 1:

@@ -23,9 +23,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any], durable: bool = T
     """Calls `write` with a temporary path, then renames: a reader sees the old file or the new one.
 
     Args:
-        durable: the file is on the disk before it takes the old one's place, so that this holds
-            through a power cut, too, and temporary files of killed processes are removed. Without,
-            thousands of small files are written many times as fast.
+        durable: flush the file to the disk first, so that this holds through a power cut, and
+            remove temporary files of killed processes. False is many times faster for thousands of
+            small files.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_atomically(Path(folder, "new", "a.txt"), lambda p: p.write_text("hello"))
@@ -70,7 +70,7 @@ def _flush(name: str) -> None:
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
-    """Removes temporary files, of `name` or of all, whose writers on this machine no longer live.
+    """Removes temporary files, of `name` or of all, whose writers on this machine have ended.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     left = Path(folder, f".a.txt.{socket.gethostname()}-{2**22 + 1}.x")  # no process's number
@@ -88,14 +88,13 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
 
 
 def _lives(pid: int) -> bool:
-    if os.name != "posix":  # where signal 0 would end a process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
+    if os.name == "posix":  # elsewhere signal 0 would end the process
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # somebody else's
+            pass
     return True
 
 

@@ -1,8 +1,7 @@
-"""What NFA says where it does nothing, guesses or falls back: each cause once, with count and remedy."""
+"""Warnings where NFA does nothing, guesses or falls back: once per cause, with count and remedy."""
 
 import sys
 import warnings
-from collections.abc import Iterable
 
 import torch
 
@@ -22,7 +21,7 @@ class NFAWarning(UserWarning):
 
 
 class NFAError(ValueError):
-    """Says that the data or the settings do not go with NFA, and what would.
+    """Says what is wrong with the data or the settings, and what to do about it.
 
     >>> issubclass(NFAError, ValueError)
     True
@@ -79,32 +78,22 @@ class Notices:
         """How many images were counted for these causes."""
         return sum(int(self._counts[CAUSES.index(cause)]) for cause in causes)
 
-    def since(self, before: "Notices") -> "Notices":
-        """What was counted after `before`, a deep copy of this one, was taken.
-
-        >>> Notices().since(Notices()).count("no modes")
-        0
-        """
-        new = Notices(self.strict)
-        new._counts = self._counts - before._counts
-        return new
-
     def share(self) -> "Notices":
         """Counts together with the worker processes that get a copy from now on; returns self."""
         self._counts.share_memory_()
         return self
 
-    def summary(self, seen: int, causes: Iterable[str] = INACTIVE) -> str:
-        """One line on how many of `seen` images NFA left alone, by cause; "" for none.
+    def summary(self, seen: int, before: "Notices | None" = None) -> str:
+        """One line on how many of `seen` images NFA left as they were, by cause; "" for none.
+
+        Args:
+            before: a deep copy of these notices; what it had counted already is left out.
 
         >>> Notices().summary(100)
         ''
         """
-        found = {cause: n for cause in causes if (n := self.count(cause))}
-        if not found:
-            return ""
-        parts = ", ".join(f"{n} for {cause}" for cause, n in found.items())
-        total = sum(found.values())
-        return (
-            f"NFA left {total} of {seen} images as they were ({total / max(seen, 1):.1%}): {parts}"
-        )
+        counts = {c: self.count(c) - (before.count(c) if before else 0) for c in INACTIVE}
+        parts = ", ".join(f"{n} for {cause}" for cause, n in counts.items() if n)
+        total = sum(counts.values())
+        share = f"{total} of {seen} images as they were ({total / max(seen, 1):.1%})"
+        return f"NFA left {share}: {parts}" if total else ""

@@ -25,7 +25,7 @@ def keyed_generator(*key: int) -> torch.Generator:
 
 
 class Stream:
-    """The random numbers of one object, none of which two processes or replicas draw alike.
+    """The random numbers of one object, different in each process and replica.
 
     Each DataLoader worker has a generator of its own in every epoch, which follows from the seed and
     the worker's; so has each rank but the first, and each forked process, which is keyed by its
@@ -44,7 +44,7 @@ class Stream:
         self._own: tuple[Any, torch.Generator] | None = None
 
     def generator(self) -> torch.Generator:
-        """The generator of this process, made anew where it is not the one of the last call."""
+        """The generator of this process and worker, made at the first call in each."""
         worker, process = get_worker_info(), os.getpid()
         key = process if worker is None else (worker.id, worker.seed)
         if self._own is None or self._own[0] != key:
@@ -66,7 +66,7 @@ class Stream:
 
 
 def process_rank() -> int:
-    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK.
+    """Rank by torch.distributed once that runs, before it and in workers by torchrun's RANK, or 0.
 
     >>> process_rank()
     0
@@ -84,7 +84,7 @@ def _generator(keys: list[int], *others: int) -> torch.Generator:
 
 @contextlib.contextmanager
 def random_numbers_apart() -> Iterator[None]:
-    """Seeds the CPU's global generators alike in every process, and puts their states back after.
+    """Seeds the CPU's global generators, the same in every process, and restores them after.
 
     Crops and the like draw from them.
 

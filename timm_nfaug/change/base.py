@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..moves.base import STILL
 
-LIMIT = 2.0  # of the range [-1, 1]: more than the whole of it is no use
+LIMIT = 2.0  # the width of the range [-1, 1]: no image can change by more
 
 Images = Callable[[], Tensor]  # gives images (B, c, H, W), float32 in [-1, 1]
 
@@ -53,7 +53,7 @@ class Change(ABC):
     def bounded(self, images: Images, y: Tensor | None, noise: Tensor) -> tuple[Tensor, int, int]:
         """The change in float32 within +-2, zero where it is not finite.
 
-        Also for how many images it is not, and how many are left alone for want of modes.
+        Also counts the images whose change is not finite, and those that do not move without modes.
         """
         if torch.is_autocast_enabled(noise.device.type):  # bfloat16 would break a flow's inverse
             with torch.autocast(noise.device.type, enabled=False):

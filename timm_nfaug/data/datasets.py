@@ -1,6 +1,7 @@
-"""Datasets whose images are augmented before their transform, alike for any number of workers.
+"""Datasets whose images are augmented before their transform.
 
-The random numbers of a sample follow from (seed, epoch, index) alone; `set_epoch` sets the epoch.
+The random numbers of a sample follow from (seed, epoch, index) alone, whatever the workers;
+`set_epoch` sets the epoch.
 """
 
 import hashlib
@@ -143,7 +144,7 @@ class NFAugmentedDataset(_Wrapped):
     Args:
         base: dataset of (image, label) pairs; its `transform` moves to the wrapper.
         augment: its own `seed` plays no part. Take p=1: below, some copies are the originals again.
-        cache: directory where augmented PIL images are kept as PNG, made at first use and alike in
+        cache: directory where augmented PIL images are kept as PNG, made at first use, the same in
             every epoch; keyed by flow, settings, seed, and the original's pixels and label.
 
     >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0)

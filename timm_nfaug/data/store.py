@@ -162,7 +162,7 @@ class Store:
             return False
         self._read_own(source.key())
         trusted = self._is_trusted()
-        if not self.index["complete"] or not (trusted or not os.access(self.path, os.W_OK)):
+        if not self.index["complete"] or (not trusted and os.access(self.path, os.W_OK)):
             return False
         try:
             arrays = self._map("r")
@@ -181,9 +181,12 @@ class Store:
     def _write(self, source: Source) -> None:
         self._read_own(source.key())
         self._say_size()
-        trusted, arrays = self._is_trusted(), self._map("r+")  # which may touch the files
+        trusted, arrays = (
+            self._is_trusted(),
+            self._map("r+"),
+        )  # before `_map`, which may touch the files
         stale, notes = self._stale(arrays, trusted, source), self.index["shards"]
-        if any(name in notes for name, _ in stale):  # nobody is to take half of it for whole
+        if any(name in notes for name, _ in stale):  # so that nobody reads them meanwhile
             notes = {k: v for k, v in notes.items() if k not in dict(stale)}
             self._save(complete=False, stamps=None, shards=notes)
         filled = source.fill(arrays, [rows for _, rows in stale])
@@ -203,8 +206,7 @@ class Store:
         for array in arrays.values():
             array.flush()
         self.index["shards"][name] = _checksum(arrays, rows)
-        self.index["unmoved"].pop(name, None)
-        self.index["unmoved"] |= {name: unmoved} if unmoved else {}
+        self.index["unmoved"][name] = unmoved
         self._save()
         _logger.info("NFA cache %s: %d of %d images", self.path, rows.stop, self.index["count"])
 
@@ -229,7 +231,7 @@ class Store:
         write_atomically(self.file, lambda p: p.write_text(text, encoding="utf-8"))
 
     def _map(self, mode: Literal["r", "r+"]) -> Arrays:
-        """Maps the arrays, to be read ("r") or written ("r+"), which makes those that lack."""
+        """Maps the arrays to read ("r"), or to write ("r+"), which makes missing ones."""
         arrays: Arrays = {}
         for part, file in reversed(self.parts.items()):  # the large one first, if there is no room
             shape, dtype = (self.index["count"], *self.index["shapes"][part]), DTYPES[part]

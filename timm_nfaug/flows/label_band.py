@@ -36,9 +36,7 @@ class LabelBandFlow(ConditionalFlow):
             raise ValueError("a LabelBandFlow needs code_rows in its config, e.g. 8; got 0")
         super().__init__(config)
         c, _, w = config.input_size
-        with torch.device(
-            "cpu"
-        ):  # they are in no file: a flow to be filled from one needs them, too
+        with torch.device("cpu"):  # even on the meta device, as no file holds them
             codes = _label_codes(config.num_classes, c, config.code_rows, w)
         self.codes = nn.Buffer(codes, persistent=False)
 

@@ -1,4 +1,4 @@
-"""check_sound: refuses a flow that does not bring images back, or moves them out of all bounds."""
+"""check_sound: refuses a flow that does not invert, or whose modes move images to infinity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .model import ConditionalFlow
 
 LEVEL = 2 / 255  # in the range [-1, 1]
-# Of a level: a larger error shows in an image. Flows of every architecture, trained and random, stay
+# Levels: a larger error shows in an image. Flows of every architecture, trained and random, stay
 # below 0.01; a 1x1 matrix that is singular up to rounding gives millions.
 TOLERANCE = 0.5
 FAR = 3.0  # standard deviations, where the noise of the moves is cut
@@ -23,9 +23,8 @@ FAR = 3.0  # standard deviations, where the noise of the moves is cut
 def check_sound(flow: ConditionalFlow) -> None:
     """Raises a ValueError that names a tensor where a flow in evaluation mode is not sound.
 
-    Two images must come back from their codes, and be finite when all modes of the class that is the
-    widest move them by `FAR`. They are samples of the flow, of half the spread: images like those
-    it was made for, whatever these are. Whitening must fit its stored inverse.
+    Two samples of the flow, at temperature 0.5, must come back from their codes, and stay finite
+    when all modes of the widest class move them by `FAR`. Whitening must fit its stored inverse.
 
     >>> from timm_nfaug import create_flow
     >>> check_sound(create_flow("linear", input_size=(3, 8, 8)).eval())

@@ -21,7 +21,7 @@ from .fit import _check_channels, _on_device
 from .workers import _WorkerDataset
 
 _logger = logging.getLogger(__name__)
-FEW = 0.01  # of the images of an epoch that NFA may leave alone without a word at its end
+FEW = 0.01  # of the images of an epoch that NFA may leave alone without a warning at its end
 REMEDY = (
     "give each class more images or take the modes of all together by -lnone (no modes), take "
     "another flow (not finite); --nfa-strict makes it an error"
@@ -37,7 +37,7 @@ def _find_mixup(collate_fn: Any) -> FastCollateMixup | None:
 
 
 class NFALoader:
-    """A loader whose batches are augmented, then mixed, then erased; otherwise the loader itself.
+    """Gives a loader's batches augmented, then mixed, then erased; has its other attributes.
 
     Args:
         loader: gives images normalised by mean and std (None: uint8, or floats in [0, 1]) and hard
@@ -78,12 +78,9 @@ class NFALoader:
                 seen += len(images)
                 yield (images, target, *rest)
         except NFAError as e:
-            if (said := message_of(e)) == str(e):
-                raise
-            raise NFAError(said) from None  # without the traceback of a worker
-        new = notices.since(before)
-        if new.count(*INACTIVE) > FEW * seen:
-            warn(f"epoch {epoch}: {new.summary(seen)}; {REMEDY}")
+            raise NFAError(message_of(e)) from e.__cause__  # without the traceback of a worker
+        if notices.count(*INACTIVE) - before.count(*INACTIVE) > FEW * seen:
+            warn(f"epoch {epoch}: {notices.summary(seen, before)}; {REMEDY}")
 
     def _batch(self, batch: Any, epoch: int, i: int) -> tuple:
         images, target, *rest = _checked(batch)

@@ -19,7 +19,8 @@ TO_TENSOR = {"ToNumpy", "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToT
 FLAG, INSTEAD = "--nfa-place dataset", "take --nfa-place batch"
 
 
-def _check_workers(dataset: Any, augment: NFAugment, flag: str = FLAG) -> None:
+def _check_workers(dataset: Any, augment: NFAugment, flag: str) -> None:
+    """Refuses what NFA cannot run on in the workers, for the reason of `flag`."""
     if isinstance(dataset, AugMixDataset):
         raise NFAError(f"{flag} does not work with --aug-splits; {INSTEAD}")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -37,7 +38,6 @@ class _WorkerDataset(_Wrapped):
     """
 
     def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0):
-        _check_workers(dataset, augment)
         super().__init__(without_transform(dataset), seed)
         self.augment, self.rank = _on_device(augment, "cpu"), process_rank()
         self.notices: Notices = self.augment.notices.share()  # with the workers

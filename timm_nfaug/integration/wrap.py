@@ -24,19 +24,18 @@ def wrap_loader(
     loader: Any, args: Any, mean: Any = None, std: Any = None, num_classes: int | None = None,
     fit_dataset: Any = None, erasing: RandomErasing | None = None,
 ) -> Any:  # fmt: skip
-    """A training loader with the augmentation that flags ask for; itself if they ask for none.
+    """Adds the augmentation that flags ask for to a training loader; returns it as is for none.
 
-    Mixup and erasing of timm's prefetcher run after NFA. `args.seed`, by default 0, rank, epoch and
-    batch are the key of the random numbers; set `epoch` on the result when a training resumes.
+    Mixup and erasing of timm's prefetcher run after NFA. Random numbers follow from `args.seed`
+    (0), rank, epoch and batch; set `epoch` on the result when a training resumes.
 
     Args:
-        loader: timm's, or any that gives batches (images, hard labels (B,)) in every pass anew.
+        loader: timm's, or any of batches (images, hard labels (B,)) that can be read repeatedly.
         args: flags of a parser that `add_args` has extended; NFA's that they lack take defaults.
         mean, std: per channel, of normalised floats; timm's prefetching loader knows its own.
         num_classes: for the fit, where neither the dataset nor `args.num_classes` knows.
-        fit_dataset: for the fit: (PIL image or tensor, label) pairs without random augmentation, a
-            dataset or a stream, or a loader; needed where a dataset neither timm's nor
-            torchvision's has a `transform`.
+        fit_dataset: for the fit: a dataset, stream or loader of (PIL image or tensor, label) without
+            random augmentation; needed for a dataset of your own that has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
 
     >>> import argparse
@@ -55,8 +54,7 @@ def wrap_loader(
     if _needs_fit(args):
         with random_numbers_apart():
             augment = _sized(augment, args, loader).replace(mean=mean, std=std)
-            num_classes = num_classes or getattr(args, "num_classes", None)
-            augment = _fit(augment, loader, num_classes, fit_dataset)
+            augment = _fit(augment, args, loader, num_classes, fit_dataset)
     else:
         fit._check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
@@ -119,8 +117,11 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     return augment
 
 
-def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: Any) -> NFAugment:
+def _fit(
+    augment: NFAugment, args: Any, loader: Any, num_classes: int | None, fit_dataset: Any
+) -> NFAugment:
     """Fits to what can be read without the training's augmentation, the same in every process."""
+    num_classes = num_classes or getattr(args, "num_classes", None)
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
     base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
     inner = loader.loader if by_timm else loader

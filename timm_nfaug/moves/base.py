@@ -55,7 +55,7 @@ class Move(ABC):
             raise ValueError(f"{what.format(there)}, {wanted}")
 
     def unmoved(self, flow: Flow) -> Tensor:
-        """Which Gaussians (K,) have no modes, so that it does not move their codes."""
+        """Mask (K,) of the Gaussians without modes, whose codes it does not move."""
         return torch.zeros(flow.prior.num_classes, dtype=torch.bool)
 
     @abstractmethod
