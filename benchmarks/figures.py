@@ -34,7 +34,8 @@ from benchmarks.gallery import CLASSES, Classifier, LabelledImage
 from timm_nfaug import ConditionalFlow, pixels
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.augment import DEFAULT_FLOW
-from timm_nfaug.preview import find_images, load_image
+from timm_nfaug.pixels import read_image
+from timm_nfaug.preview import find_images
 from train_flow.config import load_config
 from train_flow.data import Images, load_data
 from train_flow.trainer import Trainer
@@ -63,7 +64,7 @@ def validation_images(
             f"{root} must hold {per_class} images or more of each class of the flow, in folders named "
             f"{', '.join(names[:5]) or '(this flow names no classes)'} ...; name another --flow or --data-dir"
         )
-    return [(load_image(path, flow.config.input_size[0]), label) for label, path in found]
+    return [(read_image(path, flow.config.input_size[0]), label) for label, path in found]
 
 
 def first_images(data: Images, per_class: int) -> Images:

@@ -21,7 +21,7 @@ from benchmarks.figures import FIGURES, main
 from benchmarks.gallery import CELL
 from timm_nfaug import pixels
 from timm_nfaug.flows.label_band import nearest_label
-from timm_nfaug.preview import load_image
+from timm_nfaug.pixels import read_image
 from train_flow.data import Images, load_folder
 
 GAP, TOP = 4, 26  # of draw_grid
@@ -368,9 +368,9 @@ def test_a_picture_is_small_and_white_stays_white(tmp_path):
     ).numpy()
     noise[:20] = 255
     assert figures.save(Image.fromarray(noise[:100]), tmp_path / "small.png") == 8
-    assert (np.asarray(load_image(tmp_path / "small.png", 3)) == noise[:100]).all()
+    assert (np.asarray(read_image(tmp_path / "small.png", 3)) == noise[:100]).all()
     bits = figures.save(Image.fromarray(noise), tmp_path / "large.png")
-    stored = np.asarray(load_image(tmp_path / "large.png", 3)).astype(int)
+    stored = np.asarray(read_image(tmp_path / "large.png", 3)).astype(int)
     assert bits < 8 and (tmp_path / "large.png").stat().st_size <= figures.LIMIT
     assert np.abs(stored - noise).max() <= 2 ** (8 - bits) / 2 + 0.5 and (stored[:20] == 255).all()
     with pytest.raises(ValueError, match="150000 at most"):

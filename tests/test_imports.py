@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # a module may import modules of lower rows, and of its own package
 LAYERS = [
     {"_utils"},
-    {"pixels", "lift", "labels"},
+    {"pixels", "lift", "labels", "reading"},
     {"config"},
     {"stored", "card", "remote"},
     {"hub"},

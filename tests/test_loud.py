@@ -8,8 +8,9 @@ import pytest
 import torch
 from records import Stream, write
 from timm.data import AugMixDataset, create_loader
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, get_worker_info
 from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
 from timm_nfaug.integration import NFAError, loader_factory
@@ -50,6 +51,13 @@ def test_one_line_says_that_nfa_is_on(run_script, flow_dir, tmp_path, caplog, ki
         run_script("--aug", "nfa-s0.5-k4-p1", *(w.format(**names) for w in words))
     lines = [m for m in caplog.messages if m.startswith("NFA on:")]
     assert len(lines) == 1 and lines[0].endswith(line.format(**names))
+
+
+def test_the_line_is_heard_where_only_warnings_are_logged(toy_images, caplog, capsys):
+    loader = DataLoader(TensorDataset(*toy_images), 20)
+    with caplog.at_level("WARNING"):
+        nfa.wrap_loader(loader, flags(), num_classes=3)
+    assert not caplog.messages and capsys.readouterr().err.startswith("NFA on: flow linear")
 
 
 def test_no_aug_says_that_nfa_is_off(run_script, caplog):
@@ -108,6 +116,36 @@ def test_images_that_workers_leave_alone_are_counted(lacking, image_folder, work
         assert end.startswith(
             f"epoch {epoch}: NFA left 20 of 60 images as they were (33.3%): 20 for"
         )
+
+
+class Counted:
+    """Images (PIL), whose readers note how many they are."""
+
+    def __init__(self, folder):
+        self.folder, self.transform = folder, None
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        worker = get_worker_info()
+        (self.folder / f"{worker.id} of {worker.num_workers}").touch()
+        image = to_pil_image(torch.full((3, 32, 32), i, dtype=torch.uint8))
+        return (image if self.transform is None else self.transform(image)), i % 3
+
+
+def test_a_cache_is_made_by_the_loaders_workers_and_its_errors_are_one_line(flow_dir, tmp_path):
+    (seen := tmp_path / "seen").mkdir()
+    augment = nfa.nf_augment_transform("nfa-k2-p1", str(flow_dir))
+    loader = loader_factory(create_loader, augment, cache=str(tmp_path / "cache"))(
+        data := Counted(seen), (3, 32, 32), 10, is_training=True, num_workers=2, device=torch.device("cpu"),
+        persistent_workers=False,
+    )  # fmt: skip
+    assert {p.name for p in seen.iterdir()} <= {"0 of 2", "1 of 2"} and data.transform is None
+    loader.dataset.base = [(to_pil_image(torch.full((3, 32, 32), 7, dtype=torch.uint8)), 1)] * 40
+    with pytest.raises(NFAError, match="is not what the cache in .* was made from") as e:
+        list(loader)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("place", ["batch", "dataset"])

@@ -168,3 +168,12 @@ def test_a_cause_said_without_a_count_is_not_said_again():
         notices.say("no modes", "of the fit", images=0)
         notices.say("no modes", "of the use", images=3)
     assert [str(w.message) for w in said] == ["of the fit"] and notices.count("no modes") == 3
+
+
+def test_a_flow_without_modes_names_the_fit_and_moves_without_them(tmp_path):
+    bare = nfa.create_flow("conv_p4_tiny", num_classes=3, depth=1, prior={"num_modes": 0})
+    bare.save_pretrained(tmp_path)
+    for load in (nfa.NFAugment.from_pretrained, lambda d: nfa.nf_augment_transform("nfa", d)):
+        with pytest.raises(ValueError, match=r"stores 0 .*NFAugment.to_fit\(flow\).fit\(loader\)"):
+            load(str(tmp_path))
+    assert nfa.NFAugment.from_pretrained(tmp_path, kind="isotropic").modes == 32

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import timm_nfaug as nfa
 from timm_nfaug._utils.random import Stream
+from timm_nfaug.integration.fit import _fit_to_batches
 
 X = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8)
 Y = torch.tensor([0, 1, 2, 0])
@@ -152,3 +153,20 @@ def test_a_model_with_nfa_trains_under_distributed_data_parallel(small_flow, tmp
         dist.destroy_process_group()
     assert not torch.equal(model.module.head.weight, before)
     assert torch.equal(augment.flow.prior.mu, small_flow.prior.mu)
+
+
+def test_ranks_say_of_the_modes_that_all_have(tmp_path):
+    """Not of their own part of a stream, of which rank 1 has one class; strict ends none alone."""
+    x = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def fit(rank):
+        place = f"file://{tmp_path}/meet"
+        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+        linear = nfa.create_flow("linear", input_size=(3, 8, 8))
+        unfitted = nfa.NFAugment.to_fit(linear, modes=2, p=1.0, strict=True)
+        own = torch.arange(30) % 3 * (1 - rank)
+        change = _fit_to_batches(unfitted, [(x, own)], 3).change
+        return torch.cat([change.flow.prior.modes.flatten(), torch.tensor([float(change.still)])])
+
+    first, second = in_forks(lambda: fit(0), lambda: fit(1))
+    assert torch.equal(first, second) and len(first) > 1 and first[-1] == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ from PIL import Image
 from records import Filled, Records, Stream, Zipped, fill, image, images, write
 from timm.data import create_loader
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
-from torchvision.datasets import VisionDataset
+from torchvision.datasets import ImageFolder, VisionDataset
+from torchvision.transforms.v2 import PILToTensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
-from timm_nfaug.data.reading import WorkerLoader
 from timm_nfaug.data.transforms import without_transform
 from timm_nfaug.integration import NFAError, NFALoader, loader_factory
+from timm_nfaug.reading import WorkerLoader
 
 COUNT = 2000
 
@@ -177,7 +179,9 @@ def test_what_no_spawned_worker_can_be_given_is_named(folder):
     data = Records(folder / "records.bin", 100)
     data.held = lambda: None
     loader = DataLoader(data, 50, num_workers=1, multiprocessing_context="spawn")
-    with pytest.raises(NFAError, match="Records cannot be sent to the worker.*pass fit_dataset="):
+    with pytest.raises(
+        NFAError, match="Records cannot be sent to the worker.*a fit as fit_dataset="
+    ):
         nfa.wrap_loader(loader, flags(), num_classes=4)
 
 
@@ -186,3 +190,22 @@ def test_a_transform_that_is_always_called(folder):
     plain = without_transform(data)
     assert plain[3][0].tobytes() == to_pil_image(image(3)).tobytes()
     assert data.transform is as_levels is data.transforms.transform
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_cannot_be_read_is_named_by_a_fit(image_folder, tmp_path, workers):
+    """Whatever the order; an error of another kind comes as it is, without a search."""
+    shutil.copytree(image_folder / "train", tmp_path / "data")
+    (bad := tmp_path / "data" / "b" / "030.png").write_bytes(bad.read_bytes()[:-400])
+    folder = ImageFolder(str(tmp_path / "data"), PILToTensor())
+    name = rf"image 30 \({bad}\) cannot be read: OSError: image file is truncated"
+    loader = DataLoader(folder, 7, shuffle=True, num_workers=workers)
+    with pytest.raises(OSError, match=name + ".*leave it out"):
+        nfa.NFAugment.from_data(loader)
+    with pytest.raises(NFAError, match=name):
+        nfa.wrap_loader(loader, flags())
+    folder.transform = lambda image: torch.zeros(3, 8, len(seen.append(0) or seen))
+    seen = []
+    with pytest.raises(RuntimeError, match="stack"):
+        nfa.NFAugment.from_data(loader)
+    assert len(seen) == 7 * (not workers)

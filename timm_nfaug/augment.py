@@ -140,7 +140,7 @@ class NFAugment(v2.Transform):
                 "eigen-images of your data"
             )
         flow = ConditionalFlow.from_pretrained(name, revision, token, cache_dir, local_files_only)
-        kwargs.setdefault("modes", min(32, flow.prior.num_modes))
+        kwargs.setdefault("modes", min(32, flow.prior.num_modes) or 32)
         return cls(flow, **kwargs)
 
     @classmethod
@@ -165,14 +165,10 @@ class NFAugment(v2.Transform):
         """The augmentation with this flow's network and no modes yet; moves nothing until `fit`."""
         return cls(empty_flow(flow, modes), modes=modes, **kwargs)
 
-    @torch.no_grad()
     def fit(
-        self,
-        loader,
-        num_classes: int | None = None,
-        allow_empty: bool = False,
+        self, loader, num_classes: int | None = None, allow_empty: bool = False,
         shrinkage: float = SHRINKAGE,
-    ) -> "NFAugment":
+    ) -> "NFAugment":  # fmt: skip
         """Takes class Gaussians and modes from another dataset, in one pass; returns self.
 
         The flow's network is kept and shared; this transform gets Gaussians of its own.
@@ -183,6 +179,13 @@ class NFAugment(v2.Transform):
             num_classes: K; by default that of ``loader.dataset.classes``.
             allow_empty, shrinkage: as for `timm_nfaug.fit.fit_flow`.
         """
+        flow = self._fitted_flow(loader, num_classes, allow_empty, shrinkage)
+        self._use(change_of(flow, create_move(self.kind, self.modes, self.strength)))
+        say_fitted(self.notices, self.change)
+        return self
+
+    @torch.no_grad()
+    def _fitted_flow(self, loader, num_classes, allow_empty, shrinkage=SHRINKAGE):
         if not hasattr(self, "flow"):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
@@ -190,9 +193,7 @@ class NFAugment(v2.Transform):
         batches = fitting_batches(loader, size, 0 if pooled else classes, self.mean, self.std)
         flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
-        self._use(change_of(flow, create_move(self.kind, self.modes, self.strength)))
-        say_fitted(self.notices, self.change)
-        return self
+        return flow
 
     def replace(self, **settings) -> "NFAugment":
         """A copy with other settings (arguments of the class) that shares the flow."""
@@ -342,6 +343,6 @@ def nf_augment_transform(
     """
     values = parse_config(config)
     if isinstance(flow, ConditionalFlow):
-        values.setdefault("modes", min(32, flow.prior.num_modes))
+        values.setdefault("modes", min(32, flow.prior.num_modes) or 32)
         return NFAugment(flow, mean=mean, std=std, seed=seed, strict=strict, **values)
     return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, strict=strict, **values)

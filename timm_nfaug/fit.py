@@ -15,6 +15,7 @@ from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .inputs import check_image, check_range
 from .labels import labels_of
+from .reading import naming
 
 SHRINKAGE = 100.0  # images; about the best for 20 to 500 images per class, 2% of 5,000
 
@@ -82,7 +83,7 @@ def fitting_batches(
     >>> x.shape, y.tolist()
     (torch.Size([2, 3, 4, 4]), [0, 1])
     """
-    for batch in loader:
+    for batch in naming(loader):
         x, y = _images_and_labels(batch, pooled=not num_classes)
         check_image(x, size[0])
         if mean is None:

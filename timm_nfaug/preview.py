@@ -7,7 +7,6 @@ at temperatures; with ``--interpolate`` the way from one image to the next throu
 import argparse
 import itertools
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from torchvision.transforms.v2 import functional as TF
 
 from . import lift, pixels
 from ._utils.files import write_atomically
-from ._utils.notices import NFAError, warn
+from ._utils.notices import NFAError
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .integration.fit import _evenly, _fit_to_dataset
 from .moves import list_moves
+from .reading import message_of
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
@@ -83,40 +83,12 @@ def find_images(
     return [(p, labels.get(p.parent.name)) for p in picked]
 
 
-def load_image(path: Path, channels: int) -> Image.Image:
-    """Reads an image in grey (1 channel) or colour; what Pillow warns of comes with the file's name.
-
-    Raises ValueError, which names the file, where it cannot be read or has more than 8 bits a channel.
-
-    >>> load_image(Path(__file__), channels=3)
-    Traceback (most recent call last):
-    ValueError: cannot read ...
-    """
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            image = _decoded(path, "L" if channels == 1 else "RGB")
-        except Exception as e:  # decoders of damaged files raise what they like
-            raise ValueError(f"cannot read {path}: {e or type(e).__name__}") from e
-    for warning in said:
-        warn(f"{path}: {warning.message}")
-    return image
-
-
-def _decoded(path: Path, mode: str) -> Image.Image:
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):  # Pillow would clip it at level 255
-            what = f"mode {image.mode} has more than 8 bits a channel"
-            raise ValueError(f"{what}; convert it to 8 bits first")
-        return image.convert(mode)
-
-
 class _Folder(ImageDataset):
-    """timm's dataset of a folder, whose images are read by `load_image`: none is skipped."""
+    """timm's dataset of a folder, whose images are read by `pixels.read_image`: none is skipped."""
 
     def __getitem__(self, index: int) -> Any:
         path, label = self.reader.samples[index]
-        image = load_image(Path(path), 3)
+        image = pixels.read_image(path, 3)
         return (image if self.transform is None else self.transform(image)), label
 
 
@@ -151,13 +123,13 @@ def preview_augmentation(
     >>> preview_augmentation(flow, [(Image.new("RGB", (32, 32)), 0)], [0.5, 1.0]).height
     126
     """
-    modes = min(32, flow.prior.num_modes) if modes is None else modes
+    modes = min(32, flow.prior.num_modes) or 32 if modes is None else modes
     augment = NFAugment(flow, modes=modes, p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
-    _, _, names = _read(flow, images)
+    _, labels, names = _read(flow, images)
     rows = [[image] for image, _ in images]
-    for i, (image, label) in enumerate(images):
-        names[i] = names[i] if label is not None else f"({names[i]})"
+    for i, ((image, own), label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        names[i] = names[i] if own is not None else f"({names[i]})"
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
             rows[i].append(augment(image, label, generator=g)[0])
@@ -227,11 +199,11 @@ def _fitted(args: argparse.Namespace) -> ConditionalFlow:
     try:
         return _fit_to_dataset(augment, _Folder(str(args.images), reader)).flow
     except NFAError as e:  # whose remedies are those of a training
-        raise ValueError(str(e.__cause__ or e).splitlines()[-1]) from e
+        raise ValueError(message_of(e.__cause__ or e).removeprefix("ValueError: ")) from e
 
 
 def _shown(path: Path, channels: int) -> Image.Image:
-    image = load_image(path, channels)
+    image = pixels.read_image(path, channels)
     image.thumbnail((LARGEST, LARGEST))  # leaves a smaller one as it is
     return image
 

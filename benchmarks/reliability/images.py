@@ -16,7 +16,7 @@ from torch import Tensor
 import timm_nfaug as nfa
 from benchmarks.reliability import inputs
 from benchmarks.reliability.rows import Row
-from timm_nfaug.preview import load_image
+from timm_nfaug.pixels import read_image
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "LA", "PA")
 SIZES = ((1, 1), (1, 7), (7, 1), (3, 2), (31, 33), (32, 32), (64, 48), (224, 160), (5000, 3), (3, 5000))  # fmt: skip
@@ -158,7 +158,7 @@ def try_file(g: np.random.Generator, folder: Path) -> tuple[str, str]:
     path = folder / f"image.{suffix}"
     path.write_bytes(data if g.integers(3) else data[: g.integers(len(data))])
     try:
-        shown = load_image(path, channels := int(g.choice([1, 3])))
+        shown = read_image(path, channels := int(g.choice([1, 3])))
     except ValueError as e:
         named = str(path) in str(e)
         return ("refused", "") if named else ("raw", f"the file is not named: {e}")

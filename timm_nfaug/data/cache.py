@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .. import lift, pixels
 from .._utils.checks import check_probability, check_strength, is_int
@@ -25,9 +25,10 @@ from ..flows.bijections.coupling import AffineCoupling
 from ..flows.model import ConditionalFlow
 from ..inputs import check_image
 from ..labels import class_of
+from ..reading import WorkerLoader, name_of
 from ..unchanged import without_modes
 from . import store
-from .samples import label_of, name_of, parts
+from .samples import label_of, parts
 from .transforms import without_transform
 
 StrPath = str | os.PathLike[str]
@@ -147,7 +148,7 @@ class NFACache:
         if all(self._crc[i] != _crc(v, y) for v in views):
             what = f"image {i} or its label is not what the cache in {self.path} was made from"
             remedy = "delete crc.npy there and call NFACache.build again, or take another directory"
-            raise ValueError(f"{what}; {remedy}")
+            raise NFAError(f"{what}; {remedy}")
 
     def _changes(self, rows: list[int], noise: Tensor, strength: float) -> Tensor:
         """What is added to images by their rows in the dataset, for noise (b, n): (b, C, h, w)."""
@@ -245,9 +246,8 @@ class _Source:
             return
         classes = self.flow.num_classes if self.labels == "given" else 0
         data = _Rows(self.base, self.flow.config.input_size, classes)
-        for found in DataLoader(
-            data, None, sampler=batches, num_workers=self.workers, generator=torch.Generator()
-        ):
+        how: dict[str, Any] = {"batch_size": None, "num_workers": self.workers}
+        for found in WorkerLoader(data, sampler=batches, **how):
             if isinstance(found, Exception):
                 raise found
             yield found

@@ -1,11 +1,9 @@
-"""What a sample of a dataset holds, and what an error calls it."""
+"""What a sample of a dataset holds: an image, and its label among what comes with it."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
-from torch.utils.data import Subset
 
 from ..labels import find_labels, is_row
 
@@ -30,24 +28,3 @@ def label_of(rest: Sequence[Any], num_classes: int) -> int | None:
     leaves, _ = pytree.tree_flatten_with_path((None, *rest), is_leaf=is_row)
     found = find_labels(leaves, [0], 1, num_classes)
     return None if found is None else int(found)
-
-
-def name_of(dataset: Any, i: int) -> str:
-    """Names a sample for an error: by its index, and its file where the dataset knows that.
-
-    >>> name_of([0, 1], 1)
-    'image 1'
-    """
-    file = _file(dataset, i)
-    return f"image {i} ({file})" if file else f"image {i}"
-
-
-def _file(dataset: Any, i: int) -> str:
-    if isinstance(dataset, Subset):
-        return _file(dataset.dataset, dataset.indices[i])
-    with contextlib.suppress(Exception):  # a dataset that was not asked for it need not answer
-        if hasattr(dataset, "filename"):
-            return dataset.filename(i, absolute=True)
-        samples = dataset.samples if hasattr(dataset, "samples") else dataset.imgs
-        return str(samples[i][0])
-    return ""

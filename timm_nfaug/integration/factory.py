@@ -73,7 +73,7 @@ class _Factory:
             self.augment.notices = fitted.notices
         else:
             _check_classes(dataset, self.augment)
-        given["dataset"] = self._augmented(dataset, given.get("device", "cpu"))
+        given["dataset"] = self._augmented(dataset, given)
         on_batches = self.augment if given["dataset"] is dataset else None
         erasing, splits = _take_erasing(given), given.get("num_aug_splits") or 0
         loader = self.create_loader(**given)
@@ -94,15 +94,16 @@ class _Factory:
         if self.fit and isinstance(size, (tuple, list)) and len(size) == 3:
             _check_channels(self.augment, size[0], "the training asks for")
 
-    def _augmented(self, dataset: Any, device: Any) -> Any:
+    def _augmented(self, dataset: Any, given: dict[str, Any]) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
         if self.place == "dataset" and not self.cache:
             return _WorkerDataset(dataset, self.augment, self.seed)
         if not self.cache:
             return dataset
-        augment = _on_device(self.augment, device)
+        augment = _on_device(self.augment, given.get("device", "cpu"))
+        workers = max(1, given.get("num_workers", 1))
         try:
-            cache = NFACache.build(augment, dataset, self.cache)  # other ranks wait for it
+            cache = NFACache.build(augment, dataset, self.cache, workers=workers)  # others wait
             return CachedNFADataset(dataset, cache, augment.strength, augment.p, seed=self.seed)
         except (ValueError, TypeError, OSError) as e:
             raise NFAError(f"--nfa-cache {self.cache}: {e}") from None

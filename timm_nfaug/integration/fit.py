@@ -21,8 +21,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from .._utils.notices import NFAError
 from .._utils.random import process_rank
 from ..augment import NFAugment
-from ..data.reading import WorkerLoader, message_of
 from ..data.transforms import set_transform
+from ..reading import WorkerLoader, message_of, naming
+from ..unchanged import say_fitted
 
 _logger = logging.getLogger(__name__)
 
@@ -110,14 +111,18 @@ def _gives_images(data: Any, like: Any) -> bool:
 def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) -> NFAugment:
     """Fits a copy of the augmentation to a loader's batches; all processes take those of rank 0."""
     try:
-        fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
+        flow = augment._fitted_flow(loader, num_classes, allow_empty=True)
+    except NFAError:
+        raise
     except (TypeError, ValueError) as e:
         raise NFAError(str(e)) from e
     if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
         device = "cuda" if "nccl" in dist.get_backend() else "cpu"
-        for tensor in (*fitted.flow.prior.state_dict().values(), fitted.flow.log_prior):
+        for tensor in (*flow.prior.state_dict().values(), flow.log_prior):
             dist.broadcast(shared := tensor.to(device), 0)
             tensor.copy_(shared)
+    fitted = augment.replace(flow=flow)  # of the modes that all processes have now
+    say_fitted(fitted.notices, fitted.change)
     return fitted
 
 
@@ -130,7 +135,7 @@ class _Reader:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            for batch in self.loader:
+            for batch in naming(self.loader):
                 yield batch
                 self.read += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
                 if self.read >= self.count:

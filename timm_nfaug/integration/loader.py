@@ -16,7 +16,7 @@ from .._utils.notices import INACTIVE, NFAError, Notices, warn
 from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
-from ..data.reading import message_of
+from ..reading import message_of
 from .fit import _check_channels, _on_device
 from .workers import _WorkerDataset
 
@@ -139,7 +139,8 @@ def _say_on(augment: NFAugment, place: str) -> None:
 
 def _say(line: str) -> None:
     if process_rank() == 0:
-        _logger.info(line) if _logger.hasHandlers() else print(line, file=sys.stderr)
+        heard = _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers()
+        _logger.info(line) if heard else print(line, file=sys.stderr)
 
 
 def _checked(batch: Any) -> Any:

@@ -50,7 +50,8 @@ class Move(ABC):
 
     def _check_count(self, there: int, what: str) -> None:
         if self.modes > there:
-            wanted = f"{self.modes} modes were asked for; lower modes"
+            fit = "find some of your data by NFAugment.to_fit(flow).fit(loader), or --nfa-fit"
+            wanted = f"{self.modes} modes were asked for; {'lower modes' if there else fit}"
             raise ValueError(f"{what.format(there)}, {wanted}")
 
     def unmoved(self, flow: Flow) -> Tensor:
