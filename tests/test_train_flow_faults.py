@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from timm_nfaug import NFAWarning
-from timm_nfaug._utils.files import InUseError
+from timm_nfaug._utils.files import InUseError, write_atomically
 from train_flow.__main__ import main
 from train_flow.checkpoint import read_checkpoint
 from train_flow.config import TrainConfig
@@ -136,6 +136,26 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step(number, code, tmp_path):
     assert state["step"] == json.loads(rows[-1])["step"] >= 3
     line = f"stopped by {number.name} at step {state['step']} of 100000; continue with --resume"
     assert error.rstrip().endswith(line) and "Traceback" not in error
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_after_the_steps_ends_with_its_code_and_no_temporary_file(
+    number, code, tmp_path, monkeypatch, capsys
+):
+    """While the flow is exported: the checkpoint of the last step is there."""
+    export = Trainer.finish
+
+    def interrupted(trainer):
+        write_atomically(tmp_path / "flow.txt", lambda path: signal.raise_signal(number))
+        return export(trainer)
+
+    monkeypatch.setattr(Trainer, "finish", interrupted)
+    words = ["--config", "conv_p4_tiny.digits", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as e:
+        main([*words, "--set", "steps=2", "--set", "batch_size=8"])
+    assert e.value.code == code and capsys.readouterr().err.endswith("continue with --resume\n")
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_signal_of_a_training_in_a_program_ends_it_with_a_checkpoint(toy):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .checkpoint import hold
 from .config import list_configs, load_config
 from .data import load_data
 from .distributed import Processes, init_distributed, leave_distributed
+from .signals import interruptible
 from .trainer import Trainer
 
 
@@ -26,14 +28,16 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     code = 2
     try:
-        trainer = _make_trainer(args)
-        code = 1
-        with contextlib.closing(trainer):
-            _run(trainer, args.time_limit)
+        with interruptible():
+            trainer = _make_trainer(args)
+            code = 1
+            with contextlib.closing(trainer):
+                _run(trainer, args.time_limit)
     except (ValueError, OSError, FloatingPointError) as e:
         parser.exit(code, f"error: {e}\n")
-    except KeyboardInterrupt:  # before or after the steps, where there is nothing to save
-        parser.exit(130, "interrupted; continue with --resume\n")
+    except KeyboardInterrupt as e:  # before or after the steps, where there is nothing to save
+        number = e.args[0] if e.args else signal.SIGINT
+        parser.exit(128 + number, "interrupted; continue with --resume\n")
     leave_distributed()
     return 0
 

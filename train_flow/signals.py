@@ -1,9 +1,11 @@
-"""SIGTERM and SIGINT during a training: the step is finished first."""
+"""SIGTERM and SIGINT during a training: the step is finished first, and files are left whole."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -45,3 +47,25 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes SIGTERM a KeyboardInterrupt with its number, as SIGINT is one: temporary files go.
+
+    >>> with contextlib.suppress(KeyboardInterrupt), interruptible():
+    ...     signal.raise_signal(signal.SIGTERM)
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
