@@ -117,6 +117,8 @@ def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) ->
     """Fits a copy of the augmentation to a loader's batches; all processes take those of rank 0."""
     try:
         fitted = augment.replace().fit(loader, num_classes, allow_empty=True)
+    except NFAError:
+        raise
     except (TypeError, ValueError) as e:
         raise NFAError(str(e)) from e
     if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
