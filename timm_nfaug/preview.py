@@ -154,13 +154,13 @@ def preview_augmentation(
     modes = min(32, flow.prior.num_modes) if modes is None else modes
     augment = NFAugment(flow, modes=modes, p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
-    _, _, names = _read(flow, images)
+    _, labels, names = _read(flow, images)
     rows = [[image] for image, _ in images]
     for i, (image, label) in enumerate(images):
         names[i] = names[i] if label is not None else f"({names[i]})"
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
-            rows[i].append(augment(image, label, generator=g)[0])
+            rows[i].append(augment(image, int(labels[i]), generator=g)[0])
     return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
 
 
