@@ -79,7 +79,7 @@ class NFAugment(v2.Transform):
         if not isinstance(flow, ConditionalFlow):
             raise TypeError(
                 f"flow must be a ConditionalFlow, got {type(flow).__name__}; "
-                "see NFAugment.from_pretrained"
+                "see NFAugment.from_data(loader) and NFAugment.from_pretrained(name)"
             )
         change = change_of(flow, create_move(kind, modes, strength))
         self._set_up(change, p, labels, mean, std, seed, strict)
@@ -107,6 +107,8 @@ class NFAugment(v2.Transform):
             value = check_probability(value)
         elif name == "labels":
             check_choice("labels", value, LABELS)
+        elif name in ("strength", "modes", "kind", "seed", "strict"):
+            raise AttributeError(f"the {name} of an NFAugment stays; use replace({name}=...)")
         elif name == "flow" and value is not getattr(self.change, "flow", value):
             if not getattr(self, "_is_replica", False):  # which DataParallel gives another copy
                 raise AttributeError("the flow of an NFAugment stays; use replace(flow=...)")

@@ -1,8 +1,10 @@
 """Fits the class Gaussians and modes of a flow to another dataset: one pass, no training."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -58,6 +60,8 @@ def fit_flow(
     """
     moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
     if (empty := moments.empty) and not allow_empty:
+        if len(empty) == num_classes:
+            raise NFAError("the loader gave no images: it is empty, or an iterator that has ended")
         raise NFAError(
             f"saw no image of class {empty[0]} (of {len(empty)} such, of {num_classes}): give the "
             'whole dataset, not a sorted part; or leave out the class by labels="none", or leave it '
@@ -86,8 +90,7 @@ def fitting_batches(
     for batch in naming(loader):
         x, y = _images_and_labels(batch, pooled=not num_classes)
         check_image(x, size[0])
-        if mean is None:
-            check_range(x)
+        check_range(x, mean, std)
         x = lift.down(to_model(x, mean, std), size[1:])
         none = torch.zeros(len(x), dtype=torch.int64)
         yield x, labels_of(y, len(x), num_classes) if num_classes else none
@@ -98,16 +101,12 @@ def count_classes(
 ) -> tuple[int, list[str]]:
     """K, given or counted, and the names of the classes where ``loader.dataset.classes`` has them.
 
-    Raises TypeError for a map-style dataset in place of a loader, as it gives single images.
+    Raises TypeError for what is no loader (see `check_loader`).
 
     >>> count_classes([], 3), count_classes([], None, pooled=True)
     ((3, []), (1, []))
     """
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        kind = type(loader).__name__
-        raise TypeError(
-            f"expected a loader of batches, got a dataset, {kind}: DataLoader(dataset, 256)"
-        )
+    check_loader(loader)
     dataset = getattr(loader, "dataset", None)
     names = None if pooled else _class_names(dataset)
     if num_classes is None and not pooled and names is None:
@@ -115,6 +114,23 @@ def count_classes(
         raise ValueError(f"{kind} has no `classes` to count; pass num_classes=")
     count = 1 if pooled else num_classes or len(names or ())
     return count, [str(k) for k in names] if names and len(names) == count else []
+
+
+def check_loader(loader: Any) -> None:
+    """Raises TypeError for what stands where a loader of batches belongs: data, a path, one batch.
+
+    >>> check_loader([(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))])
+    """
+    first = loader[0] if isinstance(loader, tuple) and loader else loader
+    if isinstance(first, (Tensor, np.ndarray)):
+        got = f"{type(first).__name__}, of which a list makes one batch: [(images, labels)]"
+    elif isinstance(loader, (str, os.PathLike)):
+        got = f"a path, {str(loader)!r}: DataLoader(ImageFolder(path, transform), 256)"
+    elif isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        got = f"a dataset, {type(loader).__name__}: DataLoader(dataset, 256)"
+    else:
+        return
+    raise TypeError(f"expected a loader of batches, got {got}")
 
 
 def _class_names(dataset: Any) -> list | None:

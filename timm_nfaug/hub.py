@@ -56,6 +56,9 @@ def resolve(
     text = name if isinstance(name, str) else f"local-dir:{os.fspath(name)}"
     bundled, on_hub = text in bundled_flows(), text.startswith("hf-hub:")
     path = BUNDLED / text if bundled else Path(text.removeprefix("local-dir:")).expanduser()
+    if not on_hub and path.is_file():
+        what = f"a flow is a directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+        raise ValueError(f"{text} is a file; {what}, as train_flow writes to OUT/flow")
     if not on_hub and (text.startswith("local-dir:") or path.is_dir()):
         if revision is not None:
             what = f"{text} is a {'bundled flow' if bundled else 'directory'}; drop {revision=!r}"
@@ -72,6 +75,8 @@ def resolve(
 
 
 def _checked_directory(path: Path) -> Path:
+    if (path / "flow" / CONFIG_NAME).is_file() and not (path / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{path} holds a training of a flow; the flow is {path / 'flow'}")
     for file, other in ((CONFIG_NAME, WEIGHTS_NAME), (WEIGHTS_NAME, CONFIG_NAME)):
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path} holds no {file}; a flow needs it and {other}")

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torchvision import tv_tensors
 
 from .labels import find_labels, is_row, labels_of
+from .pixels import channel_stats
 
 
 class Inputs(NamedTuple):
@@ -57,7 +58,8 @@ def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
     flat = [leaf for _, leaf in leaves]
     where = _image_positions(flat)
     if not where:
-        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in flat}))
+        shapes = [f" {tuple(v.shape)}" if isinstance(v, Tensor) else "" for v in flat]
+        kinds = ", ".join(sorted({type(v).__name__ + s for v, s in zip(flat, shapes, strict=True)}))
         if "ndarray" in kinds:
             kinds += "; an array (H, W, C) becomes one by PIL.Image.fromarray"
         raise TypeError(
@@ -113,18 +115,22 @@ def _mode_remedy(image: PIL.Image.Image, mode: str | None) -> str:
     return f'convert first: image.convert("{mode}")' + grey * (image.mode == "L")
 
 
-def check_range(x: Tensor) -> None:
-    """Raises ValueError where float images that are not normalised lie outside [0, 1].
+def check_range(x: Tensor, mean: Any = None, std: Any = None) -> None:
+    """Raises ValueError where float images lie outside [0, 1], or far outside once un-normalised.
 
     >>> check_range(torch.zeros(1, 3, 8, 8))
     """
     if x.dtype == torch.uint8 or not len(x):
         return
+    slack, undone = 0.01, ""
+    if mean is not None:
+        mean, std = channel_stats(mean, std, x)
+        x, slack, undone = x * std + mean, 0.5, " once normalisation by mean and std is undone"
     low, high = (float(v) for v in x.aminmax())
-    if not (low >= -0.01 and high <= 1.01):
+    if not (low >= -slack and high <= 1 + slack):
         near = "resizing with antialiasing, or bicubic, may leave it: images.clamp(0, 1) after it; "
         raise ValueError(
-            f"float images must be in [0, 1], got {low:.3g} to {high:.3g}; "
+            f"float images must be in [0, 1]{undone}, got {low:.3g} to {high:.3g}; "
             + near * (low > -0.5 and high < 1.5)
             + "for normalised images pass mean= and std=, for levels 0..255 use uint8"
         )

@@ -99,6 +99,11 @@ def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
         if len(got) not in (1, channels):
             wanted = f"one number or one for each of the {channels} channels"
             raise ValueError(f"{name} must be {wanted}, got {got}")
+        if name == "mean" and not 0 <= min(got) <= max(got) <= 1:
+            raise ValueError(
+                f"mean and std are of images in [0, 1], got mean {got}; divide those of levels "
+                "0..255 by 255"
+            )
         if name == "std" and min(got) <= 0:
             raise ValueError(f"std must be positive in every channel, got {got}")
         found.append(values)

@@ -132,7 +132,7 @@ def preview_augmentation(
         names[i] = names[i] if own is not None else f"({names[i]})"
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
-            rows[i].append(augment(image, label, generator=g)[0])
+            rows[i].append(augment(image, int(labels[i]), generator=g)[0])
     return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.flags import _augment_from_args, _needs_fit, _usual
+from .integration.flags import _augment_from_args, _needs_fit, _useless
 from .integration.pillow import guard_posterize
 
 USAGE = "python -m timm_nfaug.train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
@@ -50,16 +50,14 @@ def install(module: ModuleType) -> None:
     own, parser = _names_of(module), module.parser
     parse = parser.parse_args
     add_args(parser)
-    usual = {k: v for k, v in _usual().items() if k != "aug"}
 
     def parse_args(*args, **kwargs) -> argparse.Namespace:
         values = parse(*args, **kwargs)
-        if str(getattr(values, "aa", None)).startswith("nfa"):  # NFA in the workers
+        if str(getattr(values, "aa", None)).lower().startswith("nfa"):  # NFA in the workers
             if values.aug:
                 parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
             values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
-        if not values.aug and (given := [k for k, v in usual.items() if getattr(values, k) != v]):
-            flag = f"--{given[0].replace('_', '-')}"
+        if flag := _useless(values):
             parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
         _hook(module, own, values)
         return values

@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         with interruptible():
             trainer = _make_trainer(args)
             code = 1
+            if args.resume and not trainer.step and trainer.processes.rank == 0:
+                logging.warning("nothing to resume in %s: starts at step 0", trainer.out)
             with contextlib.closing(trainer):
                 _run(trainer, args.time_limit)
     except (ValueError, OSError, FloatingPointError) as e:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from timm_nfaug._utils.checks import is_int
-from timm_nfaug._utils.files import InUseError, locked, write_atomically
+from timm_nfaug._utils.files import InUseError, locked, make_directory, write_atomically
 
 from .config import TrainConfig
 from .distributed import Processes
@@ -41,7 +41,7 @@ def hold(out: Path, processes: Processes, device: torch.device) -> contextlib.Ex
     held, problem = contextlib.ExitStack(), None
     if processes.rank == 0:
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            make_directory(out)
             held.enter_context(locked(out, wait=False))
         except OSError as e:
             problem = e

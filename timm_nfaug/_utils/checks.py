@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .notices import warn
+
+STRONG = 5.0  # strength above which images are hardly to be recognised
+
 
 def check_keys(values: Iterable[str], known: Collection[str], what: str) -> None:
     """Refuses keys outside `known`, naming the closest one.
@@ -70,6 +74,11 @@ def check_strength(strength: float) -> float:
     """
     if not (is_int(strength) or isinstance(strength, float)) or not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be a finite number of at least 0, got {strength!r}")
+    if strength > STRONG:
+        warn(
+            f"strength {strength:g} moves images by {strength:g} standard deviations along each "
+            "mode, which leaves little of them; 0.5 is the default, 1 is strong"
+        )
     return float(strength)
 
 
@@ -117,7 +126,9 @@ def check_labels(
         low, high = torch.stack(y.aminmax()).tolist() if n else (0, 0)  # one copy from a GPU
     if low < 0 or high >= num_classes:
         wanted = f"labels must be in 0..{num_classes - 1} for a flow of {num_classes} classes"
-        hint = "choose a flow of this dataset or fit one to it; for images without a class take "
+        one = low >= 1 and high == num_classes
+        hint = "labels count from 0: subtract 1 from those that count from 1; " * one
+        hint += "choose a flow of this dataset or fit one to it; for images without a class take "
         hint += 'NFAugment with labels="none" or "posterior"'
         raise ValueError(f"{wanted}, got {low}..{high}; {hint}")
     return y.to(device)

@@ -19,6 +19,17 @@ _logger = logging.getLogger(__name__)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system that knows none
 
 
+def make_directory(path: Path) -> None:
+    """Makes a directory and its parents where there is none yet.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     make_directory(Path(folder, "a", "b"))
+    """
+    if path.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file; name a directory")
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any], durable: bool = True) -> None:
     """Calls `write` with a temporary path, then renames: a reader sees the old file or the new one.
 

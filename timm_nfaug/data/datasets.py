@@ -12,10 +12,10 @@ from typing import Any
 
 import PIL.Image
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .._utils.checks import check_probability, check_strength, is_int
-from .._utils.files import remove_leftovers, write_atomically
+from .._utils.files import make_directory, remove_leftovers, write_atomically
 from .._utils.notices import Notices
 from .._utils.random import keyed_generator
 from ..augment import NFAugment
@@ -35,8 +35,11 @@ class _Wrapped(Dataset):
     class_to_idx = property(lambda self: self.base.class_to_idx)
 
     def __init__(self, base: Any, seed: int):
-        if not hasattr(base, "__len__"):
-            raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
+        if isinstance(base, (DataLoader, IterableDataset)) or not hasattr(base, "__len__"):
+            raise TypeError(
+                f"expected a map-style dataset (with len and index), got {type(base).__name__}; "
+                "give the dataset of a loader; for a stream put NFAugment into its transform"
+            )
         transform = getattr(base, "transform", None)
         self.transform = None if transform is as_stored else transform
         self.base, self.seed = without_transform(base), seed
@@ -162,12 +165,15 @@ class NFAugmentedDataset(_Wrapped):
         seed: int = 0,
     ):
         super().__init__(base, seed)
+        if not isinstance(augment, NFAugment):
+            kind = type(augment).__name__
+            raise TypeError(f"expected an NFAugment, got {kind}; NFAugment.from_data makes one")
         if not is_int(copies) or copies < 0:
             raise ValueError(f"copies must be an integer of at least 0, got {copies!r}")
         self.augment, self.copies, self.cache = augment, copies, None
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
-            self.cache.mkdir(parents=True, exist_ok=True)
+            make_directory(self.cache)
         self.notices = augment.notices.share()  # with the workers
         self._damaged, self._swept = Notices(augment.strict).share(), set[Path]()
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from .._utils.files import locked, reserve, write_atomically
+from .._utils.files import locked, make_directory, reserve, write_atomically
 from ..change.tangents import BENDS
 
 Index = dict[str, Any]
@@ -149,7 +149,7 @@ class Store:
         """
         if self._is_done(source):
             return source.check(self._unmoved())
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         if not os.access(self.path, os.W_OK):
             what = f"{self.path} cannot be written to, and holds no complete cache of this dataset"
             raise OSError(errno.EROFS, f"{what}; name another directory")

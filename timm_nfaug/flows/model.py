@@ -164,6 +164,10 @@ class ConditionalFlow(HubMixin):
 
     def bits_per_dim(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bits per dimension of images that `pixels.dequantize` made at the flow's depth."""
+        low, high = (float(v) for v in x.aminmax()) if x.numel() else (0.0, 0.0)
+        if not (low >= -1.01 and high <= 1.01):
+            got = f"{low:.3g} to {high:.3g}"
+            raise ValueError(f"expected floats in [-1, 1], got {got}: pixels.levels_to_model")
         return pixels.bits_per_dim(self.log_prob(x, y), self.dim, self.config.bits)
 
     def class_logits(self, x: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ def _usual() -> dict[str, Any]:
 
 def _complete(args: Any) -> Any:
     """A copy of parsed flags with the flags of NFA that they lack, all but --aug."""
+    if hasattr(args, "__iter__"):
+        raise NFAError(
+            f"expected wrap_loader(loader, args), args as of parser.parse_args(), got a "
+            f"{type(args).__name__}; of a dict argparse.Namespace(**flags) makes them"
+        )
     if not hasattr(args, "aug"):
         raise NFAError(
             f"the {type(args).__name__} of flags has no `aug`, so that NFA is neither on nor off: "
@@ -77,6 +82,13 @@ def _complete(args: Any) -> Any:
     for name, value in _usual().items():
         setattr(args, name, getattr(args, name, value))
     return args
+
+
+def _useless(args: Any) -> str | None:
+    """A flag of NFA that is given without --aug, and would do nothing."""
+    usual = {} if args.aug else _usual()
+    given = (k for k, v in usual.items() if k != "aug" and getattr(args, k) != v)
+    return next((f"--{k.replace('_', '-')}" for k in given), None)
 
 
 def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,9 @@ from torchvision.datasets import VisionDataset
 from .._utils.notices import NFAError
 from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
+from ..fit import check_loader
 from . import fit
-from .flags import LINEAR, _augment_from_args, _complete, _needs_fit
+from .flags import LINEAR, _augment_from_args, _complete, _needs_fit, _useless
 from .loader import NFALoader, _find_mixup, _say_on
 
 
@@ -43,10 +45,18 @@ def wrap_loader(
     []
     """
     augment = _augment_from_args(args := _complete(args))
+    if flag := _useless(args):
+        raise NFAError(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
     if augment is None or augment.idle:
         return loader
     dataset, mixup = getattr(loader, "dataset", None), None
     _check(args, loader, dataset)
+    if isinstance(fit_dataset, (str, os.PathLike)):
+        raise NFAError(
+            f"fit_dataset takes a dataset, got the path {fit_dataset}: ImageFolder(path)"
+        )
+    if erasing is not None and not callable(erasing):
+        raise NFAError(f"erasing takes timm's RandomErasing(...), got {erasing!r}")
     if isinstance(loader, PrefetchLoader):
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
@@ -63,6 +73,9 @@ def wrap_loader(
 
 
 def _check(args: Any, loader: Any, dataset: Any) -> None:
+    if isinstance(loader, NFALoader):
+        raise NFAError("this loader has NFA already, and would move images twice; wrap it once")
+    check_loader(loader)
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
