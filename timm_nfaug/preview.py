@@ -128,7 +128,7 @@ def preview_augmentation(
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
     rows = [[image] for image, _ in images]
-    for i, ((image, own), label) in enumerate(zip(images, labels.tolist(), strict=True)):
+    for i, (image, own) in enumerate(images):
         names[i] = names[i] if own is not None else f"({names[i]})"
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
