@@ -50,13 +50,8 @@ def wrap_loader(
     if augment is None or augment.idle:
         return loader
     dataset, mixup = getattr(loader, "dataset", None), None
-    _check(args, loader, dataset)
-    if isinstance(fit_dataset, (str, os.PathLike)):
-        raise NFAError(
-            f"fit_dataset takes a dataset, got the path {fit_dataset}: ImageFolder(path)"
-        )
-    if erasing is not None and not callable(erasing):
-        raise NFAError(f"erasing takes timm's RandomErasing(...), got {erasing!r}")
+    _check_settings(args, fit_dataset, erasing)
+    _check(loader, dataset)
     if isinstance(loader, PrefetchLoader):
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
@@ -72,15 +67,23 @@ def wrap_loader(
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), mixup, erasing, splits)
 
 
-def _check(args: Any, loader: Any, dataset: Any) -> None:
-    if isinstance(loader, NFALoader):
-        raise NFAError("this loader has NFA already, and would move images twice; wrap it once")
-    check_loader(loader)
+def _check_settings(args: Any, fit_dataset: Any, erasing: Any) -> None:
     if args.nfa_place == "dataset":
         instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
         raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
     if args.nfa_cache:
         raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
+    if isinstance(fit_dataset, (str, os.PathLike)):
+        path = f"the path {fit_dataset}: ImageFolder(path)"
+        raise NFAError(f"fit_dataset takes a dataset, got {path}")
+    if erasing is not None and not callable(erasing):
+        raise NFAError(f"erasing takes timm's RandomErasing(...), got {erasing!r}")
+
+
+def _check(loader: Any, dataset: Any) -> None:
+    if isinstance(loader, NFALoader):
+        raise NFAError("this loader has NFA already, and would move images twice; wrap it once")
+    check_loader(loader)
     names = ("transform", "normalize")  # as timm's
     own = [getattr(data, name, None) for data in _inside(dataset) for name in names]
     own += dataset.transforms if fit._is_scheduled(dataset) else ()
