@@ -44,13 +44,15 @@ for pattern in ("train_flow/configs/*.yaml", "timm_nfaug/py.typed"):
 
 names = nfa.list_flows(pretrained=True)
 assert names, "no bundled flow"
-pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 for name in names:
     flow = nfa.create_flow(name, pretrained=True)
     assert all(p.isfinite().all() for p in flow.parameters()), name
     aug = nfa.NFAugment.from_pretrained(name, p=1.0)
-    for image in (Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)):
-        out = aug(image)
+    pixels = noise[:, :, : flow.config.input_size[0]]
+    pil, tensor = Image.fromarray(pixels.squeeze()), torch.from_numpy(pixels).permute(2, 0, 1)
+    for image in (pil, tensor):
+        out, _ = aug(image, 0)
         assert type(out) is type(image), (name, type(out))
         assert np.asarray(out).shape == np.asarray(image).shape, name
         assert (np.asarray(out) != np.asarray(image)).any(), f"{name} left the image as it was"
