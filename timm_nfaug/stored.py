@@ -36,6 +36,7 @@ MAX_HEADER = 2**26  # bytes; it holds the config, too
 SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}  # bytes of the numbers that a flow is made of
 # larger numbers have squares and products that leave float32
 BOUNDS = {"log_prior": (-math.inf, 1e9), "prior.mode_std": (0.0, 1e9)}
+TIMED = ("training", "training_seconds")  # keys of `info`
 AGAIN = "download or save the flow again"
 STALE = (
     "{config} does not belong to the weights beside it, as after a save that was cut short; the "
@@ -67,13 +68,18 @@ def write_flow(flow: "ConditionalFlow", directory: Path, half: bool = False) -> 
     for key, tensor in tensors.items():
         _check_numbers(key, tensor)
     numbers = _digest(io.BytesIO(save(tensors)), header=False)
-    # without the notes for the card, such as the training's seconds: equal flows, equal files
-    inside = {"config": json.dumps(values | {"info": {}, WEIGHTS_KEY: numbers})}
+    inside = {"config": json.dumps(_untimed(flow.config).to_dict() | {WEIGHTS_KEY: numbers})}
     data = save(tensors, inside)  # one key: of several the order would be random
     values[WEIGHTS_KEY] = hashlib.sha256(data).hexdigest()
     write_atomically(directory / WEIGHTS_NAME, lambda path: path.write_bytes(data))
     text = json.dumps(values, indent=2) + "\n"
     write_atomically(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _untimed(config: FlowConfig) -> FlowConfig:
+    """The config without what tells how long the training took: equal flows give equal files."""
+    info = {k: v for k, v in config.info.items() if k not in TIMED}
+    return dataclasses.replace(config, info=info)
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
@@ -101,7 +107,7 @@ def read_flow(directory: Path, make: Make) -> "ConditionalFlow":
         shapes, inside = _read_header(f)
         tied = digest == _digest(f)
         own = None if tied else _config_inside(inside, f)
-        if own is not None and (digest or own != dataclasses.replace(config, info={})):
+        if own is not None and (digest or own != _untimed(config)):
             warn(STALE.format(config=config_path, weights=path, directory=repr(str(directory))))
             config, config_path, tied = own, path, True
         with _named(config_path, f"correct it, or {AGAIN}"), torch.device("meta"):

@@ -96,4 +96,7 @@ def _make_trainer(args: argparse.Namespace) -> Trainer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for number in (signal.SIGTERM, signal.SIGINT):  # all is saved: nothing is left to interrupt
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
