@@ -115,7 +115,8 @@ def test_settings_that_change_no_step_may_change(image_folder, tmp_path):
         "checkpoint_seconds": 1,
     }
     run_cli({**settings, **other}, image_folder, out, "--resume")
-    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    parts, whole = (load_file(folder / WEIGHTS) for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(parts[k], whole[k]) for k in parts.keys() | whole.keys())
     assert "toys" in (out / "flow" / "README.md").read_text()
 
 
