@@ -281,6 +281,22 @@ def test_an_array_of_hostile_size_is_made_again_and_never_believed(augment, base
     assert len(cache) == 60
 
 
+def test_an_array_with_any_bit_of_its_header_flipped_is_refused_or_read(augment, base, tmp_path):
+    """Whatever numpy's reader makes of it: a bracket that is not closed is a TokenError there."""
+    NFACache.build(augment, base, tmp_path)
+    whole, refused = (tmp_path / "crc.npy").read_bytes(), 0
+    for position in range(8 * 128):
+        data = bytearray(whole)
+        data[position // 8] ^= 1 << position % 8
+        (tmp_path / "crc.npy").write_bytes(data)
+        try:
+            NFACache(tmp_path, verify=False)
+        except ValueError as e:
+            assert "crc.npy is missing or damaged" in str(e)
+            refused += 1
+    assert refused > 300
+
+
 # -- a cache of nothing ------------------------------------------------------------------------------
 
 

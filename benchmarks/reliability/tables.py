@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.core.common import RESULTS
 from benchmarks.core.pages import result, source
 from benchmarks.reliability import rows
 
 
 def reliability() -> str:
-    if not (RESULTS / "reliability.json").exists():
-        return "Not on record yet."
     return f"{rows.table(result('reliability')['results']['rows'])}\n\n{source('reliability')}"
 
 

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ Shards = list[tuple[str, range]]  # the name of each in the index, and its rows
 
 KIND, FORMAT = "tangents", 3
 DTYPES: dict[str, np.dtype] = {"crc": np.dtype(np.uint32), "tangents": np.dtype(np.uint8)}
+# what numpy raises for the header of a damaged file
+DAMAGED = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, TokenError)
 SHARD = 1024  # images between two notes of what is done
 
 _logger = logging.getLogger(__name__)
@@ -232,7 +235,7 @@ class Store:
         arrays: Arrays = {}
         for part, file in reversed(self.parts.items()):  # the large one first, if there is no room
             shape, dtype = (self.index["count"], *self.index["shapes"][part]), DTYPES[part]
-            with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
+            with contextlib.suppress(FileNotFoundError, *DAMAGED):
                 arrays[part] = np.lib.format.open_memmap(file, "r")
             fits = part in arrays and (arrays[part].shape, arrays[part].dtype) == (shape, dtype)
             if mode == "r+":
