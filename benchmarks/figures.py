@@ -34,8 +34,8 @@ from benchmarks.gallery import CLASSES, Classifier, LabelledImage
 from timm_nfaug import ConditionalFlow, pixels
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.augment import DEFAULT_FLOW
-from timm_nfaug.pixels import read_image
 from timm_nfaug.preview import find_images
+from timm_nfaug.reading import read_image
 from train_flow.config import load_config
 from train_flow.data import Images, load_data
 from train_flow.trainer import Trainer

@@ -21,7 +21,7 @@ from benchmarks.figures import FIGURES, main
 from benchmarks.gallery import CELL
 from timm_nfaug import pixels
 from timm_nfaug.flows.label_band import nearest_label
-from timm_nfaug.pixels import read_image
+from timm_nfaug.reading import read_image
 from train_flow.data import Images, load_folder
 
 GAP, TOP = 4, 26  # of draw_grid

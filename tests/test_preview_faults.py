@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from timm_nfaug import NFAWarning
-from timm_nfaug.pixels import read_image
 from timm_nfaug.preview import LARGEST, _shown, main
+from timm_nfaug.reading import read_image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".bmp": "BMP", ".webp": "WEBP", ".ppm": "PPM", ".tif": "TIFF"}  # fmt: skip
 

@@ -18,7 +18,7 @@ from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .inputs import check_image, check_range, count_images, find_inputs
 from .labels import GUESSED, LABELS, check_pooled
-from .moves import Move, create_move
+from .moves import Move, create_move, usual_modes
 from .spec import parse_config
 from .unchanged import say_fitted, say_unchanged
 
@@ -142,7 +142,7 @@ class NFAugment(v2.Transform):
                 "eigen-images of your data"
             )
         flow = ConditionalFlow.from_pretrained(name, revision, token, cache_dir, local_files_only)
-        kwargs.setdefault("modes", min(32, flow.prior.num_modes) or 32)
+        kwargs.setdefault("modes", usual_modes(flow))
         return cls(flow, **kwargs)
 
     @classmethod
@@ -345,6 +345,6 @@ def nf_augment_transform(
     """
     values = parse_config(config)
     if isinstance(flow, ConditionalFlow):
-        values.setdefault("modes", min(32, flow.prior.num_modes) or 32)
+        values.setdefault("modes", usual_modes(flow))
         return NFAugment(flow, mean=mean, std=std, seed=seed, strict=strict, **values)
     return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, strict=strict, **values)

@@ -5,39 +5,11 @@ centre, and in training uniform noise inside it (Theis et al., 2016: dequantisat
 """
 
 import math
-import os
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-
-from ._utils.notices import warn
-
-
-def read_image(path: str | os.PathLike, channels: int) -> PIL.Image.Image:
-    """Reads an image file of 8 bits a channel, in grey (1 channel) or colour (3).
-
-    >>> read_image(__file__, channels=3)
-    Traceback (most recent call last):
-    ValueError: cannot read ...
-
-    Raises:
-        ValueError: the file is damaged or missing, holds more bits, or unpacks to a size that
-            Pillow takes for an attack (twice `PIL.Image.MAX_IMAGE_PIXELS`); the file is named.
-    """
-    try:
-        with PIL.Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip it at level 255
-                what = f"mode {image.mode} has more than 8 bits a channel"
-                raise ValueError(f"{what}; convert it to 8 bits first")
-            if image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
-                warn(
-                    f"{path} has {image.width} x {image.height} pixels; a smaller copy loads faster"
-                )
-            return image.convert("L" if channels == 1 else "RGB")
-    except Exception as e:  # decoders of damaged files raise anything
-        raise ValueError(f"cannot read {path}: {str(e) or type(e).__name__}") from e
 
 
 def levels_to_model(levels: Tensor) -> Tensor:

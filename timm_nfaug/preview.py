@@ -23,8 +23,8 @@ from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .integration.fit import _evenly, _fit_to_dataset
-from .moves import list_moves
-from .reading import message_of
+from .moves import list_moves, usual_modes
+from .reading import message_of, read_image
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
@@ -84,11 +84,11 @@ def find_images(
 
 
 class _Folder(ImageDataset):
-    """timm's dataset of a folder, whose images are read by `pixels.read_image`: none is skipped."""
+    """timm's dataset of a folder, whose images are read by `read_image`: none is skipped."""
 
     def __getitem__(self, index: int) -> Any:
         path, label = self.reader.samples[index]
-        image = pixels.read_image(path, 3)
+        image = read_image(path, 3)
         return (image if self.transform is None else self.transform(image)), label
 
 
@@ -123,7 +123,7 @@ def preview_augmentation(
     >>> preview_augmentation(flow, [(Image.new("RGB", (32, 32)), 0)], [0.5, 1.0]).height
     126
     """
-    modes = min(32, flow.prior.num_modes) or 32 if modes is None else modes
+    modes = usual_modes(flow) if modes is None else modes
     augment = NFAugment(flow, modes=modes, p=1.0, kind=kind)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
@@ -203,7 +203,7 @@ def _fitted(args: argparse.Namespace) -> ConditionalFlow:
 
 
 def _shown(path: Path, channels: int) -> Image.Image:
-    image = pixels.read_image(path, channels)
+    image = read_image(path, channels)
     image.thumbnail((LARGEST, LARGEST))  # leaves a smaller one as it is
     return image
 

@@ -1,6 +1,11 @@
-"""Reads datasets in worker processes, so that this one opens no file; names what cannot be read."""
+"""Reads image files, and datasets in worker processes, so that this one opens no file of theirs.
+
+What cannot be read is named.
+"""
 
 import contextlib
+import math
+import os
 import pickle
 import re
 import traceback
@@ -11,12 +16,37 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from ._utils.notices import NFAError
+from ._utils.notices import NFAError, warn
 
 HANDED_ON = (
     "collate_fn", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor",
 )  # fmt: skip
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what image files raise
+
+
+def read_image(path: str | os.PathLike, channels: int) -> Image.Image:
+    """Reads an image file of 8 bits a channel, in grey (1 channel) or colour (3).
+
+    >>> read_image(__file__, channels=3)
+    Traceback (most recent call last):
+    ValueError: cannot read ...
+
+    Raises:
+        ValueError: the file is damaged or missing, holds more bits, or unpacks to a size that
+            Pillow takes for an attack (twice `PIL.Image.MAX_IMAGE_PIXELS`); the file is named.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip it at level 255
+                what = f"mode {image.mode} has more than 8 bits a channel"
+                raise ValueError(f"{what}; convert it to 8 bits first")
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                warn(
+                    f"{path} has {image.width} x {image.height} pixels; a smaller copy loads faster"
+                )
+            return image.convert("L" if channels == 1 else "RGB")
+    except Exception as e:  # decoders of damaged files raise anything
+        raise ValueError(f"cannot read {path}: {str(e) or type(e).__name__}") from e
 
 
 class WorkerLoader(DataLoader):

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from timm_nfaug.pixels import dequantize, read_image
+from timm_nfaug.pixels import dequantize
+from timm_nfaug.reading import read_image
 
 from .config import TrainConfig
 from .distributed import Processes

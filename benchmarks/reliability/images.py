@@ -16,7 +16,7 @@ from torch import Tensor
 import timm_nfaug as nfa
 from benchmarks.reliability import inputs
 from benchmarks.reliability.rows import Row
-from timm_nfaug.pixels import read_image
+from timm_nfaug.reading import read_image
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "LA", "PA")
 SIZES = ((1, 1), (1, 7), (7, 1), (3, 2), (31, 33), (32, 32), (64, 48), (224, 160), (5000, 3), (3, 5000))  # fmt: skip

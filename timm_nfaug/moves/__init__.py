@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..flows.model import ConditionalFlow as Flow
-from .base import CUT, Move, create_move, draw_noise, list_moves, register
+from .base import CUT, Move, create_move, draw_noise, list_moves, register, usual_modes
 from .pca import PCA
 
 from .axes import Axes  # isort: skip
@@ -13,7 +13,7 @@ from .rotation import Rotation  # isort: skip
 
 __all__ = [
     "CUT", "Axes", "Isotropic", "Move", "PCA", "Rotation",
-    "create_move", "draw_noise", "list_moves", "perturb", "register",
+    "create_move", "draw_noise", "list_moves", "perturb", "register", "usual_modes",
 ]  # fmt: skip
 
 

@@ -97,6 +97,16 @@ def create_move(name: str, modes: int = 32, strength: float = 1.0) -> Move:
     return _MOVES[name](modes, strength)
 
 
+def usual_modes(flow: Flow) -> int:
+    """How many modes images are moved along by default: 32, or all that a flow stores if fewer.
+
+    >>> import timm_nfaug as nfa
+    >>> usual_modes(nfa.create_flow("linear", prior={"num_modes": 8}))
+    8
+    """
+    return min(32, flow.prior.num_modes) or 32  # a flow without modes is moved without them
+
+
 def draw_noise(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
     """Draws standard normal numbers cut at +-3: (count, size), float32, on the generator's device.
 
