@@ -7,6 +7,7 @@ import torch
 
 INACTIVE = ("not finite", "no modes")  # causes for which images come back as they went in
 CAUSES = (*INACTIVE, "few modes", "guessed label", "other")
+FEW = 0.01  # share of images that may come back as they went in without a word
 
 
 class NFAWarning(UserWarning):

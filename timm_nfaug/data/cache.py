@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from .. import lift, pixels
 from .._utils.checks import check_probability, check_strength, is_int
-from .._utils.notices import NFAError, Notices
+from .._utils.notices import FEW, NFAError, Notices
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
 from ..change.tangents import TangentChange, packed, tangents
@@ -32,8 +32,6 @@ from .samples import label_of, parts
 from .transforms import without_transform
 
 StrPath = str | os.PathLike[str]
-
-FEW = 0.01  # share of images without a change that needs no word
 
 
 class NFACache:

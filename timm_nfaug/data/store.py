@@ -150,20 +150,21 @@ class Store:
         which is compared if anybody wrote to the files since the last build. Raises ValueError for
         a cache of another key.
         """
-        if self._is_done(source):
+        key = source.key()  # with a checksum of all weights
+        if self._is_done(key, source):
             return source.check(self._unmoved())
         make_directory(self.path)
         if not os.access(self.path, os.W_OK):
             what = f"{self.path} cannot be written to, and holds no complete cache of this dataset"
             raise OSError(errno.EROFS, f"{what}; name another directory")
         with locked(self.path):
-            self._write(source)
+            self._write(key, source)
 
-    def _is_done(self, source: Source) -> bool:
+    def _is_done(self, key: Index, source: Source) -> bool:
         """Tells whether there is nothing to write; looks without a lock."""
         if not self.file.exists():
             return False
-        self._read_own(source.key())
+        self._read_own(key)
         trusted = self._is_trusted()
         if not self.index["complete"] or (not trusted and os.access(self.path, os.W_OK)):
             return False
@@ -181,8 +182,8 @@ class Store:
             what = f"{self.path} holds a cache that differs in {other}"
             raise ValueError(f"{what}; name another directory or delete it")
 
-    def _write(self, source: Source) -> None:
-        self._read_own(source.key())
+    def _write(self, key: Index, source: Source) -> None:
+        self._read_own(key)
         self._say_size()
         trusted, arrays = self._is_trusted(), self._map("r+")  # which may touch the files
         stale, notes = self._stale(arrays, trusted, source), self.index["shards"]

@@ -12,7 +12,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from .._utils.notices import INACTIVE, NFAError, Notices, warn
+from .._utils.notices import FEW, INACTIVE, NFAError, Notices, warn
 from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
@@ -21,7 +21,6 @@ from .fit import _check_channels, _on_device
 from .workers import _WorkerDataset
 
 _logger = logging.getLogger(__name__)
-FEW = 0.01  # of the images of an epoch that NFA may leave alone without a warning at its end
 REMEDY = (
     "give each class more images or take the modes of all together by -lnone (no modes), take "
     "another flow (not finite); --nfa-strict makes it an error"
