@@ -1,4 +1,4 @@
-"""What the generated pages share: reading a record, the line that says where a table comes from, and filling a page.
+"""What the generated pages share: reading a record, naming the source of a table, filling a page.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 """
@@ -16,11 +16,13 @@ from benchmarks.core.schema import validate_file
 SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 # module names at the time of the records, all under benchmarks, and where those modules are now
 MOVED = {
-    "cifar_resnet18": "cifar.resnet18", "flow_batches": "speed.flow_batches", "flow_memory": "speed.flow_memory",
-    "flow_objectives": "analysis.flow_objectives", "flow_pareto": "analysis.flow_pareto",
-    "flow_report": "analysis.flow_report", "flow_speed": "speed.flow_speed", "generation": "generation.run",
-    "imagenet_real": "imagenet.real", "label_drift": "analysis.label_drift", "linearity": "analysis.linearity",
-    "proposition": "analysis.proposition", "shrinkage": "analysis.shrinkage", "tangents": "analysis.tangents",
+    "cifar_resnet18": "cifar.resnet18", "flow_batches": "speed.flow_batches",
+    "flow_memory": "speed.flow_memory", "flow_objectives": "analysis.flow_objectives",
+    "flow_pareto": "analysis.flow_pareto", "flow_report": "analysis.flow_report",
+    "flow_speed": "speed.flow_speed", "generation": "generation.run",
+    "imagenet_real": "imagenet.real", "label_drift": "analysis.label_drift",
+    "linearity": "analysis.linearity", "proposition": "analysis.proposition",
+    "shrinkage": "analysis.shrinkage", "tangents": "analysis.tangents",
     "throughput": "speed.throughput", "timm_matrix": "timm.flags", "timm_train": "timm.speed",
 }  # fmt: skip
 

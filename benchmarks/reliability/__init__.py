@@ -1,1 +1,1 @@
-"""What NFA does when files are hostile, disks are full and processes are killed: ``python -m benchmarks.reliability``."""
+"""What NFA does when files are hostile, disks are full and processes are killed."""

@@ -52,7 +52,7 @@ def _training(folder: Path) -> tuple[Path, bytes]:
     """A training stopped after a step, and the weights at its end."""
     _train(folder / "whole")
     _train(folder / "stopped", *HALF)
-    return folder / "stopped", kills.numbers(folder / "whole" / kills.WEIGHTS)
+    return folder / "stopped", (folder / "whole" / kills.WEIGHTS).read_bytes()
 
 
 def _train(out: Path, *more: str) -> tuple[int, str]:
@@ -82,7 +82,7 @@ def try_checkpoint(index: int, seed: int, folder: Path) -> Tried:
         last = said.splitlines()[-1]
         named = code == 2 and last.startswith("error: ") and "checkpoint" in last
         return kind, "refused" if named else "raw", "" if named else f"exit {code}: {last}"
-    same = kills.numbers(out / kills.WEIGHTS) == wanted
+    same = (out / kills.WEIGHTS).read_bytes() == wanted
     return kind, "survived" if same else "broken", "" if same else "other weights, without a word"
 
 

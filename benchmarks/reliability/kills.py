@@ -154,17 +154,11 @@ def _difference(ended: Ended, out: Path, whole: Path) -> str:
     """How a training that ran to its end differs from the undisturbed one; "" for not at all."""
     if ended.code != 0:
         return f"it cannot be resumed, exit {ended.code}: {ended.last_line}"
-    if numbers(out / WEIGHTS) != numbers(whole / WEIGHTS):
+    if (out / WEIGHTS).read_bytes() != (whole / WEIGHTS).read_bytes():
         return "other weights than without kills"
     if (steps := _log(out)) != list(range(1, STEPS + 1)):
         return f"the log has {len(steps)} steps, not {STEPS}"
     return f"left behind: {left}" if (left := leftovers(out)) else ""
-
-
-def numbers(path: Path) -> bytes:
-    """The bytes of the tensors of a flow; the header may tell how long the training took."""
-    data = path.read_bytes()
-    return data[8 + int.from_bytes(data[:8], "little") :]
 
 
 def leftovers(folder: Path) -> str:
