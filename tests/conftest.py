@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.datasets import ImageFolder
 
 import timm_nfaug as nfa
 from timm_nfaug import pixels, train
+from timm_nfaug.data import store
 from timm_nfaug.integration import pillow
 
 torch.set_num_threads(1)
 
 CLASSES = ("a", "b", "c")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def make_images(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,6 +87,24 @@ def small_flow(_small_flow):
 @pytest.fixture(scope="session")
 def flow_dir(_small_flow, tmp_path_factory):
     return _small_flow.save_pretrained(tmp_path_factory.mktemp("flow"))
+
+
+@pytest.fixture
+def augment(small_flow):
+    """Moves every image along 4 modes."""
+    return nfa.NFAugment(small_flow, modes=4, p=1.0)
+
+
+@pytest.fixture
+def base(image_folder):
+    """The 60 images of `image_folder`, a dataset for a cache."""
+    return ImageFolder(str(image_folder / "train"))
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Lets a cache note what is done after every 16 images."""
+    monkeypatch.setattr(store, "SHARD", 16)
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from timm_nfaug.data.cache import digest
 from timm_nfaug.moves import create_move, draw_noise
 from train_flow.data import load_data
 
-MODES = 4
+MODES = 4  # of the fixture `augment`
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 class Brightness(Change):
@@ -39,21 +40,6 @@ class Brightness(Change):
 
     def change(self, images, y, noise):
         return (0.1 * noise).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
-
-
-@pytest.fixture
-def augment(small_flow):
-    return nfa.NFAugment(small_flow, modes=MODES, p=1.0)
-
-
-@pytest.fixture
-def base(image_folder):
-    return ImageFolder(str(image_folder / "train"))
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD", 16)
 
 
 def test_tangents_are_the_derivatives_of_the_inverse(small_flow, toy_images):

@@ -32,24 +32,10 @@ from timm_nfaug._utils.files import locked
 from timm_nfaug.change import Change
 from timm_nfaug.data import NFACache, store
 
-MODES = 4
+MODES = 4  # of the fixture `augment`
+pytestmark = pytest.mark.usefixtures("small_shards")
 ROOT = Path(__file__).parent.parent
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def augment(small_flow):
-    return nfa.NFAugment(small_flow, modes=MODES, p=1.0)
-
-
-@pytest.fixture
-def base(image_folder):
-    return ImageFolder(str(image_folder / "train"))
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD", 16)
 
 
 # -- kills -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import TORCHRUN
 from packaging.version import Version
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
@@ -93,16 +94,12 @@ def two_processes(glem, tmp_path_factory):
     It goes on beside the tests before the one that waits.
     """
     out = tmp_path_factory.mktemp("two")
-    launch = [
-        sys.executable,
+    command = [
+        *TORCHRUN,
         "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
+        "benchmarks.imagenet.real",
+        *glem(out, "--batch-size", "4", "--accum", "2"),
     ]
-    command = [*launch, "benchmarks.imagenet.real", *glem(out, "--batch-size", "4", "--accum", "2")]
     both = f"{shlex.join([*command, '--time-limit', '0'])} && exec {shlex.join([*command, '--resume'])}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(both, shell=True, cwd=ROOT, start_new_session=True, **pipes) as process:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+from conftest import TORCHRUN
 from PIL import Image
 from timm.data import IterableImageDataset, create_dataset
 
@@ -315,7 +316,7 @@ def test_two_processes_draw_differently_and_reproducibly(tmp_path):
     found = []
     for name in ("first", "again"):
         done = launch(
-            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "timm_nfaug.train", SCRIPT,
+            *TORCHRUN[1:], "-m", "timm_nfaug.train", SCRIPT,
             "--data-dir", tmp_path / "data", "--output", tmp_path / name, "--aug-repeats", 2, "--aug", "nfa-s0.2-k2-p1",
             OMP_NUM_THREADS="1",
         )  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TORCHRUN
 
 from timm_nfaug import NFAWarning
 from timm_nfaug._utils.files import InUseError, write_atomically
@@ -215,18 +216,10 @@ def test_all_processes_stop_where_one_is_signalled(tmp_path):
         "try:\n    cli.main(sys.argv[1:])\n"
         f"except SystemExit as e:\n    open(r'{pids}/code' + os.environ['RANK'], 'w').write(str(e.code)); raise\n"
     )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
     own = command(out, steps=100_000)[3:]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [*launch, str(worker), *own],
+        [*TORCHRUN, str(worker), *own],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -235,7 +228,7 @@ def test_all_processes_stop_where_one_is_signalled(tmp_path):
         wait_for(process, logged(out, 2))
         second = int((pids / "1").read_text())
         refused = subprocess.run(
-            [*launch, str(worker), *own, "--resume"],
+            [*TORCHRUN, str(worker), *own, "--resume"],
             env=env,
             capture_output=True,
             text=True,

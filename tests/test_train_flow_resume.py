@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import TORCHRUN
 from safetensors.torch import load_file
 from test_train_flow import TOY, read_log, run_cli
 
@@ -160,15 +160,6 @@ def test_two_processes(image_folder, tmp_path):
     config, worker, out = tmp_path / "config.yaml", tmp_path / "worker.py", tmp_path / "out"
     config.write_text(yaml.safe_dump(settings))
     worker.write_text(WORKER)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(worker),
-    ]
     arguments = [
         tmp_path,
         "--config",
@@ -182,7 +173,11 @@ def test_two_processes(image_folder, tmp_path):
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*launch, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=240
+        [*TORCHRUN, str(worker), *map(str, arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout[: done.stdout.rindex("}") + 1])["images"] == 24
