@@ -151,28 +151,22 @@ def train_once(
     return {"accuracy": 100 * (correct / len(task.val)), "seconds": seconds}
 
 
-def fitted_linear(train: Images, strength: float = 0.5, p: float = 0.5) -> NFAugment:
-    """Finds the eigen-images of these classes, without any training."""
-    images, classes = [(train.levels, train.labels)], len(train.class_names)
-    augment = NFAugment.from_data(
-        images, classes, tuple(train.levels.shape[1:]), strength=strength, p=p
-    )
-    augment.flow.config.class_names = train.class_names
-    return augment
-
-
 def arms(task: Task, strength: float, p: float) -> dict[str, tuple[str | None, NFAugment | None]]:
     """Returns title to timm's policy and NFA of each arm; the last has the bundled flow."""
-    deep = NFAugment.from_pretrained(task.flow, strength=strength, p=p)
+    deep = NFAugment.from_pretrained(task.flow, strength=strength, p=p, labels="given")
     if deep.flow.config.class_names != task.train.class_names:
         raise SystemExit(
             f"the bundled flow knows {deep.flow.config.class_names}, the images are of {task.train.class_names}"
         )
+    images = [(task.train.levels, task.train.labels)]
+    linear = NFAugment.from_data(
+        images, input_size=tuple(task.train.levels.shape[1:]), strength=strength, p=p
+    )
     own = f"(s{strength:g}-p{p:g})"
     return {
         "no augmentation": (None, None),
         f"timm RandAugment ({RANDAUGMENT})": (RANDAUGMENT, None),
-        f"NFA linear, fitted here {own}": (None, fitted_linear(task.train, strength, p)),
+        f"NFA linear, fitted here {own}": (None, linear),
         f"NFA {task.flow} {own}": (None, deep),
     }
 

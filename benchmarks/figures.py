@@ -33,13 +33,13 @@ from benchmarks.demo import first_of_each_class
 from benchmarks.gallery import CLASSES, Classifier, LabelledImage
 from timm_nfaug import ConditionalFlow, pixels
 from timm_nfaug._utils.files import write_atomically
-from timm_nfaug.augment import DEFAULT_FLOW
 from timm_nfaug.preview import find_images
 from timm_nfaug.reading import read_image
 from train_flow.config import load_config
 from train_flow.data import Images, load_data
 from train_flow.trainer import Trainer
 
+FLOW = "conv_p4_small.cifar10_jpeg"
 LIMIT = 150_000  # bytes of a picture
 # title: (name of the run, its settings). One network, the same images in the same order; only the Gaussians differ. The KLD
 # is the strong one, because a gentle one leaves no trace that an eye could find.
@@ -182,7 +182,7 @@ def option(
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--flow": option(DEFAULT_FLOW, "bundled, directory, Hub id", metavar="NAME"),
+    "--flow": option(FLOW, "bundled, directory, Hub id", metavar="NAME"),
     "--control": option("linear.cifar10_jpeg", "the flow beside it", metavar="NAME"),
     "--data-dir": {
         "required": True,

@@ -47,7 +47,7 @@ def augment(
         raise ValueError(f"--flow and --control know other classes: {own}, {other}")
     blocks = [[[image] for image, _ in images]]
     for f in (flow, control):
-        augmented = NFAugment(f, strength, min(32, f.prior.num_modes), p=1.0)
+        augmented = NFAugment(f, strength, min(32, f.prior.num_modes), p=1.0, labels="given")
         rows = []
         for i, (image, label) in enumerate(images):
             generators = [torch.Generator().manual_seed(seed + 1000 * i + j) for j in range(3)]

@@ -18,7 +18,7 @@ def build(folder: Path | str, images: int = 512, workers: int = 1, shard: int = 
     torch.set_num_threads(1)
     levels = torch.randint(0, 256, (images, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     base = [(image, i % 10) for i, image in enumerate(levels.to(torch.uint8))]
-    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", modes=4)
+    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", modes=4, labels="given")
     return nfa.NFACache.build(augment, base, folder, workers=workers)
 
 

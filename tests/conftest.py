@@ -92,7 +92,7 @@ def flow_dir(_small_flow, tmp_path_factory):
 @pytest.fixture
 def augment(small_flow):
     """Moves every image along 4 modes."""
-    return nfa.NFAugment(small_flow, modes=4, p=1.0)
+    return nfa.NFAugment(small_flow, modes=4, p=1.0, labels="given")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from timm_nfaug.spec import parse_config
 
 @pytest.fixture
 def augment(small_flow):
-    return nfa.NFAugment(small_flow, strength=0.5, modes=4, p=1.0, seed=3)
+    return nfa.NFAugment(small_flow, strength=0.5, modes=4, p=1.0, seed=3, labels="given")
 
 
 def pil(levels):
@@ -110,8 +110,8 @@ def test_normalised_floats(small_flow, toy_images):
         torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1),
     )
     unit = levels[:4].float() / 255
-    plain = nfa.NFAugment(small_flow, modes=4, p=1.0)
-    normal = nfa.NFAugment(small_flow, modes=4, p=1.0, mean=mean, std=std)
+    plain = nfa.NFAugment(small_flow, modes=4, p=1.0, labels="given")
+    normal = nfa.NFAugment(small_flow, modes=4, p=1.0, mean=mean, std=std, labels="given")
     a = plain(unit, y[:4], generator=torch.Generator().manual_seed(1))[0]
     b = normal((unit - mean) / std, y[:4], generator=torch.Generator().manual_seed(1))[0]
     torch.testing.assert_close(
@@ -123,7 +123,7 @@ def test_normalised_floats(small_flow, toy_images):
         ("mean", {"mean": (0.4, 0.5), "std": std}),
         ("std", {"mean": 0.5, "std": (0.2, 0.3)}),
     ):
-        wrong = nfa.NFAugment(small_flow, modes=4, p=1.0, **values)
+        wrong = nfa.NFAugment(small_flow, modes=4, p=1.0, **{"labels": "given"} | values)
         with pytest.raises(
             ValueError,
             match=rf"{name} must be one number or one for each of the 3 channels, got \[0\.",
@@ -134,7 +134,7 @@ def test_normalised_floats(small_flow, toy_images):
 def test_strength_0_and_p_0_return_the_input_and_draw_nothing(small_flow, toy_images):
     levels, y = toy_images
     for kwargs in ({"strength": 0}, {"p": 0}):
-        augment = nfa.NFAugment(small_flow, modes=4, **kwargs)
+        augment = nfa.NFAugment(small_flow, modes=4, **{"labels": "given"} | kwargs)
         before = torch.random.get_rng_state()
         assert augment(levels, y)[0] is levels
         image = pil(levels[0])
@@ -146,7 +146,7 @@ def test_the_global_generator_is_never_drawn_from(small_flow, toy_images, tmp_pa
     levels, y = toy_images
     small_flow.save_pretrained(tmp_path)
     before = torch.random.get_rng_state()
-    augment = nfa.NFAugment.from_pretrained(tmp_path, modes=4)
+    augment = nfa.NFAugment.from_pretrained(tmp_path, modes=4, labels="given")
     augment(levels, y)
     augment(levels)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -154,9 +154,12 @@ def test_the_global_generator_is_never_drawn_from(small_flow, toy_images, tmp_pa
 
 def test_seeds(small_flow, toy_images):
     levels, y = toy_images
-    a, b, c = (nfa.NFAugment(small_flow, modes=4, p=1.0, seed=s)(levels, y)[0] for s in (1, 1, 2))
+    a, b, c = (
+        nfa.NFAugment(small_flow, modes=4, p=1.0, seed=s, labels="given")(levels, y)[0]
+        for s in (1, 1, 2)
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
-    augment = nfa.NFAugment(small_flow, modes=4, p=1.0, seed=1)
+    augment = nfa.NFAugment(small_flow, modes=4, p=1.0, seed=1, labels="given")
     first, second = augment(levels, y)[0], augment(levels, y)[0]
     assert torch.equal(first, a) and not torch.equal(first, second)
 
@@ -164,10 +167,10 @@ def test_seeds(small_flow, toy_images):
 def test_p_leaves_the_others_untouched_bit_for_bit(small_flow, toy_images):
     levels, y = toy_images
     x = levels.float() / 255
-    out = nfa.NFAugment(small_flow, modes=4, p=0.5, seed=0)(x, y)[0]
+    out = nfa.NFAugment(small_flow, modes=4, p=0.5, seed=0, labels="given")(x, y)[0]
     same = (out == x).flatten(1).all(1)
     assert 15 <= int(same.sum()) <= 45  # 60 coins
-    alone = nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0)(x, y)[0]
+    alone = nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0, labels="given")(x, y)[0]
     assert not (alone == x).flatten(1).all(1).any()
 
 
@@ -176,8 +179,8 @@ def test_with_p_each_chosen_image_gets_its_own_label_and_noise(small_flow, toy_i
     levels, y = toy_images
     order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
     levels, y = levels[order], y[order]
-    linear = nfa.NFAugment.from_data([(levels, y)], 3, modes=4, p=0.5)
-    for augment in (nfa.NFAugment(small_flow, modes=4, p=0.5), linear):
+    linear = nfa.NFAugment.from_data([(levels, y)], 3, modes=4, p=0.5, labels="given")
+    for augment in (nfa.NFAugment(small_flow, modes=4, p=0.5, labels="given"), linear):
         out, _ = augment(levels, y, generator=torch.Generator().manual_seed(0))
         params = augment.make_params([levels], y, torch.Generator().manual_seed(0))
         chosen = torch.zeros(60, dtype=torch.bool)
@@ -217,7 +220,7 @@ def test_a_move_takes_a_label_for_each_code(small_flow):
 
 def test_the_default_dtype_changes_no_noise(toy_images):
     levels, y = toy_images
-    augment = nfa.NFAugment.from_data([(levels, y)], num_classes=3, modes=4, p=1.0)
+    augment = nfa.NFAugment.from_data([(levels, y)], num_classes=3, modes=4, p=1.0, labels="given")
     draw = lambda: augment(pil(levels[0]), 0, generator=torch.Generator().manual_seed(0))[0]
     expected = draw()
     torch.set_default_dtype(torch.float64)
@@ -281,7 +284,7 @@ def test_isotropic_has_the_energy_of_the_modes(small_flow):
 )
 def test_labels_are_found_in_every_usual_form(small_flow, toy_images, form):
     levels, y = toy_images[0], (toy_images[1] + 1) % 3  # not what the flow would guess
-    aug = nfa.NFAugment(small_flow, modes=4, p=1.0)
+    aug = nfa.NFAugment(small_flow, modes=4, p=1.0, labels="given")
     told = aug(levels, y, generator=torch.Generator().manual_seed(0))[0]
     out = aug(*form(levels, y), generator=torch.Generator().manual_seed(0))
     assert torch.equal(
@@ -310,7 +313,10 @@ def test_with_a_seed_the_workers_of_each_epoch_draw_anew_and_can_be_repeated(
 
     def epochs():
         loader = DataLoader(
-            Own(nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0)), 4, num_workers=2, generator=g
+            Own(nfa.NFAugment(small_flow, modes=4, p=1.0, seed=0, labels="given")),
+            4,
+            num_workers=2,
+            generator=g,
         )
         return [torch.cat(list(loader)) for _ in range(2)]
 
@@ -324,7 +330,7 @@ def test_with_a_seed_the_workers_of_each_epoch_draw_anew_and_can_be_repeated(
 def test_without_labels_the_flow_supplies_the_class(small_flow, toy_images):
     levels, _ = toy_images
     guess = small_flow.class_logits(pixels.levels_to_model(levels)).argmax(1)
-    augment = nfa.NFAugment(small_flow, modes=4, p=1.0)
+    augment = nfa.NFAugment(small_flow, modes=4, p=1.0, labels="given")
     free = augment(levels, generator=torch.Generator().manual_seed(0))
     told = augment(levels, guess, generator=torch.Generator().manual_seed(0))[0]
     assert torch.equal(free, told)
@@ -343,7 +349,7 @@ def test_without_labels_the_flow_supplies_the_class(small_flow, toy_images):
 def test_lift_keeps_fine_detail(small_flow):
     g = torch.Generator().manual_seed(0)
     big = torch.rand(2, 3, 97, 130, generator=g) * 0.2 + 0.4
-    augment = nfa.NFAugment(small_flow, modes=4, strength=0.5, p=1.0)
+    augment = nfa.NFAugment(small_flow, modes=4, strength=0.5, p=1.0, labels="given")
     y = torch.tensor([0, 1])
     out = augment(big, y, generator=torch.Generator().manual_seed(1))[0]
     assert out.shape == big.shape
@@ -430,7 +436,9 @@ def test_the_largest_changes_end_at_the_ends_of_the_range(size):
 def test_linear_flow_adds_its_eigen_images(toy_images):
     levels, y = toy_images
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 4})
-    augment = nfa.NFAugment(flow, modes=4, strength=0.3, p=1.0).fit([(levels, y)], num_classes=3)
+    augment = nfa.NFAugment(flow, modes=4, strength=0.3, p=1.0, labels="given").fit(
+        [(levels, y)], num_classes=3
+    )
     fitted = augment.flow
     assert (
         flow.prior.mode_std.abs().sum() == 0 and fitted.prior.mode_std.min() > 0
@@ -457,7 +465,9 @@ def test_non_finite_rows_fall_back_and_are_counted(augment, toy_images):
 def test_from_data_is_the_linear_flow_of_the_data(toy_images):
     """Its moves are combinations of eigen-images, of the class's spread and a share of that within all classes."""
     levels, y = toy_images
-    aug = nfa.NFAugment.from_data([(levels, y)], 3, strength=0.2, modes=3, p=1.0, seed=0)
+    aug = nfa.NFAugment.from_data(
+        [(levels, y)], 3, strength=0.2, modes=3, p=1.0, seed=0, labels="given"
+    )
     assert (
         aug.flow.is_linear
         and aug.flow.num_classes == 3
@@ -479,19 +489,24 @@ def test_from_data_is_the_linear_flow_of_the_data(toy_images):
         torch.testing.assert_close(inside.abs()[0], 0.1 * 0.2 * std, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(inside @ v[:3], change, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="saw no image of class 3"):
-        nfa.NFAugment.from_data([(levels, y)], 4)
-    assert nfa.NFAugment.from_data([(levels, y)], 4, allow_empty=True).flow.num_classes == 4
+        nfa.NFAugment.from_data([(levels, y)], 4, labels="given")
+    assert (
+        nfa.NFAugment.from_data([(levels, y)], 4, allow_empty=True, labels="given").flow.num_classes
+        == 4
+    )
     big = torch.rand(4, 3, 48, 48)
     assert aug(big, torch.arange(4) % 3)[0].shape == big.shape
     with pytest.raises(ValueError, match="pass num_classes="):
-        nfa.NFAugment.from_data([(levels, y)])
+        nfa.NFAugment.from_data([(levels, y)], labels="given")
 
 
 def test_without_classes_the_modes_are_those_of_all_images(toy_images):
     """labels="none": whatever labels come along, soft ones and none at all, the move is that of one class of all images."""
     levels, y = toy_images
     pooled = nfa.NFAugment.from_data([(levels, "whatever they are")], labels="none", modes=3, p=1.0)
-    one = nfa.NFAugment.from_data([(levels, torch.zeros_like(y))], 1, modes=3, p=1.0)
+    one = nfa.NFAugment.from_data(
+        [(levels, torch.zeros_like(y))], 1, modes=3, p=1.0, labels="given"
+    )
     torch.testing.assert_close(pooled.flow.prior.modes, one.flow.prior.modes)
     expected = one(levels, torch.zeros_like(y), generator=torch.Generator().manual_seed(0))[0]
     assert (expected != levels).flatten(1).any(1).all()
@@ -513,7 +528,7 @@ def test_fit_to_other_classes(small_flow, toy_images):
         class dataset:
             classes = ("red", "rest")
 
-    augment = nfa.NFAugment(small_flow, modes=4).fit(Loader([(levels, two)]))
+    augment = nfa.NFAugment(small_flow, modes=4, labels="given").fit(Loader([(levels, two)]))
     assert augment.flow.num_classes == 2 and augment.flow.config.class_names == ["red", "rest"]
     assert augment.flow.network is small_flow.network and small_flow.num_classes == 3
     z = small_flow(pixels.levels_to_model(levels))[0]
@@ -536,7 +551,7 @@ def test_in_a_compose_and_through_pickle(augment, toy_images):
 
 
 def test_a_bad_image_is_refused_whether_its_turn_comes_or_not(small_flow):
-    augment = nfa.NFAugment(small_flow, modes=4, p=1e-9)
+    augment = nfa.NFAugment(small_flow, modes=4, p=1e-9, labels="given")
     for image, message in (
         (Image.new("RGBA", (32, 32)), "convert"),
         (torch.zeros(1, 32, 32, dtype=torch.uint8), "3 channels"),
@@ -588,78 +603,114 @@ def test_autocast_changes_nothing(augment, toy_images, size):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f, x: nfa.NFAugment(f, modes=4, strength=-0.1), "strength"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, strength=float("nan")), "strength"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.5), "p must"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, labels="none"), "the flow has 3 classes"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, strength=-0.1, labels="given"), "strength"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, strength=float("nan"), labels="given"), "strength"),
+        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.5, labels="given"), "p must"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4).replace(labels="given"),
+            "make it anew with labels",
+        ),
         (
             lambda f, x: nfa.NFAugment(f, modes=4, labels="some"),
             "labels must be one of given, posterior, none",
         ),
-        (lambda f, x: nfa.NFAugment(f, modes=7), "stores 6 principal modes"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, kind="pcaa"), "kind must be one of"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60,), 3)), r"0\.\.2"),
+        (lambda f, x: nfa.NFAugment(f, modes=7, labels="given"), "stores 6 principal modes"),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.zeros(59, dtype=torch.int64)),
+            lambda f, x: nfa.NFAugment(f, modes=4, kind="pcaa", labels="given"),
+            "kind must be one of",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(x, torch.full((60,), 3)),
+            r"0\.\.2",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(
+                x, torch.zeros(59, dtype=torch.int64)
+            ),
             "60 images came with 59 labels",
         ),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x[:, :1]), "3 channels, got 1"),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4).augment(
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(x[:, :1]),
+            "3 channels, got 1",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given").augment(
                 x[:, :1].float(), None, torch.zeros(60, 4)
             ),
             "3 channels, got 1",
         ),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x.short()), "uint8 or float"),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(Image.new("RGBA", (32, 32))),
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(x.short()),
+            "uint8 or float",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(
+                Image.new("RGBA", (32, 32))
+            ),
             r'convert\("RGB"\)',
         ),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)("image.png"), "found no image"),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")("image.png"),
+            "found no image",
+        ),
         (lambda f, x: nfa.nf_augment_transform("nfa-s-1-k4", f), "strength"),
         (lambda f, x: nfa.nf_augment_transform("nfa-q3", f), "unknown key 'q'"),
         (lambda f, x: nfa.nf_augment_transform("rand-m9", f), "starts with 'nfa'"),
-        (lambda f, x: nfa.nf_augment_transform("nfa-k0.5", f), "takes an integer"),
+        (lambda f, x: nfa.nf_augment_transform("nfa-k0.5-lgiven", f), "takes an integer"),
         (lambda f, x: nfa.nf_augment_transform("nfa-0.5-k4", f), "did you mean 'nfa-s0.5-k4'"),
         (lambda f, x: nfa.nf_augment_transform("nfa0.5", f), "did you mean 'nfa-s0.5'"),
-        (lambda f, x: nfa.NFAugment.to_fit(f, modes=0), "modes must be a positive integer, got 0"),
+        (
+            lambda f, x: nfa.NFAugment.to_fit(f, modes=0, labels="given"),
+            "modes must be a positive integer, got 0",
+        ),
         (
             lambda f, x: nfa.NFAugment.from_data([x], modes=0, labels="none"),
             "modes must be a positive integer, got 0",
         ),
-        (lambda f, x: nfa.NFAugment(f, modes=4, seed="0"), "seed must be an integer or None"),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(
+            lambda f, x: nfa.NFAugment(f, modes=4, seed="0", labels="given"),
+            "seed must be an integer or None",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(
                 torch.linspace(-0.09, 1.09, 3072).view(3, 32, 32), 0
             ),
             r"-0\.09 to 1\.09; resizing with antialiasing.*clamp\(0, 1\).*pass mean=",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(torch.randn(3, 32, 32) * 3, 0),
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(
+                torch.randn(3, 32, 32) * 3, 0
+            ),
             r"in \[0, 1\], got -\S+ to \S+; for normalised images pass mean= and std=",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x.to(torch.uint16), torch.zeros(60)),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(
+                x.to(torch.uint16), torch.zeros(60)
+            ),
             r"integer labels \(60,\), got torch.float32",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x.to(torch.uint16)),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x.to(torch.uint16)),
             "got torch.uint16; bring them to levels 0..255 as uint8",
         ),
         (
-            lambda f, x: nfa.NFAugment.from_data([(x[:, :1], torch.zeros(60).long())], 1),
+            lambda f, x: nfa.NFAugment.from_data(
+                [(x[:, :1], torch.zeros(60).long())], 1, labels="given"
+            ),
             r"3 channels, got 1; convert them; NFAugment.from_data\(loader, input_size=\(1, 32, 32\)",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("L", (64, 48)), 1),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(Image.new("L", (64, 48)), 1),
             r'convert\("RGB"\); NFAugment.from_data\(loader, input_size=\(1, 32, 32\)\)',
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x.permute(0, 2, 3, 1)),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x.permute(0, 2, 3, 1)),
             r"got 32; .*permute it to \(C, H, W\)",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x[0].permute(1, 2, 0).numpy(), 1),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(
+                x[0].permute(1, 2, 0).numpy(), 1
+            ),
             r"found no image .*PIL.Image.fromarray",
         ),
         (
@@ -670,62 +721,82 @@ def test_autocast_changes_nothing(augment, toy_images, size):
             lambda f, x: nfa.nf_augment_transform("nfa-lsome", f),
             "takes given, posterior, none, got 'some' in 'nfa-lsome'$",
         ),
-        (lambda f, x: nfa.nf_augment_transform("nfa", "linear"), r"NFAugment\.from_data\(loader\)"),
-        (lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz"), "conv_p4_tiny.digits"),
+        (lambda f, x: nfa.nf_augment_transform("nfa"), r"pass data=loader, or a trained flow"),
+        (lambda f, x: nfa.NFAugment.from_pretrained("linear"), r"NFAugment\.from_data\(loader\)"),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.full((60, 3), 1 / 3)),
+            lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz", labels="given"),
+            "conv_p4_tiny.digits",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x, torch.full((60, 3), 1 / 3)),
             r"integer labels \(60,\), got .* \(60, 3\)",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(
                 x, F.one_hot(torch.zeros(60, dtype=torch.int64), 5)
             ),
             r"probabilities \(60, 5\)",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x[0], torch.tensor([0.2, 0.8])),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x[0], torch.tensor([0.2, 0.8])),
             r"integer labels \(1,\), got probabilities",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x[0], np.eye(3)[1]),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x[0], np.eye(3)[1]),
             r"integer labels \(1,\), got probabilities",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60)),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x, torch.ones(60)),
             r"integer labels \(60,\), got torch.float32 \(60,\)",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, dtype=torch.bool)),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(
+                x, torch.ones(60, dtype=torch.bool)
+            ),
             r"got torch.bool \(60,\)",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(x, torch.ones(60, 5)),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x, torch.ones(60, 5)),
             r"got torch.float32 \(60, 5\)",
         ),
-        (lambda f, x: nfa.NFAugment(f, modes=4)(x[0], 2.0), r"integer labels \(1,\), got float"),
-        (lambda f, x: nfa.NFAugment(f, modes=4, p=1.0)(x, torch.full((60, 1), 3)), r"0\.\.2"),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)([pil(x[0]), pil(x[1])], [1, 2]),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(x[0], 2.0),
+            r"integer labels \(1,\), got float",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, p=1.0, labels="given")(
+                x, torch.full((60, 1), 3)
+            ),
+            r"0\.\.2",
+        ),
+        (
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")([pil(x[0]), pil(x[1])], [1, 2]),
             "2 images came with 2 integers",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(pil(x[0]), 1, pil(x[1]), 2),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(pil(x[0]), 1, pil(x[1]), 2),
             "2 images came with 2 integers.*one image, or batch, and its labels",
         ),
         (
-            lambda f, x: nfa.NFAugment(f, modes=4)(Image.new("I;16", (32, 32)), 1),
+            lambda f, x: nfa.NFAugment(f, modes=4, labels="given")(Image.new("I;16", (32, 32)), 1),
             "got I;16; bring them to 8 bits first",
         ),
         (
-            lambda f, x: nfa.NFAugment.from_data(TensorDataset(x)),
+            lambda f, x: nfa.NFAugment.from_data(TensorDataset(x), labels="given"),
             "got a dataset, TensorDataset: DataLoader",
         ),
         (
-            lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3),
+            lambda f, x: nfa.NFAugment.from_data([{"image": x}], 3, labels="given"),
             r"batches \(images \(B, C, H, W\), labels \(B,\)\), got dict",
         ),
-        (lambda f, x: nfa.NFAugment.from_data([(x[0], 1)], 3), r"got a tensor \(3, 32, 32\)"),
-        (lambda f, x: nfa.NFAugment.from_data([x], 3), r"got a tensor \(60, 3, 32, 32\)"),
+        (
+            lambda f, x: nfa.NFAugment.from_data([(x[0], 1)], 3, labels="given"),
+            r"got a tensor \(3, 32, 32\)",
+        ),
+        (
+            lambda f, x: nfa.NFAugment.from_data([x], 3, labels="given"),
+            r"got a tensor \(60, 3, 32, 32\)",
+        ),
     ],
 )
 def test_bad_input_is_refused(small_flow, toy_images, call, message):
@@ -738,18 +809,18 @@ def test_string_idiom(small_flow):
     assert parse_config("nfa-s0.25-k8-p0.5-maxes-lposterior") == {
         "strength": 0.25, "modes": 8, "p": 0.5, "kind": "axes", "labels": "posterior",
     }  # fmt: skip
-    plain = nfa.nf_augment_transform("nfa", small_flow)
+    plain = nfa.nf_augment_transform("nfa-lgiven", small_flow)
     assert (plain.strength, plain.p) == (0.5, 0.5), "what the search of benchmarks/README.md chose"
-    augment = nfa.nf_augment_transform("nfa-s0.25", small_flow)
+    augment = nfa.nf_augment_transform("nfa-s0.25-lgiven", small_flow)
     assert augment.strength == 0.25 and augment.modes == 6  # all that this flow stores
 
 
 def test_settings_are_replaced_on_a_copy(small_flow, toy_images):
-    augment = nfa.NFAugment(small_flow, strength=0.5, modes=4, p=1.0, seed=3)
+    augment = nfa.NFAugment(small_flow, strength=0.5, modes=4, p=1.0, seed=3, labels="given")
     other = augment.replace(strength=0.0, p=0.25)
     assert (other.strength, other.p, other.flow is small_flow) == (0.0, 0.25, True)
     assert (augment.strength, augment.p, other.modes) == (0.5, 1.0, 4) and other.idle
-    linear = nfa.NFAugment.from_data([toy_images], num_classes=3, modes=4).flow
+    linear = nfa.NFAugment.from_data([toy_images], num_classes=3, modes=4, labels="given").flow
     assert augment.replace(flow=linear).change.flow is linear and augment.flow is small_flow
     with pytest.raises(AttributeError, match="replace"):
         augment.flow = linear
@@ -766,7 +837,7 @@ def test_moved_images_keep_their_exif_as_the_others_do(toy_images, size):
     file = io.BytesIO()
     image.save(file, "jpeg", exif=exif, icc_profile=b"profile", dpi=(72, 72))
     image = Image.open(file)
-    augment = nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, seed=0)
+    augment = nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, seed=0, labels="given")
     moved, _ = augment(image, 0)
     assert moved.tobytes() != image.tobytes()
     assert moved.info == image.info and moved.info is not image.info
@@ -789,7 +860,7 @@ def test_classes_are_found_inside_subsets_and_parts(toy_images):
         ConcatDataset([first, second]),
         ConcatDataset([named, Subset(named, whole)]),
     ):
-        flow = nfa.NFAugment.from_data(DataLoader(data, 30), modes=4).flow
+        flow = nfa.NFAugment.from_data(DataLoader(data, 30), modes=4, labels="given").flow
         assert flow.config.class_names == ["a", "b", "c"]
     other = Named(*toy_images)
     other.classes = ("c", "b", "a")
@@ -797,7 +868,7 @@ def test_classes_are_found_inside_subsets_and_parts(toy_images):
         with pytest.raises(
             ValueError, match=rf"{type(data).__name__}, has no `classes`.*num_classes"
         ):
-            nfa.NFAugment.from_data(DataLoader(data, 30), modes=4)
+            nfa.NFAugment.from_data(DataLoader(data, 30), modes=4, labels="given")
 
 
 def test_what_a_loader_raises_comes_through(toy_images):
@@ -810,4 +881,4 @@ def test_what_a_loader_raises_comes_through(toy_images):
     for workers in (0, 1):
         loader = DataLoader(Broken(*toy_images), 5, num_workers=workers)
         with pytest.raises(OSError, match="truncated: cats/7.jpg"):
-            nfa.NFAugment.from_data(loader, 3, modes=4)
+            nfa.NFAugment.from_data(loader, 3, modes=4, labels="given")

@@ -60,7 +60,7 @@ def test_exact_and_bounded(name, photos):
             )
             # the range is 2 wide; without the bounded log-scale moves of thousands occur
             assert torch.isfinite(moved).all() and (moved - x).abs().max() <= 40 * strength
-    augment = nfa.NFAugment.from_pretrained(name, p=1.0)
+    augment = nfa.NFAugment.from_pretrained(name, p=1.0, labels="given")
     out = augment(images_for(flow, photos), y)[0]
     assert augment.fallbacks == 0 and (out != images_for(flow, photos)).flatten(1).any(1).all()
 

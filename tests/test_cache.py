@@ -384,7 +384,9 @@ def test_what_is_stale_is_refused(augment, base, tmp_path):
     )
     cache = NFACache.build(augment, base, tmp_path / "cache")
     with pytest.raises(ValueError, match="holds a cache that differs in modes"):
-        NFACache.build(nfa.NFAugment(augment.flow, modes=2), base, tmp_path / "cache")
+        NFACache.build(
+            nfa.NFAugment(augment.flow, modes=2, labels="given"), base, tmp_path / "cache"
+        )
     NFACache(tmp_path / "cache", augment.flow)
     augment.flow.set_net_dtype(torch.bfloat16)
     with pytest.raises(ValueError, match="made with another flow"):
@@ -454,10 +456,14 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 
 def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
     with pytest.raises(ValueError, match="linear flow costs next to nothing"):
-        NFACache.build(nfa.NFAugment.to_fit(nfa.create_flow("linear")), base, tmp_path)
+        NFACache.build(
+            nfa.NFAugment.to_fit(nfa.create_flow("linear"), labels="given"), base, tmp_path
+        )
     for kind in ("isotropic", "rotation"):
         with pytest.raises(ValueError, match=f"kind pca or axes; {kind}"):
-            NFACache.build(nfa.NFAugment(augment.flow, modes=4, kind=kind), base, tmp_path)
+            NFACache.build(
+                nfa.NFAugment(augment.flow, modes=4, kind=kind, labels="given"), base, tmp_path
+            )
     own = nfa.NFAugment.from_change(Brightness(), labels="none")
     with pytest.raises(ValueError, match="a cache is for changes by a flow, got Brightness"):
         NFACache.build(own, base, tmp_path)

@@ -181,7 +181,7 @@ def test_a_full_disk_ends_in_words(on_a_disk, tmp_path):
 
 def test_what_is_complete_is_used_on_a_read_only_disk(on_a_disk, tmp_path):
     build(tmp_path / "whole")
-    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0)
+    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0, labels="given")
     base = [(Image.new("L", (8, 8), 20 * i), i) for i in range(3)]
     data = nfa.NFAugmentedDataset(base, augment, cache=tmp_path / "copies")
     assert len({data[i][0].tobytes() for i in range(6)}) == 6
@@ -289,7 +289,7 @@ def test_an_array_with_any_bit_of_its_header_flipped_is_refused_or_read(augment,
 def without_modes(flow, *classes):
     with torch.no_grad():
         flow.prior.mode_std[list(classes)] = 0
-    return nfa.NFAugment(flow, modes=MODES, p=1.0)
+    return nfa.NFAugment(flow, modes=MODES, p=1.0, labels="given")
 
 
 @pytest.mark.parametrize("said", ["have no modes: give more images", "not finite; load the flow"])
@@ -360,7 +360,7 @@ def test_a_dataset_that_opens_its_file_is_read_in_workers(
     levels = torch.randint(0, 256, (images, 1, 8, 8), dtype=torch.uint8)
     (tmp_path / "images").write_bytes(levels.numpy().tobytes())
     base = OneFile(tmp_path / "images", images)
-    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", modes=1)
+    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", modes=1, labels="given")
     own = multiprocessing.get_start_method()
     multiprocessing.set_start_method(context, force=True)
     try:

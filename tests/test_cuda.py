@@ -46,7 +46,9 @@ def test_the_same_images_come_out(toy_images):
     levels, y = toy_images
     moved = []
     for device in ("cpu", DEVICE):
-        augment = NFAugment.to_fit(nfa.create_flow("linear").to(device), 4, strength=0.5, p=0.5)
+        augment = NFAugment.to_fit(
+            nfa.create_flow("linear").to(device), 4, strength=0.5, p=0.5, labels="given"
+        )
         augment.fit([(levels.to(device), y.to(device))], 3)
         moved.append(
             augment(levels.to(device), y.to(device), generator=torch.Generator().manual_seed(1))[

@@ -541,14 +541,16 @@ def test_a_killed_save_loses_nothing(small_flow, tmp_path):
 @pytest.mark.parametrize("lower", [lambda m: m.to(torch.bfloat16), lambda m: m.half()])
 def test_a_flow_stays_in_float32(small_flow, toy_images, lower):
     images, labels = toy_images[0][:8], toy_images[1][:8]
-    augment = nfa.NFAugment(small_flow, strength=1.0, modes=4, p=1.0, seed=0)
+    augment = nfa.NFAugment(small_flow, strength=1.0, modes=4, p=1.0, seed=0, labels="given")
     wanted = augment(images, labels)[0]
     noise = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with pytest.warns(nfa.NFAWarning, match=r"float32.*set_net_dtype\(torch.bfloat16\)") as said:
         lower(augment)
     assert len([w for w in said if w.category is nfa.NFAWarning]) == 1
     assert {v.dtype for v in small_flow.state_dict().values()} == {torch.float32}
-    assert torch.equal(nfa.NFAugment(small_flow, 1.0, 4, 1.0, seed=0)(images, labels)[0], wanted)
+    assert torch.equal(
+        nfa.NFAugment(small_flow, 1.0, 4, 1.0, seed=0, labels="given")(images, labels)[0], wanted
+    )
     with torch.no_grad():
         # 1/39 of a level; in 16 bits noise came back up to 244 levels off
         assert (small_flow.inverse(small_flow(noise)[0]) - noise).abs().max() < 2e-4
@@ -558,11 +560,11 @@ def test_a_flow_stays_in_float32(small_flow, toy_images, lower):
 def test_no_modes_are_refused_by_that_name(small_flow):
     loader = DataLoader(TensorDataset(torch.zeros(8, 3, 8, 8), torch.arange(8) % 2), 4)
     for make in (
-        lambda: nfa.NFAugment(small_flow, modes=0),
-        lambda: nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=0),
-        lambda: nfa.NFAugment.from_data(loader, num_classes=2, modes=0),
-        lambda: nfa.NFAugment.from_data(loader, num_classes=2, modes=True),
-        lambda: nfa.NFAugment.from_data(loader, num_classes=2, modes=2.0),
+        lambda: nfa.NFAugment(small_flow, modes=0, labels="given"),
+        lambda: nfa.NFAugment.to_fit(nfa.create_flow("linear"), modes=0, labels="given"),
+        lambda: nfa.NFAugment.from_data(loader, num_classes=2, modes=0, labels="given"),
+        lambda: nfa.NFAugment.from_data(loader, num_classes=2, modes=True, labels="given"),
+        lambda: nfa.NFAugment.from_data(loader, num_classes=2, modes=2.0, labels="given"),
     ):
         with pytest.raises(ValueError, match="modes must be a positive integer, got"):
             make()

@@ -353,7 +353,7 @@ def test_the_code_of_an_uploaded_card_runs(client, hub, flows, revision):
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 PREVIEW = ["timm_nfaug.preview", "--flow", "org/none", "--samples"]
-TRAIN = ["timm_nfaug.train", "tests/toy_train.py", "--aug", "nfa", "--nfa-flow", "org/none"]
+TRAIN = ["timm_nfaug.train", "tests/toy_train.py", "--aug", "nfa-lgiven", "--nfa-flow", "org/none"]
 
 
 def test_commands_end_in_one_line(hub, tmp_path):

@@ -30,7 +30,7 @@ def generator():
 
 @pytest.fixture(scope="module")
 def linear(toy_images):
-    return nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, seed=0)
+    return nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, seed=0, labels="given")
 
 
 def found_image(out):
@@ -100,7 +100,9 @@ def test_labels_of_every_integer_dtype(linear, toy_images, dtype):
     assert torch.equal(labels_of(y.to(dtype), 3, 3), y)
     told = linear(levels, y, generator=generator())[0]
     assert same(linear(levels, y.to(dtype), generator=generator())[0], told)
-    fitted = nfa.NFAugment.from_data([(toy_images[0], toy_images[1].to(dtype))], 3, modes=4)
+    fitted = nfa.NFAugment.from_data(
+        [(toy_images[0], toy_images[1].to(dtype))], 3, modes=4, labels="given"
+    )
     assert torch.equal(fitted.flow.prior.modes, linear.flow.prior.modes)
 
 
@@ -109,7 +111,11 @@ def test_a_label_out_of_range_is_told_how_to_do_without(linear, toy_images, labe
     levels = toy_images[0][:2]
     calls = [lambda: linear(pil(levels[0]), labels), lambda: linear(levels, [0, labels])]
     if labels != 10**30:
-        calls.append(lambda: nfa.NFAugment.from_data([(levels, torch.tensor([0, labels]))], 3))
+        calls.append(
+            lambda: nfa.NFAugment.from_data(
+                [(levels, torch.tensor([0, labels]))], 3, labels="given"
+            )
+        )
     for call in calls:
         with pytest.raises((ValueError, TypeError), match='labels="none"'):
             call()
@@ -118,14 +124,14 @@ def test_a_label_out_of_range_is_told_how_to_do_without(linear, toy_images, labe
 def test_a_fit_to_text_says_what_labels_are(toy_images):
     levels = toy_images[0][:2]
     with pytest.raises(TypeError, match=r"integer labels \(2,\), got list \['cat', 'dog'\]"):
-        nfa.NFAugment.from_data([(levels, ["cat", "dog"])], 2)
+        nfa.NFAugment.from_data([(levels, ["cat", "dog"])], 2, labels="given")
     with pytest.raises(ValueError, match="2 images came with 1 labels"):
-        nfa.NFAugment.from_data([(levels, [0])], 2)
+        nfa.NFAugment.from_data([(levels, [0])], 2, labels="given")
 
 
 def test_without_classes_nothing_is_looked_at(toy_images):
     pooled = nfa.NFAugment.from_data([toy_images], labels="none", modes=4, p=1.0, strict=True)
-    linear = nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, strict=True)
+    linear = nfa.NFAugment.from_data([toy_images], 3, modes=4, p=1.0, strict=True, labels="given")
     for aug in (pooled, linear.replace(labels="posterior")):
         for label in ("cat", True, -1, 0.5, torch.rand(3)):
             image, same_label = aug(pil(toy_images[0][0]), label)
@@ -147,7 +153,12 @@ def test_a_dataset_whose_transform_gets_no_label_is_told_once(linear, image_fold
 
 def test_a_flow_of_one_class_needs_no_label(toy_images):
     augment = nfa.NFAugment.from_data(
-        [(toy_images[0], torch.zeros(60, dtype=torch.int64))], 1, modes=4, p=1.0, strict=True
+        [(toy_images[0], torch.zeros(60, dtype=torch.int64))],
+        1,
+        modes=4,
+        p=1.0,
+        strict=True,
+        labels="given",
     )
     for label in ((), ("cat",), (True,)):
         augment(pil(toy_images[0][0]), *label)

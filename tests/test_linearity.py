@@ -17,7 +17,7 @@ def data(toy_images) -> Images:
 
 
 def fitted(flow, data, modes=4):
-    return NFAugment.to_fit(flow, modes).fit([(data.levels, data.labels)], 3).flow
+    return NFAugment.to_fit(flow, modes, labels="given").fit([(data.levels, data.labels)], 3).flow
 
 
 def arguments(**changes):

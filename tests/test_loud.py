@@ -20,7 +20,9 @@ from timm_nfaug.integration import fit as timm_fit
 def flags(*words, **more):
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
-    return argparse.Namespace(**vars(parser.parse_args(["--aug", "nfa-k2-p1", *words])), **more)
+    return argparse.Namespace(
+        **vars(parser.parse_args(["--aug", "nfa-k2-p1-lgiven", *words])), **more
+    )
 
 
 def said(run):
@@ -48,7 +50,7 @@ def test_one_line_says_that_nfa_is_on(run_script, flow_dir, tmp_path, caplog, ki
     words, line = ON[kind]
     names = {"flow": flow_dir, "cache": tmp_path / "cache"}
     with caplog.at_level("INFO"):
-        run_script("--aug", "nfa-s0.5-k4-p1", *(w.format(**names) for w in words))
+        run_script("--aug", "nfa-s0.5-k4-p1-lgiven", *(w.format(**names) for w in words))
     lines = [m for m in caplog.messages if m.startswith("NFA on:")]
     assert len(lines) == 1 and lines[0].endswith(line.format(**names))
 
@@ -62,7 +64,7 @@ def test_the_line_is_heard_where_only_warnings_are_logged(toy_images, caplog, ca
 
 def test_no_aug_says_that_nfa_is_off(run_script, caplog):
     with caplog.at_level("INFO"):
-        run_script("--aug", "nfa", "--no-aug")
+        run_script("--aug", "nfa-lgiven", "--no-aug")
     assert [m for m in caplog.messages if "NFA" in m] == ["NFA off: --no-aug switches it off, too"]
 
 
@@ -106,7 +108,7 @@ def test_each_epoch_counts_its_own_images(lacking, toy_images):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_workers_leave_alone_are_counted(lacking, image_folder, workers):
-    augment = nfa.nf_augment_transform("nfa-k4-p1", str(lacking))
+    augment = nfa.nf_augment_transform("nfa-k4-p1-lgiven", str(lacking))
     loader = loader_factory(create_loader, augment, place="dataset")(
         ImageFolder(str(image_folder / "train")), (3, 32, 32), 20, is_training=True, num_workers=workers,
         persistent_workers=workers > 0, device=torch.device("cpu"),
@@ -136,7 +138,7 @@ class Counted:
 
 def test_a_cache_is_made_by_the_loaders_workers_and_its_errors_are_one_line(flow_dir, tmp_path):
     (seen := tmp_path / "seen").mkdir()
-    augment = nfa.nf_augment_transform("nfa-k2-p1", str(flow_dir))
+    augment = nfa.nf_augment_transform("nfa-k2-p1-lgiven", str(flow_dir))
     loader = loader_factory(create_loader, augment, cache=str(tmp_path / "cache"))(
         data := Counted(seen), (3, 32, 32), 10, is_training=True, num_workers=2, device=torch.device("cpu"),
         persistent_workers=False,
@@ -151,7 +153,16 @@ def test_a_cache_is_made_by_the_loaders_workers_and_its_errors_are_one_line(flow
 @pytest.mark.parametrize("place", ["batch", "dataset"])
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_strict_ends_a_launched_training_with_one_line(run_script, lacking, place, workers):
-    words = ["--aug", "nfa-k4-p1", "--nfa-flow", lacking, "--nfa-place", place, "-j", workers]
+    words = [
+        "--aug",
+        "nfa-k4-p1-lgiven",
+        "--nfa-flow",
+        lacking,
+        "--nfa-place",
+        place,
+        "-j",
+        workers,
+    ]
     with pytest.raises(SystemExit) as e:
         run_script(*words, "--nfa-strict")
     assert e.value.code.startswith("error: ") and "came back unchanged" in e.value.code
@@ -172,7 +183,7 @@ def test_what_ends_a_launched_training_before_it_starts(run_script, flow_dir, tm
         ([*broken, "--num-classes", "1"], "cannot be read to find modes"),
     ):
         with pytest.raises(SystemExit) as e:
-            run_script("--aug", "nfa-k4", *words)
+            run_script("--aug", "nfa-k4-lgiven", *words)
         assert str(e.value.code).startswith("error: ") and message in e.value.code
         assert "\n" not in e.value.code
 
@@ -223,10 +234,10 @@ def test_flags_that_no_parser_of_nfa_has_made(toy_images):
     with pytest.raises(NFAError, match="aug must be a string such as nfa-s0.5.*got True"):
         nfa.wrap_loader(loader, argparse.Namespace(aug=True))
     assert nfa.wrap_loader(loader, argparse.Namespace(aug=None)) is loader
-    own = argparse.Namespace(aug="nfa-k2-p1")
+    own = argparse.Namespace(aug="nfa-k2-p1-lgiven")
     found = next(iter(nfa.wrap_loader(loader, own, num_classes=3)))[0]
     wanted = next(iter(nfa.wrap_loader(loader, flags(), num_classes=3)))[0]
-    assert torch.equal(found, wanted) and vars(own) == {"aug": "nfa-k2-p1"}
+    assert torch.equal(found, wanted) and vars(own) == {"aug": "nfa-k2-p1-lgiven"}
 
 
 def test_augmentation_splits_without_the_prefetcher(image_folder):

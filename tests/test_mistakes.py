@@ -38,7 +38,7 @@ LOADER = DataLoader(Named(X, Y), 8)
 
 
 def fit(loader=LOADER, num_classes=3, **settings):
-    return NFAugment.from_data(loader, num_classes, SIZE, **settings)
+    return NFAugment.from_data(loader, num_classes, SIZE, **{"labels": "given"} | settings)
 
 
 def flags(*given):
@@ -92,31 +92,35 @@ MISTAKES = {
         r"in \[-1, 1\], got 255 to 255: pixels\.levels_to_model",
     ),
     # settings
-    "a name for a flow": (lambda: NFAugment("linear"), TypeError, r"from_data\(loader\) and"),
+    "a name for a flow": (
+        lambda: NFAugment("linear", labels="given"),
+        TypeError,
+        r"from_data\(loader\) and",
+    ),
     "strength set": (lambda: setattr(fit(), "strength", 1), AttributeError, r"replace\(strength="),
     "modes set": (lambda: setattr(fit(), "modes", 4), AttributeError, r"replace\(modes="),
     # wrap_loader
     "wrapped twice": (
-        lambda: wrap("--aug", "nfa", loader=wrap("--aug", "nfa")),
+        lambda: wrap("--aug", "nfa-lgiven", loader=wrap("--aug", "nfa-lgiven")),
         NFAError,
         r"has NFA already, .*wrap it once",
     ),
     "a dataset wrapped": (
-        lambda: wrap("--aug", "nfa", loader=LOADER.dataset),
+        lambda: wrap("--aug", "nfa-lgiven", loader=LOADER.dataset),
         TypeError,
         r"got a dataset, Named: DataLoader\(dataset",
     ),
     "arguments exchanged": (
-        lambda: nfa.wrap_loader(flags("--aug", "nfa"), LOADER),
+        lambda: nfa.wrap_loader(flags("--aug", "nfa-lgiven"), LOADER),
         NFAError,
         r"expected wrap_loader\(loader, args\).*got a DataLoader",
     ),
     "flags in a dict": (
-        lambda: nfa.wrap_loader(LOADER, {"aug": "nfa"}),
+        lambda: nfa.wrap_loader(LOADER, {"aug": "nfa-lgiven"}),
         NFAError,
         r"got a dict; .*argparse\.Namespace\(\*\*flags\)",
     ),
-    "the string for flags": (lambda: nfa.wrap_loader(LOADER, "nfa"), NFAError, r"got a str"),
+    "the string for flags": (lambda: nfa.wrap_loader(LOADER, "nfa-lgiven"), NFAError, r"got a str"),
     "a flow without --aug": (
         lambda: wrap("--nfa-flow", "conv_p4_small.cifar10_jpeg"),
         NFAError,
@@ -124,18 +128,18 @@ MISTAKES = {
     ),
     "a fit without --aug": (lambda: wrap("--nfa-fit"), NFAError, r"--nfa-fit does nothing without"),
     "a path to fit to": (
-        lambda: wrap("--aug", "nfa", fit_dataset="data/train"),
+        lambda: wrap("--aug", "nfa-lgiven", fit_dataset="data/train"),
         NFAError,
         r"got the path data/train: ImageFolder",
     ),
     "a rate of erasing": (
-        lambda: wrap("--aug", "nfa", erasing=0.5),
+        lambda: wrap("--aug", "nfa-lgiven", erasing=0.5),
         NFAError,
         r"erasing takes timm's RandomErasing\(\.\.\.\), got 0\.5",
     ),
     # datasets
     "a string for NFAugment": (
-        lambda: NFAugmentedDataset(LOADER.dataset, "nfa-s0.5"),
+        lambda: NFAugmentedDataset(LOADER.dataset, "nfa-s0.5-lgiven"),
         TypeError,
         r"expected an NFAugment, got str; NFAugment\.from_data",
     ),
@@ -159,7 +163,7 @@ def test_a_mistake_is_refused_with_the_remedy(mistake):
         call()
 
 
-@pytest.mark.parametrize("text", ["nfa-s9", "nfa-s50-lnone"])
+@pytest.mark.parametrize("text", ["nfa-s9-lgiven", "nfa-s50-lnone"])
 def test_a_strength_that_ruins_images_is_said(text):
     with pytest.warns(NFAWarning, match=r"strength \d+ moves images by .*0\.5 is the default"):
         wrap("--aug", text)
@@ -169,14 +173,14 @@ def test_a_checkpoint_is_no_flow(tmp_path):
     (checkpoint := tmp_path / "checkpoint.pt").write_bytes(b"weights")
     for name in (str(checkpoint), checkpoint):
         with pytest.raises(ValueError, match=r"is a file; .*config\.json"):
-            NFAugment.from_pretrained(name)
+            NFAugment.from_pretrained(name, labels="given")
 
 
 def test_the_directory_of_a_training_leads_to_its_flow(tmp_path):
     flow = nfa.create_flow("linear", input_size=SIZE)
     flow.save_pretrained(tmp_path / "flow")
     with pytest.raises(FileNotFoundError, match=rf"the flow is {tmp_path / 'flow'}"):
-        NFAugment.from_pretrained(tmp_path)
+        NFAugment.from_pretrained(tmp_path, labels="given")
 
 
 def test_a_file_is_no_directory(tmp_path):

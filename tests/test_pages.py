@@ -149,7 +149,7 @@ def test_the_other_blocks_of_the_readme_run(toy_images):
     names = {
         "nfa": nfa, "loader": DataLoader(base, batch_size=60), "images": levels, "labels": labels, "base": base,
         "pil_image": to_pil_image(levels[0]), "label": 0, "parser": argparse.ArgumentParser(),
-        "args": asked.parse_args(["--aug", "nfa"]), "x": levels[:4] / 127.5 - 1, "y": labels[:4],
+        "args": asked.parse_args(["--aug", "nfa-lgiven"]), "x": levels[:4] / 127.5 - 1, "y": labels[:4],
     }  # fmt: skip
     for code in blocks(README, "python")[1:]:
         exec(compile(code, "README", "exec"), names)
@@ -179,7 +179,7 @@ def test_the_move_of_contributing_works(monkeypatch, small_flow, toy_images):
     run_contributing("class Signs")
     levels, labels = toy_images
     for flow in (small_flow, "conv_p4_small.cifar10_jpeg"):
-        augment = nfa.nf_augment_transform("nfa-s1-k4-p1-msigns", flow)
+        augment = nfa.nf_augment_transform("nfa-s1-k4-p1-msigns-lgiven", flow)
         assert (augment(levels, labels)[0] != levels).flatten(1).any(1).all()
 
 

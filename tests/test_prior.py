@@ -426,3 +426,46 @@ def test_closed_form_fit_keeps_every_coordinates_variance(rank):
         torch.testing.assert_close(
             prior.log_prob(z, torch.full((20,), k)), twin.log_prob(z), rtol=0, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_pooled_gaussian_has_the_moments_of_the_mixture(low_rank):
+    prior = ClassGaussians(5, 12, a=None, num_modes=2, low_rank=low_rank).double()
+    g = torch.Generator().manual_seed(0)
+    modes = torch.linalg.qr(torch.randn(5, 12, 2, generator=g, dtype=torch.float64))[0].mT
+    prior.set_modes(modes, torch.rand(5, 2, generator=g, dtype=torch.float64) + 1)
+    prior.mu.data = 0.1 * torch.randn(5, 12, generator=g, dtype=torch.float64)
+    prior.set_variance(torch.rand(5, 12, generator=g, dtype=torch.float64))
+    weight = torch.tensor([0.1, 0.0, 0.4, 0.3, 0.2], dtype=torch.float64)
+
+    factor = modes * prior.mode_std.unsqueeze(2)  # the slow twin: dense covariances
+    mean = (weight.unsqueeze(1) * prior.mu).sum(0)
+    between = torch.einsum("k,kd,ke->de", weight, prior.mu - mean, prior.mu - mean)
+    along = torch.einsum("k,kra,krb->ab", weight, factor, factor) + between
+    values, vectors = torch.linalg.eigh(along)
+    diagonal = (weight.unsqueeze(1) * prior.variance).sum(0)
+    total = diagonal + (along if low_rank else between).diagonal()
+
+    pooled = prior.pooled(weight)
+    assert pooled.num_classes == 1
+    torch.testing.assert_close(pooled.mu[0], mean)
+    torch.testing.assert_close(pooled.mode_std[0].square(), values.flip(0)[:2], rtol=1e-5, atol=0)
+    cosine = (pooled.modes[0] * vectors.T.flip(0)[:2]).sum(1).abs()
+    torch.testing.assert_close(cosine, torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0)
+    kept = (pooled.modes[0] * pooled.mode_std[0].unsqueeze(1)).square().sum(0)
+    whole = pooled.variance[0] + (kept if low_rank else 0)
+    torch.testing.assert_close(whole, total, rtol=1e-5, atol=0)
+
+
+def test_many_classes_are_pooled_some_at_a_time():
+    prior = ClassGaussians(700, 20, num_modes=3)
+    g = torch.Generator().manual_seed(0)
+    modes = torch.linalg.qr(torch.randn(700, 20, 3, generator=g))[0].mT
+    prior.set_modes(modes, torch.rand(700, 3, generator=g))
+    prior.mu.data.normal_(generator=g)
+    rows = torch.cat(
+        [modes * prior.mode_std.unsqueeze(2), (prior.mu - prior.mu.mean(0)).unsqueeze(1)], 1
+    )
+    expected = torch.linalg.svdvals(rows.flatten(0, 1).double() / 700**0.5)[:3]
+    pooled = prior.pooled(torch.full((700,), 1 / 700))
+    torch.testing.assert_close(pooled.mode_std[0].double(), expected, rtol=1e-5, atol=0)

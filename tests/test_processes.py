@@ -90,8 +90,8 @@ def test_ranks_of_a_process_group_draw_noise_of_their_own(tmp_path):
 
 def test_replicas_of_data_parallel_draw_noise_of_their_own_at_every_step(small_flow):
     """What torch.nn.parallel.replicate does, which needs GPUs: copies of the module, then its flow."""
-    augment = nfa.NFAugment(trainable(small_flow), modes=4, p=1.0, seed=0)
-    flows = [nfa.NFAugment(small_flow, modes=4).flow for _ in range(2)]
+    augment = nfa.NFAugment(trainable(small_flow), modes=4, p=1.0, seed=0, labels="given")
+    flows = [nfa.NFAugment(small_flow, modes=4, labels="given").flow for _ in range(2)]
     out = []
     for _ in range(2):
         replicas = [augment._replicate_for_data_parallel() for _ in range(2)]
@@ -104,10 +104,12 @@ def test_replicas_of_data_parallel_draw_noise_of_their_own_at_every_step(small_f
 
 def test_the_flow_in_a_transform_wants_no_gradients_and_the_callers_keeps_its_own(small_flow):
     flow = trainable(small_flow)
-    augment = nfa.NFAugment(flow, modes=4, p=1.0, seed=0)
-    changed = nfa.NFAugment.from_change(augment.change, p=1.0)
+    augment = nfa.NFAugment(flow, modes=4, p=1.0, seed=0, labels="given")
+    changed = nfa.NFAugment.from_change(augment.change, p=1.0, labels="given")
     noise = torch.rand(30, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    fitted = nfa.NFAugment.to_fit(flow, modes=2).fit([(noise, torch.arange(30) % 3)], 3)
+    fitted = nfa.NFAugment.to_fit(flow, modes=2, labels="given").fit(
+        [(noise, torch.arange(30) % 3)], 3
+    )
     for made in (augment, changed, augment.replace(strength=0.1), fitted):
         assert not any(p.requires_grad for p in made.parameters()) and made.change.flow is made.flow
     assert all(p.requires_grad for p in flow.parameters())
@@ -121,16 +123,18 @@ def test_the_flow_in_a_transform_wants_no_gradients_and_the_callers_keeps_its_ow
     flow(torch.rand(4, 3, 32, 32))[0].square().mean().backward()
     optimizer.step()  # the weights are shared: a flow that trains is moved with
     assert torch.equal(augment.flow.prior.mu, flow.prior.mu)
-    trained = nfa.NFAugment(flow, modes=4, p=1.0)(X, Y, generator=torch.Generator().manual_seed(0))
+    trained = nfa.NFAugment(flow, modes=4, p=1.0, labels="given")(
+        X, Y, generator=torch.Generator().manual_seed(0)
+    )
     assert not torch.equal(moved(), before) and torch.equal(moved(), trained[0])
 
 
 def test_to_and_state_dict_know_the_flow_and_leave_the_callers(small_flow):
     flow = trainable(small_flow)
-    model = Model(nfa.NFAugment(flow, modes=4, p=1.0))
+    model = Model(nfa.NFAugment(flow, modes=4, p=1.0, labels="given"))
     names = {f"augment.flow.{name}" for name in flow.state_dict()}
     assert names == {n for n in model.state_dict() if n.startswith("augment.")}
-    other = Model(nfa.NFAugment(flow.requires_grad_(False), modes=4))
+    other = Model(nfa.NFAugment(flow.requires_grad_(False), modes=4, labels="given"))
     model.augment.flow.prior.mu.data += 1
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.augment.flow.prior.mu, model.augment.flow.prior.mu)
@@ -139,7 +143,7 @@ def test_to_and_state_dict_know_the_flow_and_leave_the_callers(small_flow):
 
 
 def test_a_model_with_nfa_trains_under_distributed_data_parallel(small_flow, tmp_path):
-    augment = nfa.NFAugment(trainable(small_flow), modes=4, p=1.0, seed=0)
+    augment = nfa.NFAugment(trainable(small_flow), modes=4, p=1.0, seed=0, labels="given")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         model = DistributedDataParallel(Model(augment))
@@ -163,7 +167,7 @@ def test_ranks_say_of_the_modes_that_all_have(tmp_path):
         place = f"file://{tmp_path}/meet"
         dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
         linear = nfa.create_flow("linear", input_size=(3, 8, 8))
-        unfitted = nfa.NFAugment.to_fit(linear, modes=2, p=1.0, strict=True)
+        unfitted = nfa.NFAugment.to_fit(linear, modes=2, p=1.0, strict=True, labels="given")
         own = torch.arange(30) % 3 * (1 - rank)
         change = _fit_to_batches(unfitted, [(x, own)], 3).change
         return torch.cat([change.flow.prior.modes.flatten(), torch.tensor([float(change.still)])])

@@ -66,7 +66,11 @@ def changed(seen: Seen, dataset) -> float:
 
 def test_loop(dataset, monkeypatch):
     dataset.classes = ["a", "b", "c"]
-    for flags, share in ((["--aug", "nfa-p1"], 1.0), (["--aug", "nfa-p0.5"], 0.5), ([], 0.0)):
+    for flags, share in (
+        (["--aug", "nfa-p1-lgiven"], 1.0),
+        (["--aug", "nfa-p0.5-lgiven"], 0.5),
+        ([], 0.0),
+    ):
         monkeypatch.setattr(sys, "argv", ["mine.py", *flags])
         model = Seen()
         before = [p.clone() for p in model.parameters()]
@@ -104,9 +108,9 @@ def test_fit_dataset(dataset):
         nfa=nfa,
         loader=DataLoader(noisy, batch_size=20),
         plain_dataset=dataset,
-        args=parser.parse_args(["--aug", "nfa-p1"]),
+        args=parser.parse_args(["--aug", "nfa-p1-lgiven"]),
     )
-    plain = nfa.NFAugment.from_data(DataLoader(dataset, batch_size=20))
+    plain = nfa.NFAugment.from_data(DataLoader(dataset, batch_size=20), labels="given")
     found, wanted = (a.flow.prior.mode_std for a in (names["loader"].augment, plain))
     # batches of other sizes add up in another order; the noise would change them by percents
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
@@ -126,7 +130,7 @@ def test_accelerate(dataset):
         model=model,
         dataset=dataset,
         optimizer=optimizer,
-        args=parser.parse_args(["--aug", "nfa-p1"]),
+        args=parser.parse_args(["--aug", "nfa-p1-lgiven"]),
     )
     assert changed(model, dataset) == 1 and any(
         not torch.equal(a, b) for a, b in zip(before, model.parameters())
@@ -139,7 +143,10 @@ def test_lightning(dataset, tmp_path, monkeypatch):
     nfa.add_args(parser)
     dataset.classes, model = ["a", "b", "c"], Seen()
     run_recipe(
-        "lightning", model=model, dataset=dataset, args=parser.parse_args(["--aug", "nfa-p1"])
+        "lightning",
+        model=model,
+        dataset=dataset,
+        args=parser.parse_args(["--aug", "nfa-p1-lgiven"]),
     )
     assert changed(model, dataset) == 1
     half = len(model.batches) // 2

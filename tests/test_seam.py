@@ -20,7 +20,7 @@ KINDS = ("pca", "axes", "isotropic", "rotation")
 
 @pytest.fixture
 def flows(small_flow, toy_images):
-    linear = nfa.NFAugment.from_data([toy_images], num_classes=3, modes=4).flow
+    linear = nfa.NFAugment.from_data([toy_images], num_classes=3, modes=4, labels="given").flow
     with torch.no_grad():  # as created, all variances are equal: any axis would be the widest
         small_flow.prior.s.copy_(torch.linspace(-1, 1, small_flow.dim).expand(3, -1))
     return {"deep": small_flow, "linear": linear}
@@ -31,7 +31,7 @@ def flows(small_flow, toy_images):
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_it_agrees_with_the_slow_twin(flows, toy_images, name, kind, p):
     levels, y = (v[::6] for v in toy_images)
-    augment = nfa.NFAugment(flows[name], strength=0.7, modes=4, p=p, kind=kind)
+    augment = nfa.NFAugment(flows[name], strength=0.7, modes=4, p=p, kind=kind, labels="given")
     expected = augmented(augment, levels, y, torch.Generator().manual_seed(1))
     out, _ = augment(levels, y, generator=torch.Generator().manual_seed(1))
     assert not torch.equal(out, levels)
@@ -44,7 +44,7 @@ def test_it_agrees_with_the_slow_twin(flows, toy_images, name, kind, p):
 def test_larger_images_and_single_ones_agree_with_the_slow_twin(flows, toy_images, name):
     levels, y = toy_images
     large = torch.nn.functional.interpolate(levels[:4].float(), (48, 40)).to(torch.uint8)
-    augment = nfa.NFAugment(flows[name], strength=0.7, modes=4, p=0.6)
+    augment = nfa.NFAugment(flows[name], strength=0.7, modes=4, p=0.6, labels="given")
     for i in range(4):
         expected = augmented(augment, large[i : i + 1], y, torch.Generator().manual_seed(i))
         image = Image.fromarray(large[i].permute(1, 2, 0).numpy())
@@ -85,7 +85,7 @@ def test_a_change_of_ones_own(toy_images):
             return (0.1 * noise).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
 
     levels, y = toy_images
-    augment = nfa.NFAugment.from_change(Brightness(), p=0.5, seed=0)
+    augment = nfa.NFAugment.from_change(Brightness(), p=0.5, seed=0, labels="given")
     out, _ = augment(levels, y)
     moved = (out.int() - levels.int()).flatten(1)
     assert 15 <= int((moved != 0).any(1).sum()) <= 45
@@ -141,12 +141,12 @@ def test_a_new_move_works_everywhere(sign, flows, toy_images, tmp_path, image_fo
 
     levels, y = toy_images
     flow = flows["deep"]
-    augment = nfa.NFAugment(flow, strength=0.5, modes=4, p=1.0, kind=sign)
+    augment = nfa.NFAugment(flow, strength=0.5, modes=4, p=1.0, kind=sign, labels="given")
     out, _ = augment(levels, y)
     assert not torch.equal(out, levels) and "kind=sign" in repr(augment)
     # the string
     assert sign in list_moves() and parse_config("nfa-msign")["kind"] == sign
-    assert nfa.nf_augment_transform("nfa-k4-msign", flow).kind == sign
+    assert nfa.nf_augment_transform("nfa-k4-msign-lgiven", flow).kind == sign
     # the cache, whose pictures are a fit to what the move does
     pairs = [(image, int(k)) for image, k in zip(levels[:6], y[:6])]
     cache = nfa.NFACache.build(augment, pairs, tmp_path / "cache")
@@ -176,24 +176,26 @@ def test_what_a_change_gives_and_is_given_is_checked(flows, toy_images):
 
     levels, y = toy_images
     with pytest.raises(ValueError, match=r"Short.change must return \(60, 3, 2, 2\), got \(1, 3"):
-        nfa.NFAugment.from_change(Short(), p=1.0)(levels, y)
+        nfa.NFAugment.from_change(Short(), p=1.0, labels="given")(levels, y)
     with pytest.raises(TypeError, match="Change, got int"):
-        nfa.NFAugment.from_change(3)
+        nfa.NFAugment.from_change(3, labels="given")
     with pytest.raises(ValueError, match="labels="):
         nfa.NFAugment.from_change(Short(), labels="none")
-    own = nfa.NFAugment.from_change(Short())
+    own = nfa.NFAugment.from_change(Short(), labels="given")
     for call in (lambda: own.replace(strength=0.3), lambda: own.fit([(levels, y)], 3)):
         with pytest.raises(TypeError, match="Change of your own has no"):
             call()
     with pytest.raises(ValueError, match="changes by a flow, got Short"):
         nfa.NFACache.build(own, [(levels[0], 0)], "unused")
-    by_flow = nfa.NFAugment.from_change(FlowChange(flows["deep"], base.create_move("pca", 4)))
+    by_flow = nfa.NFAugment.from_change(
+        FlowChange(flows["deep"], base.create_move("pca", 4)), labels="given"
+    )
     assert by_flow.flow is flows["deep"] and by_flow.replace(strength=0.25).strength == 0.25
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_checked_where_the_noise_is_given(flows, kind):
-    augment = nfa.NFAugment(flows["linear"], modes=4, p=1.0, kind=kind)
+    augment = nfa.NFAugment(flows["linear"], modes=4, p=1.0, kind=kind, labels="given")
     x = torch.zeros(3, 3, 32, 32)
     noise = torch.ones(3, augment.change.noise_size)
     for y in ([-1, 0, 1], [0, 1, 3], [1.0, 1.0, 1.0], [1], [[0], [1], [2]]):
@@ -208,7 +210,7 @@ def test_labels_are_checked_where_the_noise_is_given(flows, kind):
 def test_inference_mode_and_autocast_leave_nothing_behind(flows):
     image = Image.new("RGB", (20, 20), (90, 120, 30))
     for kind in KINDS:
-        augment = nfa.NFAugment(flows["linear"], modes=4, p=1.0, kind=kind)
+        augment = nfa.NFAugment(flows["linear"], modes=4, p=1.0, kind=kind, labels="given")
         moved = lambda a=augment: a(image, 2, generator=torch.Generator().manual_seed(0))[0]
         with torch.inference_mode():
             first = moved()

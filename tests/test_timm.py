@@ -61,7 +61,7 @@ def launch(run_script, flow_dir, capsys, tmp_path):
             (tmp_path / name / "args.yaml").read_text()
         )
 
-    run.flow = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir)]
+    run.flow = ["--aug", "nfa-s0.5-k4-p1-lgiven", "--nfa-flow", str(flow_dir)]
     run.out = tmp_path
     return run
 
@@ -77,7 +77,7 @@ def tree(root, classes, count=6):
 
 
 def to_fit(**kwargs):
-    return nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=1.0, **kwargs)
+    return nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=1.0, **{"labels": "given"} | kwargs)
 
 
 def test_fit_counts_the_labels_not_the_names(tmp_path):
@@ -85,7 +85,7 @@ def test_fit_counts_the_labels_not_the_names(tmp_path):
     root = tree(tmp_path / "data", ["a", "b"])
     (tmp_path / "map.txt").write_text("".join(f"{n}\n" for n in ("a", "none", "b", "nothing")))
     dataset = create_dataset("", root=str(root), class_map=str(tmp_path / "map.txt"))
-    augment = to_fit(modes=8)
+    augment = to_fit(modes=8, labels="given")
     state = torch.get_rng_state()
     with pytest.warns(nfa.NFAWarning, match=r"2 of 4 classes \(1, 3\) have no modes"):
         augment = _fit_to_dataset(augment, dataset)
@@ -108,7 +108,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         AugMixDataset(create_dataset("", root=str(root)), num_splits=3),
         create_dataset("", root=str(tmp_path / "data.tar")),
     ):
-        augment = to_fit(modes=3)
+        augment = to_fit(modes=3, labels="given")
         augment = _fit_to_dataset(augment, dataset)
         found.append(augment.flow.prior.mode_std)
     torch.testing.assert_close(found[0], found[1])
@@ -119,7 +119,7 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
         )
         timm_fit._check_classes(
             AugMixDataset(create_dataset("", root=str(root)), num_splits=3),
-            nfa.NFAugment(flow, modes=2),
+            nfa.NFAugment(flow, modes=2, labels="given"),
         )
 
 
@@ -137,7 +137,7 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
         few = tmp_path / "few" / Path(samples[i][0]).relative_to(root)
         few.parent.mkdir(parents=True, exist_ok=True)
         few.symlink_to(samples[i][0])
-    by_hand = to_fit(modes=1)
+    by_hand = to_fit(modes=1, labels="given")
     by_hand = _fit_to_dataset(by_hand, create_dataset("", root=str(tmp_path / "few")))
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 4)
     reversed_labels = ImageFolder(
@@ -149,7 +149,7 @@ def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
         create_dataset("", root=str(tmp_path / "data.tar")),
         reversed_labels,
     ):
-        augment = to_fit(modes=1)
+        augment = to_fit(modes=1, labels="given")
         with caplog.at_level("INFO"):
             augment = _fit_to_dataset(augment, dataset)
         read = "24 of 24" if dataset is reversed_labels else "16 of 24"
@@ -194,7 +194,11 @@ def test_a_stream_is_fitted_and_moved(tmp_path, monkeypatch, caplog, workers):
     """timm's iterable datasets (wds/, tfds/): their first images are read, in any number of workers."""
     root = tree(tmp_path / "data", ["a", "b"], count=12)
     stream = IterableImageDataset("", Tree(root))
-    whole, part, map_style = to_fit(modes=3), to_fit(modes=1), to_fit(modes=3)
+    whole, part, map_style = (
+        to_fit(modes=3, labels="given"),
+        to_fit(modes=1, labels="given"),
+        to_fit(modes=3, labels="given"),
+    )
     state = torch.get_rng_state()
     with caplog.at_level("INFO"):
         whole = _fit_to_dataset(whole, stream, workers=workers)
@@ -241,10 +245,10 @@ def test_wrapping_a_loader_of_a_stream_reads_a_part(monkeypatch):
 
     monkeypatch.setattr(timm_fit, "FIT_IMAGES", 20)
     loader = nfa.wrap_loader(
-        DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1"), num_classes=2
+        DataLoader(Endless(), batch_size=10), parsed("--aug", "nfa-k2-p1-lgiven"), num_classes=2
     )
     first = itertools.islice(DataLoader(Endless(), batch_size=10), 2 * 20 // 10)
-    by_hand = timm_fit._fit_to_batches(to_fit(modes=2), first, 2)
+    by_hand = timm_fit._fit_to_batches(to_fit(modes=2, labels="given"), first, 2)
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
     x = next(iter(loader))[0]
     assert (x != next(iter(DataLoader(Endless(), batch_size=10)))[0]).flatten(1).any(1).all()
@@ -254,11 +258,11 @@ def test_wrapping_batches_that_come_from_no_data_set(toy_images, flow_dir):
     """As loaders of webdataset, ffcv or DALI are, or a list."""
     levels, y = toy_images
     batches = list(zip(levels.split(20), y.split(20), strict=True))
-    args = parsed("--aug", "nfa-k2-p1")
+    args = parsed("--aug", "nfa-k2-p1-lgiven")
     loader = nfa.wrap_loader(batches, args, num_classes=3)
     assert torch.equal(
         loader.augment.flow.prior.modes,
-        nfa.NFAugment.from_data(batches, 3, modes=2).flow.prior.modes,
+        nfa.NFAugment.from_data(batches, 3, modes=2, labels="given").flow.prior.modes,
     )
     for _ in range(2):
         moved = list(loader)
@@ -267,7 +271,9 @@ def test_wrapping_batches_that_come_from_no_data_set(toy_images, flow_dir):
             (x != own).flatten(1).any(1).all()
             for (x, _), (own, _) in zip(moved, batches, strict=True)
         )
-    deep = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir)))
+    deep = nfa.wrap_loader(
+        batches, parsed("--aug", "nfa-k2-p1-lgiven", "--nfa-flow", str(flow_dir))
+    )
     assert (next(iter(deep))[0] != batches[0][0]).flatten(1).any(1).all()
     with pytest.raises(NFAError, match="a generator gives its images once.*wrap a list"):
         nfa.wrap_loader((b for b in batches), args, num_classes=3)
@@ -280,7 +286,7 @@ def fit_a_share(rank, root, out):
     )
     reader = Tree(root)
     reader.samples = reader.samples[rank::2]
-    augment = to_fit(modes=2)
+    augment = to_fit(modes=2, labels="given")
     augment = _fit_to_dataset(augment, IterableImageDataset("", reader))
     torch.save(augment.flow.state_dict(), out / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -322,10 +328,10 @@ def test_what_cannot_be_fitted_is_named(tmp_path):
         NFAError,
         match="TensorDataset does not know its classes; say how many there are with --num-classes",
     ):
-        _fit_to_dataset(to_fit(), torch.utils.data.TensorDataset(torch.zeros(2)))
+        _fit_to_dataset(to_fit(labels="given"), torch.utils.data.TensorDataset(torch.zeros(2)))
     dataset = create_dataset("", root=str(tree(tmp_path / "data", ["a", "b"])))
     with pytest.raises(NFAError, match="takes images of 3 channels, the training asks for 1"):
-        loader_factory(create_loader, to_fit(), fit=True)(
+        loader_factory(create_loader, to_fit(labels="given"), fit=True)(
             dataset, input_size=(1, 32, 32), batch_size=2, is_training=True
         )
 
@@ -356,7 +362,7 @@ def test_the_launcher_changes_nothing_but_the_training_images(launch, image_fold
     assert args["aug"] is None and stock["losses"] == same["losses"]
     nfa, args = run("on", *launcher, *launch.flow)
     assert (
-        args["aug"] == "nfa-s0.5-k4-p1"
+        args["aug"] == "nfa-s0.5-k4-p1-lgiven"
         and args["nfa_flow"] == launch.flow[-1]
         and args["nfa_place"] == "batch"
     )
@@ -372,7 +378,7 @@ def test_config_file_and_args_yaml_round_trip(launch):
     (launch.out / "config.yaml").write_text(f"aug: nfa-s0.5-k4-p1\nnfa_flow: {launch.flow[-1]}\n")
     direct, _ = launch(*launch.flow, name="direct")
     config, args = launch("--config", str(launch.out / "config.yaml"), name="config")
-    assert config["losses"] == direct["losses"] and args["aug"] == "nfa-s0.5-k4-p1"
+    assert config["losses"] == direct["losses"] and args["aug"] == "nfa-s0.5-k4-p1-lgiven"
     again, _ = launch("--config", str(launch.out / "config" / "args.yaml"), name="again")
     assert again["losses"] == direct["losses"]
 
@@ -383,7 +389,7 @@ def labels(seen):
 
 def test_linear_takes_its_modes_from_the_training_set(launch):
     stock, _ = launch(launcher=False, name="stock")
-    flags = ["--aug", "nfa-s0.2-k3-p1"]
+    flags = ["--aug", "nfa-s0.2-k3-p1-lgiven"]
     nfa, args = launch(*flags, name="linear")
     assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
     assert torch.equal(labels(stock), labels(nfa)), (
@@ -445,7 +451,7 @@ def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
     "flags, message",
     [
         (["--nfa-flow", "linear"], "costs next to nothing without: drop --nfa-cache"),
-        (["--aug", "nfa-misotropic"], "a cache is for moves along modes"),
+        (["--aug", "nfa-misotropic-lgiven"], "a cache is for moves along modes"),
         (["--use-multi-epochs-loader", "-j", "1"], "--nfa-cache cannot tell the epochs"),
         pytest.param(
             ["--train-img-sizes", "32", "48"],
@@ -465,14 +471,19 @@ def test_a_flow_of_other_classes_is_fitted(launch, _small_flow, toy_images):
     """With modes that the launch finds it augments as with those that were found by hand."""
     prior = type(_small_flow.prior)(3, _small_flow.dim, num_modes=2)
     flow = _small_flow.with_prior(prior, ["x", "y", "z"])
-    flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow.save_pretrained(launch.out / "xyz"))]
+    flags = [
+        "--aug",
+        "nfa-s0.5-k4-p1-lgiven",
+        "--nfa-flow",
+        str(flow.save_pretrained(launch.out / "xyz")),
+    ]
     assert "this flow stores 2 principal modes" in launch(*flags, ok=False)
-    flags[1] = "nfa-s0.5-k2-p1"
+    flags[1] = "nfa-s0.5-k2-p1-lgiven"
     assert "error: the flow knows the classes x, y, z" in launch(*flags, ok=False)
-    flags[1] = "nfa-s0.5-k4-p1"
+    flags[1] = "nfa-s0.5-k4-p1-lgiven"
     fitted, args = launch(*flags, "--nfa-fit", name="fitted")
     assert args["nfa_fit"] is True
-    by_hand = nfa.NFAugment(_small_flow, modes=4).fit([toy_images], 3).flow
+    by_hand = nfa.NFAugment(_small_flow, modes=4, labels="given").fit([toy_images], 3).flow
     flags[3] = str(by_hand.save_pretrained(launch.out / "abc"))
     torch.testing.assert_close(
         images(fitted), images(launch(*flags, name="stored")[0]), rtol=0, atol=0.02
@@ -536,7 +547,9 @@ def test_the_first_augmentation_split_stays_clean():
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 2})
     x = torch.rand(12, 3, 32, 32)
     y = torch.arange(12) % 3
-    augment = nfa.NFAugment(flow, modes=2, strength=1.0, p=1.0).fit([(x, y)], num_classes=3)
+    augment = nfa.NFAugment(flow, modes=2, strength=1.0, p=1.0, labels="given").fit(
+        [(x, y)], num_classes=3
+    )
     batch = [(image, int(k)) for image, k in zip(x, y)]
     loader = NFALoader(DataLoader(batch, batch_size=12), augment, (0.0,) * 3, (1.0,) * 3, splits=3)
     out, _ = next(iter(loader))
@@ -549,8 +562,8 @@ def test_the_first_augmentation_split_stays_clean():
 def test_a_loader_leaves_the_augmentation_it_is_given_alone():
     """One with a `Change` of the caller's own, too."""
     flow = nfa.create_flow("linear", num_classes=3, prior={"num_modes": 2})
-    whole = nfa.NFAugment(flow, modes=2, p=1.0)
-    for augment in (whole, nfa.NFAugment.from_change(whole.change, p=1.0)):
+    whole = nfa.NFAugment(flow, modes=2, p=1.0, labels="given")
+    for augment in (whole, nfa.NFAugment.from_change(whole.change, p=1.0, labels="given")):
         x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
         own = NFALoader([(x, y)], augment, (0.5,) * 3, (0.2,) * 3)
         assert augment.mean is None and own.augment.mean == (0.5,) * 3
@@ -580,7 +593,7 @@ def parsed(*flags):
     ],
 )
 def test_sizes_as_scripts_give_them(sizes, wanted):
-    args = argparse.Namespace(**vars(parsed("--aug", "nfa")), **sizes)
+    args = argparse.Namespace(**vars(parsed("--aug", "nfa-lgiven")), **sizes)
     assert tuple(_augment_from_args(args).flow.config.input_size) == wanted
 
 
@@ -590,13 +603,13 @@ def test_wrapping_a_plain_loader(toy_images):
     batches = DataLoader(list(zip(levels, y.tolist())), batch_size=20)
     assert (
         nfa.wrap_loader(batches, parsed()) is batches
-        and nfa.wrap_loader(batches, parsed("--aug", "nfa-p0")) is batches
+        and nfa.wrap_loader(batches, parsed("--aug", "nfa-p0-lgiven")) is batches
     )
-    args = parsed("--aug", "nfa-s0.3-k2-p1")
+    args = parsed("--aug", "nfa-s0.3-k2-p1-lgiven")
     loader = nfa.wrap_loader(batches, args, num_classes=3)
     first = torch.cat([x for x, _ in loader])
     assert loader.dataset is batches.dataset and len(loader) == 3 and first.dtype == torch.uint8
-    eigen = nfa.NFAugment.from_data([(levels, y)], 3, modes=2).flow.prior.modes
+    eigen = nfa.NFAugment.from_data([(levels, y)], 3, modes=2, labels="given").flow.prior.modes
     change = (first.float() - levels.float()).flatten(1)
     for k in range(3):
         own = change[y == k]
@@ -610,7 +623,7 @@ def test_wrapping_a_plain_loader(toy_images):
     again.epoch = 0
     assert torch.equal(torch.cat([x for x, _ in again]), first)
     other = nfa.wrap_loader(
-        batches, parsed("--aug", "nfa-s0.3-k2-p1", "--seed", "1"), num_classes=3
+        batches, parsed("--aug", "nfa-s0.3-k2-p1-lgiven", "--seed", "1"), num_classes=3
     )
     assert not torch.equal(torch.cat([x for x, _ in other]), first)
     with pytest.raises(ValueError, match="pass num_classes="):
@@ -727,13 +740,13 @@ def test_wrapping_a_loader_of_a_data_set_with_a_transform_of_its_own_make(
     transform = data.transform
     stats = {"mean": MEAN, "std": STD} if kind in ("normalised", "passing") else {}
     batches = DataLoader(data, 20, collate_fn=from_dicts if kind == "dicts" else None)
-    args, given = parsed("--aug", "nfa-k2-p1"), {"num_classes": 3, **stats}
+    args, given = parsed("--aug", "nfa-k2-p1-lgiven"), {"num_classes": 3, **stats}
     if transform is not None:
         with pytest.raises(NFAError, match="pass fit_dataset=, a dataset.*take a pretrained flow"):
             nfa.wrap_loader(batches, args, **given)
         given["fit_dataset"] = batches
     loader = nfa.wrap_loader(batches, args, **given)
-    by_hand = nfa.NFAugment.from_data(batches, 3, modes=2, **stats)
+    by_hand = nfa.NFAugment.from_data(batches, 3, modes=2, **{"labels": "given"} | stats)
     assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
     assert data.transform is transform
     for (moved, _), (x, _) in zip(loader, batches, strict=True):
@@ -745,8 +758,8 @@ def test_wrapping_reads_torchvisions_data_sets_without_the_transform(image_folde
         return torch.rand(3, 32, 32)
 
     data = ImageFolder(str(image_folder / "train"), crop)
-    loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1"))
-    by_hand = to_fit(modes=2)
+    loader = nfa.wrap_loader(DataLoader(data, 20), parsed("--aug", "nfa-k2-p1-lgiven"))
+    by_hand = to_fit(modes=2, labels="given")
     by_hand = _fit_to_dataset(by_hand, data)
     assert (
         torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
@@ -783,7 +796,7 @@ def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(
     data = GREY[kind](levels, y, image_folder / "train")
     loader = [(levels[:, :1], y)] if data is None else DataLoader(data, 20)
     for sizes in ({}, {"in_chans": 1}):
-        args = argparse.Namespace(**vars(parsed("--aug", "nfa-k2-p1")), **sizes)
+        args = argparse.Namespace(**vars(parsed("--aug", "nfa-k2-p1-lgiven")), **sizes)
         wrapped = nfa.wrap_loader(loader, args, num_classes=3)
         side = 24 if kind == "tensors" else 32
         assert tuple(wrapped.augment.flow.config.input_size) == (1, side, side)
@@ -794,7 +807,7 @@ def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(
         "linear with --in-chans 1",
     ):
         nfa.wrap_loader(loader, argparse.Namespace(**vars(args) | {"in_chans": 3}), num_classes=3)
-    deep = parsed("--aug", "nfa-k2-p1", "--nfa-flow", str(flow_dir))
+    deep = parsed("--aug", "nfa-k2-p1-lgiven", "--nfa-flow", str(flow_dir))
     for fit in (True, False):
         deep.nfa_fit = fit
         with pytest.raises(
@@ -864,7 +877,9 @@ def test_wrapping_draws_none_of_the_trainings_random_numbers(toy_images, image_f
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-        wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-k2-p1"), *stats, num_classes=3)
+        wrapped = nfa.wrap_loader(
+            loader, parsed("--aug", "nfa-k2-p1-lgiven"), *stats, num_classes=3
+        )
         assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
         assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
         assert sum(len(x) for x, _ in wrapped) == 60
@@ -884,7 +899,7 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
     """timm has set the transform, so a copy's can be replaced where it is a plain attribute."""
     levels, y = toy_images
     own = Own([to_pil_image(x) for x in levels], y, unit)
-    off = to_fit(modes=1).fit([(levels, y)], 3).replace(strength=0.0)
+    off = to_fit(modes=1, labels="given").fit([(levels, y)], 3).replace(strength=0.0)
     data = {
         "own": lambda: own,
         "handing": lambda: Handing(own),
@@ -896,13 +911,15 @@ def test_wrapping_timms_loader_of_other_data_sets(toy_images, kind):
     }[kind]()
     batches = timm_loader(data)
     transform, within = data.transform, own.transform
-    args, given = parsed("--aug", "nfa-k2-p1"), {}
+    args, given = parsed("--aug", "nfa-k2-p1-lgiven"), {}
     if kind in ("handing", "worker"):
         with pytest.raises(NFAError, match="no `transform` of its own.*; pass fit_dataset="):
             nfa.wrap_loader(batches, args, num_classes=3)
         given["fit_dataset"] = Own(own.images, y, lambda data, i: data.images[i])
     loader = nfa.wrap_loader(batches, args, num_classes=3, **given)
-    by_hand = nfa.NFAugment.from_data([(levels, y)] * (1 + (kind == "copies")), 3, modes=2)
+    by_hand = nfa.NFAugment.from_data(
+        [(levels, y)] * (1 + (kind == "copies")), 3, modes=2, labels="given"
+    )
     torch.testing.assert_close(
         loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4
     )
@@ -915,8 +932,8 @@ def test_what_is_given_for_the_fit(toy_images, image_folder):
     """A dataset of PIL images or tensors, or a loader; in the launcher's factory, too."""
     levels, y = toy_images
     data = Own(levels / 255, y, unit, flipped)
-    args = parsed("--aug", "nfa-k2-p1")
-    by_hand = nfa.NFAugment.from_data([(levels, y)], 3, modes=2).flow.prior.mode_std
+    args = parsed("--aug", "nfa-k2-p1-lgiven")
+    by_hand = nfa.NFAugment.from_data([(levels, y)], 3, modes=2, labels="given").flow.prior.mode_std
     for given in (
         ImageFolder(str(image_folder / "train")),
         Own(levels, y, lambda data, i: data.images[i]),
@@ -926,7 +943,7 @@ def test_what_is_given_for_the_fit(toy_images, image_folder):
         loader = nfa.wrap_loader(DataLoader(data, 20), args, num_classes=3, fit_dataset=given)
         found = loader.augment.flow.prior.mode_std
         torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
-        augment = to_fit(modes=2)
+        augment = to_fit(modes=2, labels="given")
         factory = loader_factory(create_loader, augment, fit=True, num_classes=3, fit_dataset=given)
         if not isinstance(given, TensorDataset):  # floats here are normalised, as the loader's are
             loader = timm_loader(Handing(Own(levels, y, unit)), create=factory)
@@ -937,7 +954,7 @@ def test_what_is_given_for_the_fit(toy_images, image_folder):
 
 def test_the_launcher_names_a_way_for_data_sets_without_a_transform(toy_images):
     levels, y = toy_images
-    factory = loader_factory(create_loader, to_fit(), fit=True, num_classes=3)
+    factory = loader_factory(create_loader, to_fit(labels="given"), fit=True, num_classes=3)
     with pytest.raises(NFAError, match="Handing has no `transform`.*take.*--nfa-flow NAME"):
         timm_loader(Handing(Own(levels, y, unit)), create=factory)
 
@@ -946,11 +963,11 @@ def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
     """Every process fits to the dataset within, not to its own share of crops, and knows its classes."""
     scheduled = pytest.importorskip("timm.data.scheduled_sampler")
     folder = create_dataset("", root=str(image_folder), split="train")
-    by_hand = to_fit(modes=2)
+    by_hand = to_fit(modes=2, labels="given")
     by_hand = _fit_to_dataset(by_hand, folder)
     for prefetcher in (True, False):
         batches = timm_loader(folder, input_size_choices=[32, 48], use_prefetcher=prefetcher)
-        loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1"), MEAN, STD)
+        loader = nfa.wrap_loader(batches, parsed("--aug", "nfa-k2-p1-lgiven"), MEAN, STD)
         assert torch.equal(loader.augment.flow.prior.modes, by_hand.flow.prior.modes)
         assert loader.augment.flow.config.class_names == ["a", "b", "c"]
         assert {x.shape[-1] for x, _ in loader} == {32, 48}
@@ -962,9 +979,9 @@ def test_wrapping_timms_loader_of_scheduled_sizes(image_folder, toy_images):
         torch.utils.data.DistributedSampler(data, 2, 1), [20, 20]
     )
     loader = nfa.wrap_loader(
-        DataLoader(data, batch_sampler=sampler), parsed("--aug", "nfa-k2-p1"), num_classes=3
+        DataLoader(data, batch_sampler=sampler), parsed("--aug", "nfa-k2-p1-lgiven"), num_classes=3
     )
-    by_hand = nfa.NFAugment.from_data([(levels.flip(-1), y)], 3, modes=2)
+    by_hand = nfa.NFAugment.from_data([(levels.flip(-1), y)], 3, modes=2, labels="given")
     torch.testing.assert_close(loader.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std)
 
 
@@ -974,7 +991,7 @@ def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images,
     batches = DataLoader(list(zip(levels, y.tolist())), batch_size=60)
 
     def moved(**amp):
-        flags = ["--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir)]
+        flags = ["--aug", "nfa-s0.5-k4-p1-lgiven", "--nfa-flow", str(flow_dir)]
         loader = nfa.wrap_loader(batches, argparse.Namespace(**vars(parsed(*flags)), **amp))
         ((images, _),) = loader
         return images.float(), {
@@ -989,7 +1006,9 @@ def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images,
         {"nfa_place": "dataset"},
         {"nfa_cache": "there"},
     ):  # in workers, and in what later trainings read
-        flags = vars(parsed("--aug", "nfa-s0.5-k4-p1", "--nfa-flow", str(flow_dir))) | elsewhere
+        flags = (
+            vars(parsed("--aug", "nfa-s0.5-k4-p1-lgiven", "--nfa-flow", str(flow_dir))) | elsewhere
+        )
         augment = _augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
         assert {m.net_dtype for m in augment.flow.modules() if hasattr(m, "net_dtype")} == {None}
 
@@ -1000,7 +1019,7 @@ def test_wrapping_a_timm_loader_moves_mixup_and_erasing_behind_nfa(
     small_flow.config.class_names = []
     flags = [
         "--aug",
-        "nfa-s0.5-k4-p1",
+        "nfa-s0.5-k4-p1-lgiven",
         "--nfa-flow",
         str(small_flow.save_pretrained(tmp_path / "flow")),
     ]
@@ -1051,7 +1070,7 @@ def test_erasing_in_the_data_sets_transform_is_refused(image_folder, kind):
     more = {"input_size_choices": [32, 48]} if kind == "scheduled" else {}
     more |= {"num_aug_splits": 3} if kind == "splits" else {}
     batches = timm_loader(data, re_prob=1.0, use_prefetcher=False, **more)
-    own, args = dict(vars(batches.dataset)), parsed("--aug", "nfa-k2-p1")
+    own, args = dict(vars(batches.dataset)), parsed("--aug", "nfa-k2-p1-lgiven")
     with pytest.raises(NFAError, match="take timm's prefetcher, or leave re_prob out.*erasing="):
         nfa.wrap_loader(batches, args, MEAN, STD)
     assert vars(batches.dataset) == own and nfa.wrap_loader(batches, parsed()) is batches
@@ -1073,11 +1092,11 @@ def test_erasing_in_the_data_sets_transform_is_refused(image_folder, kind):
         (["--nfa-fit"], "error: --nfa-fit does nothing without --aug: add --aug nfa"),
         (["--nfa-flow", "conv_p4_tiny.digits"], "error: --nfa-flow does nothing without --aug"),
         (
-            ["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digitz"],
+            ["--aug", "nfa-lgiven", "--nfa-flow", "conv_p4_tiny.digitz"],
             "did you mean 'conv_p4_tiny.digits'",
         ),
         (
-            ["--aug", "nfa", "--nfa-flow", "conv_p4_tiny.digits"],
+            ["--aug", "nfa-lgiven", "--nfa-flow", "conv_p4_tiny.digits"],
             "the flow knows the classes 0, 1, 2, 3",
         ),
     ],
@@ -1114,7 +1133,7 @@ def test_every_process_fits_a_plain_loader_alike(toy_images):
         state = torch.get_rng_state()
         loader = nfa.wrap_loader(
             DataLoader(data, batch_size=20, sampler=sampler),
-            parsed("--aug", "nfa-p1"),
+            parsed("--aug", "nfa-p1-lgiven"),
             num_classes=3,
         )
         assert torch.equal(torch.get_rng_state(), state)
@@ -1124,7 +1143,7 @@ def test_every_process_fits_a_plain_loader_alike(toy_images):
 
 def test_fit_reads_without_the_transform_that_torchvision_holds_twice(tmp_path):
     root = tree(tmp_path / "data", ["a", "b"])
-    plain, pair = to_fit(modes=3), to_fit(modes=3)
+    plain, pair = to_fit(modes=3, labels="given"), to_fit(modes=3, labels="given")
     dataset = ImageFolder(str(root))
     plain = _fit_to_dataset(plain, dataset)
 
@@ -1138,7 +1157,7 @@ def test_fit_reads_without_the_transform_that_torchvision_holds_twice(tmp_path):
 
 
 def worker_data(root, cls=ImageFolder):
-    augment = to_fit(modes=3)
+    augment = to_fit(modes=3, labels="given")
     dataset = cls(str(root))
     augment = _fit_to_dataset(augment, dataset)
     data = _WorkerDataset(dataset, augment, seed=1)
@@ -1174,7 +1193,7 @@ def test_worker_data_set_in_spawned_workers_and_over_batched_readers(tmp_path):
 def test_what_a_batch_holds_beside_images_and_labels_passes(toy_images):
     levels, y = toy_images
     loader = DataLoader(list(zip(levels, y.tolist(), range(60))), batch_size=20)
-    wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-p1"), num_classes=3)
+    wrapped = nfa.wrap_loader(loader, parsed("--aug", "nfa-p1-lgiven"), num_classes=3)
     assert torch.equal(torch.cat([index for _, _, index in wrapped]), torch.arange(60))
 
 
@@ -1196,7 +1215,7 @@ def test_batches_of_another_kind_are_refused():
 
 def test_more_kinds_of_data_can_be_fitted_to():
     x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 3
-    flags = _flags("--aug", "nfa-p1-k4")
+    flags = _flags("--aug", "nfa-p1-k4-lgiven")
     column = DataLoader(TensorDataset(x, y[:, None]), 4)  # labels (B, 1)
     assert nfa.wrap_loader(column, flags, num_classes=3).augment.flow.num_classes == 3
     pairs = [(image, int(k)) for image, k in zip(x, y)]
@@ -1234,4 +1253,4 @@ def test_erasing_inside_a_subset_is_refused(image_folder):
     inner = ImageFolder(image_folder / "train", v2.Compose(steps))
     loader = DataLoader(Subset(inner, range(12)), 4)
     with pytest.raises(NFAError, match="erasing="):
-        nfa.wrap_loader(loader, _flags("--aug", "nfa-p1-k4"), num_classes=3)
+        nfa.wrap_loader(loader, _flags("--aug", "nfa-p1-k4-lgiven"), num_classes=3)

@@ -18,7 +18,7 @@ from timm.data import IterableImageDataset, create_dataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
 ROOT = SCRIPT.parent.parent
-FLAGS = ["--aug", "nfa-s0.5-k4-p1"]
+FLAGS = ["--aug", "nfa-s0.5-k4-p1-lgiven"]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def targets(seen):
 def check(run, how, flags):
     """p 0 is the stock training to the last bit; NFA changes the training images of the same order, and nothing else."""
     stock = run(*how)
-    off = run(*how, "--aug", "nfa-p0", *flags[2:])
+    off = run(*how, "--aug", "nfa-p0-lgiven", *flags[2:])
     assert off["losses"] == stock["losses"] and len(stock["losses"]) >= 3
     new = run(*how, *flags)
     assert torch.equal(new["val"], stock["val"]) and all(np.isfinite(new["losses"]))
@@ -211,7 +211,7 @@ def test_epochs_and_seeds_differ_and_worker_counts_do_not(run, flow_dir, place):
 
 def test_aa_is_nfa_in_the_workers(run, flow_dir):
     flags = ["--nfa-flow", flow_dir, "--reprob", 0.5]
-    short = run("--aa", "nfa-s0.5-k4-p1", *flags)
+    short = run("--aa", "nfa-s0.5-k4-p1-lgiven", *flags)
     long = run(*FLAGS, "--nfa-place", "dataset", *flags)
     assert short["losses"] == long["losses"]
 
@@ -241,7 +241,7 @@ def test_a_stream_of_images(run, flow_dir, monkeypatch, image_folder):
 
 def test_no_aug_and_strength_0_are_the_stock_training(run):
     stock = run()
-    assert run("--aug", "nfa-s0")["losses"] == stock["losses"]
+    assert run("--aug", "nfa-s0-lgiven")["losses"] == stock["losses"]
     assert run("--no-aug", *FLAGS)["losses"] == run("--no-aug")["losses"]
 
 
@@ -275,7 +275,7 @@ REFUSED = {
         ["--config", "{tmp}/place.yaml"],
         "nfa_place must be one of batch, dataset, got 'worker'",
     ),
-    "twice": (["--aa", "nfa"], "both ask for NFA"),
+    "twice": (["--aa", "nfa-lgiven"], "both ask for NFA"),
     "NaFlex": (["--naflex-loader"], "does not work with --naflex-loader"),
 }
 
@@ -317,7 +317,7 @@ def test_two_processes_draw_differently_and_reproducibly(tmp_path):
     for name in ("first", "again"):
         done = launch(
             *TORCHRUN[1:], "-m", "timm_nfaug.train", SCRIPT,
-            "--data-dir", tmp_path / "data", "--output", tmp_path / name, "--aug-repeats", 2, "--aug", "nfa-s0.2-k2-p1",
+            "--data-dir", tmp_path / "data", "--output", tmp_path / name, "--aug-repeats", 2, "--aug", "nfa-s0.2-k2-p1-lgiven",
             OMP_NUM_THREADS="1",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -126,7 +126,7 @@ def test_a_flow_without_labels_learns_them_by_fit(image_folder, tmp_path, capsys
     card = (tmp_path / "out" / "flow" / "README.md").read_text()
     assert "labels not looked at" in card and "lass accuracy" not in card
     data, _ = load_data("folder", image_folder, 32)
-    augment = nfa.NFAugment(flow, modes=4, p=1.0, seed=0).fit(batches(data, 16), 3)
+    augment = nfa.NFAugment(flow, modes=4, p=1.0, seed=0, labels="given").fit(batches(data, 16), 3)
     assert augment.flow.num_classes == 3
     moved, labels = augment(data.levels, data.labels)
     assert torch.equal(labels, data.labels) and not torch.equal(moved, data.levels)

@@ -25,7 +25,7 @@ COUNT = 2000
 def flags(*words):
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
-    return parser.parse_args(["--aug", "nfa-k2-p1", *words])
+    return parser.parse_args(["--aug", "nfa-k2-p1-lgiven", *words])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,12 @@ def test_a_file_that_is_opened_at_the_first_image_is_no_two_workers(folder, star
     assert data.file is None, "it was read in the main process"
     assert moved_as_they_should_be(wrapped) and data.file is None
     by_hand = nfa.NFAugment.from_data(
-        [(images(COUNT), torch.arange(COUNT) % 4)], 4, (3, 8, 8), modes=2, strength=0.5
+        [(images(COUNT), torch.arange(COUNT) % 4)],
+        4,
+        (3, 8, 8),
+        modes=2,
+        strength=0.5,
+        labels="given",
     )
     torch.testing.assert_close(
         wrapped.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4
@@ -97,7 +102,9 @@ def test_torchvisions_and_timms_loaders(folder):
         if make:
             nfa.wrap_loader(DataLoader(data, 100), flags(), num_classes=4)
         else:
-            unfitted = nfa.NFAugment.to_fit(nfa.create_flow("linear", input_size=(3, 8, 8)), p=1.0)
+            unfitted = nfa.NFAugment.to_fit(
+                nfa.create_flow("linear", input_size=(3, 8, 8)), p=1.0, labels="given"
+            )
             create = loader_factory(create_loader, unfitted, fit=True, num_classes=4)
             create(
                 data, (3, 8, 8), 100, is_training=True, num_workers=0, persistent_workers=False,
@@ -139,7 +146,7 @@ def test_a_loader_given_for_the_fit_keeps_its_part_and_its_generator(folder):
     wrapped = nfa.wrap_loader(DataLoader(own, 4), flags(), num_classes=4, fit_dataset=part)
     assert torch.equal(g.get_state(), state) and data.file is None
     by_hand = nfa.NFAugment.from_data(
-        [(images(100), torch.arange(100) % 4)], 4, (3, 8, 8), modes=2, strength=0.5
+        [(images(100), torch.arange(100) % 4)], 4, (3, 8, 8), modes=2, strength=0.5, labels="given"
     )
     torch.testing.assert_close(
         wrapped.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4
@@ -168,7 +175,7 @@ def test_a_stream_given_for_the_fit_is_read_as_what_it_gives(pictures):
     wrapped = nfa.wrap_loader(DataLoader(own, 4), flags(), num_classes=4, fit_dataset=data)
     assert not data.opened
     by_hand = nfa.NFAugment.from_data(
-        [(images(40), torch.arange(40) % 4)], 4, (3, 8, 8), modes=2, strength=0.5
+        [(images(40), torch.arange(40) % 4)], 4, (3, 8, 8), modes=2, strength=0.5, labels="given"
     )
     torch.testing.assert_close(
         wrapped.augment.flow.prior.mode_std, by_hand.flow.prior.mode_std, rtol=1e-4, atol=1e-4
@@ -201,11 +208,11 @@ def test_a_file_that_cannot_be_read_is_named_by_a_fit(image_folder, tmp_path, wo
     name = rf"image 30 \({bad}\) cannot be read: OSError: image file is truncated"
     loader = DataLoader(folder, 7, shuffle=True, num_workers=workers)
     with pytest.raises(OSError, match=name + ".*leave it out"):
-        nfa.NFAugment.from_data(loader)
+        nfa.NFAugment.from_data(loader, labels="given")
     with pytest.raises(NFAError, match=name):
         nfa.wrap_loader(loader, flags())
     folder.transform = lambda image: torch.zeros(3, 8, len(seen.append(0) or seen))
     seen = []
     with pytest.raises(RuntimeError, match="stack"):
-        nfa.NFAugment.from_data(loader)
+        nfa.NFAugment.from_data(loader, labels="given")
     assert len(seen) == 7 * (not workers)

@@ -22,15 +22,15 @@ from .moves import Move, create_move, usual_modes
 from .spec import parse_config
 from .unchanged import say_fitted, say_unchanged
 
-DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
+LINEAR = "linear"  # as the name of a flow: the eigen-images of the user's own data
 
 
 class NFAugment(v2.Transform):
-    """Moves images along the principal modes of their class in the code space of a flow.
+    """Moves images along the principal modes of a dataset in the code space of a flow.
 
-    Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with
-    its label after it, an int or integers (B,); in a `v2.Compose` and with dicts, too (what counts as
-    a label, and what happens without: docs/labels.md). Kind, dtype, device, range and size come back
+    Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; in a
+    `v2.Compose` and with dicts, too; with labels after the images, which pass through (and choose
+    the modes with ``labels="given"``: docs/labels.md). Kind, dtype, device, range and size come back
     as they went in. Images of another size than the flow's take the change enlarged.
 
     Args:
@@ -39,9 +39,9 @@ class NFAugment(v2.Transform):
         modes: number of modes moved along.
         p: probability that an image is augmented. At strength 1 leave some images as they are.
         kind: a move of `timm_nfaug.moves.list_moves()`: pca, axes, isotropic, rotation.
-        labels: who supplies the class: "given", the labels it is called with, and the flow's own
-            guess where there are none; "posterior", always the flow's guess; "none", no class: the
-            modes are those of all images together.
+        labels: whose modes: "none", those of all images together (the classes of a flow that has
+            some are pooled); "given", of the class that the label names, and of the flow's own guess
+            where there is no label; "posterior", always of the flow's guess.
         mean, std: per channel, of float images normalised as (x - mean) / std; without, floats are
             in [0, 1].
         seed: of the transform's own generator; None takes torch's initial seed. DataLoader workers
@@ -70,7 +70,7 @@ class NFAugment(v2.Transform):
         modes: int = 32,
         p: float = 0.5,
         kind: str = "pca",
-        labels: str = "given",
+        labels: str = "none",
         mean: Any = None,
         std: Any = None,
         seed: int | None = None,
@@ -81,6 +81,9 @@ class NFAugment(v2.Transform):
                 f"flow must be a ConditionalFlow, got {type(flow).__name__}; "
                 "see NFAugment.from_data(loader) and NFAugment.from_pretrained(name)"
             )
+        check_choice("labels", labels, LABELS)
+        if labels == "none" and flow.num_classes > 1:
+            flow = flow.pooled()
         change = change_of(flow, create_move(kind, modes, strength))
         self._set_up(change, p, labels, mean, std, seed, strict)
 
@@ -88,10 +91,11 @@ class NFAugment(v2.Transform):
         self, change: Change, p: float, labels: str, mean: Any, std: Any, seed: Any, strict: bool
     ) -> None:
         super().__init__()
+        check_choice("labels", labels, LABELS)
         check_pooled(labels, change.num_classes)
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together: give both or neither")
-        self.p, self.labels = p, labels
+        self.p, self._labels = p, labels
         self.mean, self.std = mean, std
         self.notices = Notices(strict)
         self._stream = Stream(check_seed(seed))
@@ -105,9 +109,7 @@ class NFAugment(v2.Transform):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "p":
             value = check_probability(value)
-        elif name == "labels":
-            check_choice("labels", value, LABELS)
-        elif name in ("strength", "modes", "kind", "seed", "strict"):
+        elif name in ("strength", "modes", "kind", "labels", "seed", "strict"):
             raise AttributeError(f"the {name} of an NFAugment stays; use replace({name}=...)")
         elif name == "flow" and value is not getattr(self.change, "flow", value):
             if not getattr(self, "_is_replica", False):  # which DataParallel gives another copy
@@ -117,7 +119,7 @@ class NFAugment(v2.Transform):
 
     @classmethod
     def from_change(
-        cls, change: Change, p: float = 0.5, labels: str = "given", mean=None, std=None, seed=None,
+        cls, change: Change, p: float = 0.5, labels: str = "none", mean=None, std=None, seed=None,
         strict: bool = False,
     ) -> "NFAugment":  # fmt: skip
         """The augmentation with a `Change` of your own; arguments as for the class."""
@@ -129,14 +131,14 @@ class NFAugment(v2.Transform):
 
     @classmethod
     def from_pretrained(
-        cls, name: str = DEFAULT_FLOW, revision: str | None = None, token=None, cache_dir=None,
+        cls, name: str, revision: str | None = None, token=None, cache_dir=None,
         local_files_only: bool = False, **kwargs,
     ) -> "NFAugment":  # fmt: skip
         """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`).
 
         Arguments as for the class; `modes` defaults to 32, or to what the flow stores if less.
         """
-        if name == "linear":
+        if name == LINEAR:
             raise ValueError(
                 "linear has no weights of its own: NFAugment.from_data(loader) finds the "
                 "eigen-images of your data"
@@ -155,11 +157,11 @@ class NFAugment(v2.Transform):
         allow_empty: bool = False,
         **kwargs,
     ) -> "NFAugment":
-        """The augmentation with the eigen-images of each class of `loader`: no network, no training.
+        """The augmentation with the eigen-images of a loader's dataset: no network, no training.
 
         Arguments as for `fit` and the class; the eigen-images have `input_size` (C, H, W).
         """
-        unfitted = cls.to_fit(create_flow("linear", input_size=input_size), **kwargs)
+        unfitted = cls.to_fit(create_flow(LINEAR, input_size=input_size), **kwargs)
         return unfitted.fit(loader, num_classes, allow_empty, shrinkage)
 
     @classmethod
@@ -207,7 +209,16 @@ class NFAugment(v2.Transform):
                 )
             return self.from_change(self.change, **same | settings)
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
+        if self.labels == "none" != settings.get("labels", "none"):
+            raise ValueError(
+                "the modes of this augmentation are those of all images together; make it anew "
+                f"with labels={settings['labels']!r}"
+            )
         return NFAugment(**{"flow": self.flow} | same | moved | settings)
+
+    @property
+    def labels(self) -> str:
+        return self._labels
 
     @property
     def move(self) -> Move | None:
@@ -312,10 +323,11 @@ class NFAugment(v2.Transform):
         """The augmentation with given noise: x (B, C, H, W), float32 in [-1, 1], to new images.
 
         Args:
-            y: labels (B,), or None: the flow's own guess.
+            y: labels (B,), or None: the flow's own guess; not looked at with ``labels="none"``.
             noise: (B, n), as `make_params` draws it.
         """
         check_image(x, self.change.size[0])
+        y = None if self.labels == "none" else y
         if y is not None:
             y = check_labels(y, self.change.num_classes, torch.as_tensor(y).device, len(x))
         if not len(x):
@@ -330,21 +342,30 @@ class NFAugment(v2.Transform):
 
 
 def nf_augment_transform(
-    config: str, flow: ConditionalFlow | str = DEFAULT_FLOW, mean=None, std=None, seed=None,
-    strict: bool = False,
+    config: str, flow: ConditionalFlow | str = LINEAR, mean=None, std=None, seed=None,
+    strict: bool = False, data: Any = None, num_classes: int | None = None,
 ) -> NFAugment:  # fmt: skip
     """Makes an `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
 
     Args:
         config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind) and l
-            (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca``.
-        flow: a flow, or the name of one.
+            (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca-lnone``.
+        flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`.
+        data: for "linear", a loader of batches (images, labels, ...); `num_classes` as for
+            `NFAugment.from_data`.
 
     >>> nf_augment_transform("nfa-s0.25-p1", "conv_p4_tiny.digits").strength
     0.25
     """
-    values = parse_config(config)
+    values = dict(mean=mean, std=std, seed=seed, strict=strict) | parse_config(config)
     if isinstance(flow, ConditionalFlow):
         values.setdefault("modes", usual_modes(flow))
-        return NFAugment(flow, mean=mean, std=std, seed=seed, strict=strict, **values)
-    return NFAugment.from_pretrained(flow, mean=mean, std=std, seed=seed, strict=strict, **values)
+        return NFAugment(flow, **values)
+    if flow != LINEAR:
+        return NFAugment.from_pretrained(flow, **values)
+    if data is None:
+        raise ValueError(
+            "linear takes its modes from your images: pass data=loader, or a trained flow by name, "
+            "as in flow='conv_p4_small.cifar10'"
+        )
+    return NFAugment.from_data(data, num_classes, **values)

@@ -63,14 +63,14 @@ def labels_of(value: Any, count: int, num_classes: int) -> Tensor:
 
 
 def check_pooled(labels: str, num_classes: int) -> None:
-    """Refuses labels="none" for a flow of several classes.
+    """Refuses labels="none" for a change of several classes.
 
     >>> check_pooled("given", num_classes=10)
     """
     if labels == "none" and num_classes > 1:
         raise ValueError(
-            f'labels="none" takes one set of modes for all images, the flow has {num_classes} '
-            'classes; find one by NFAugment.from_data(loader, labels="none"), or by to_fit and fit'
+            f'labels="none" takes one set of modes for all images, this change has {num_classes} '
+            'classes; take labels="given"'
         )
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from . import lift, pixels
 from ._utils.files import write_atomically
 from ._utils.notices import NFAError
-from .augment import DEFAULT_FLOW, NFAugment
+from .augment import LINEAR, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .integration.fit import _evenly, _fit_to_dataset
@@ -124,7 +124,7 @@ def preview_augmentation(
     126
     """
     modes = usual_modes(flow) if modes is None else modes
-    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind)
+    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, labels="given")
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
     rows = [[image] for image, _ in images]
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Shows a flow.")
     add, usual = parser.add_argument, "(default: %(default)s)"
     flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
-    add("--flow", default=DEFAULT_FLOW, help=f"{flows} {usual}")
+    add("--flow", default=LINEAR, help=f"{flows} {usual}")
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
     add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")

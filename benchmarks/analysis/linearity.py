@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def fitted(flow: ConditionalFlow, data: Images, modes: int) -> ConditionalFlow:
     """Returns the flow with class Gaussians and modes of `data`."""
-    augment = NFAugment.to_fit(flow.eval(), modes)
+    augment = NFAugment.to_fit(flow.eval(), modes, labels="given")
     return augment.fit(batches(data, 512), len(data.class_names), shrinkage=0.0).flow
 
 

@@ -136,7 +136,7 @@ def _build(data: Records, folder: Path) -> None:
     flow = nfa.create_flow(
         "conv_p4_tiny", num_classes=CLASSES, input_size=(3, SIDE, SIDE), depth=1, hidden=8
     )
-    augment = nfa.NFAugment.to_fit(flow.eval(), modes=2)
+    augment = nfa.NFAugment.to_fit(flow.eval(), modes=2, labels="given")
     g = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (100, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
     augment.fit([(x, torch.arange(100) % CLASSES)], CLASSES)

@@ -42,8 +42,8 @@ from .inputs import (
 Arrays = dict[str, torch.Tensor]
 CASES: dict[str, Callable[[], torch.Tensor | Arrays]] = {}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-DEEP = ("--aug", "nfa-s1-k4-p0.5", "--nfa-flow", str(inputs.FLOWS / "conv_p4_tiny"))
-LINEAR = ("--aug", "nfa-s0.5-k3-p0.5")
+DEEP = ("--aug", "nfa-s1-k4-p0.5-lgiven", "--nfa-flow", str(inputs.FLOWS / "conv_p4_tiny"))
+LINEAR = ("--aug", "nfa-s0.5-k3-p0.5-lgiven")
 
 
 def case(name: str, *arguments):
@@ -131,12 +131,9 @@ case("input/batch/lift", "batch", "conv_p4_tiny", (3, 48, 40))(kind_of_input)
 case("input/normalised/lift", "normalised", "linear", (3, 12, 20))(kind_of_input)
 
 
-@case("input/bundled_32", "linear.cifar10_jpeg", (3, 32, 32), {})
 @case("input/bundled_grey", "conv_p4_tiny.digits", (1, 8, 8), {"modes": 8, "strength": 0.5})
-@case("input/bundled_default", None, (3, 32, 32), {"modes": 5})
 def bundled(name, size, settings):
-    named = {} if name is None else {"name": name}
-    t = nfa.NFAugment.from_pretrained(**named, p=1.0, seed=2, **settings)
+    t = nfa.NFAugment.from_pretrained(name, p=1.0, seed=2, **{"labels": "given"} | settings)
     x = levels(2, size)
     return {"batch": t(x, labels(2))[0], "pil": array(t(pil(x[0]), 1)[0])}
 
@@ -447,24 +444,30 @@ def fit_values(t: nfa.NFAugment) -> Arrays:
 @case("fit/from_data_no_shrinkage", {"shrinkage": 0.0})
 @case("fit/from_data_pooled", {"labels": "none"})
 def from_data(settings):
-    t = nfa.NFAugment.from_data(batches(), 3, input_size=(3, 8, 8), modes=3, **settings)
+    t = nfa.NFAugment.from_data(
+        batches(), 3, input_size=(3, 8, 8), modes=3, **{"labels": "given"} | settings
+    )
     return fit_values(t)
 
 
 @case("fit/lifted")
 def from_larger_data():
     loader = batches(size=(3, 20, 24))
-    return fit_values(nfa.NFAugment.from_data(loader, 3, input_size=(3, 8, 8), modes=3))
+    return fit_values(
+        nfa.NFAugment.from_data(loader, 3, input_size=(3, 8, 8), modes=3, labels="given")
+    )
 
 
 @case("fit/deep", "conv_p4_tiny")
 @case("fit/deep_bounded", "conv_p4_small")
 def fit_deep(name):
-    return fit_values(nfa.NFAugment.to_fit(flow(name), modes=3).fit(batches(), 3))
+    return fit_values(nfa.NFAugment.to_fit(flow(name), modes=3, labels="given").fit(batches(), 3))
 
 
 @case("fit/allow_empty")
 def fit_with_an_empty_class():
-    t = nfa.NFAugment.to_fit(flow("linear"), modes=2).fit(batches(), 4, allow_empty=True)
+    t = nfa.NFAugment.to_fit(flow("linear"), modes=2, labels="given").fit(
+        batches(), 4, allow_empty=True
+    )
     found = fit_values(t)
     return {"std": found["std"], "choice": found["logits"].argmax(1)}

@@ -19,11 +19,11 @@ from .inputs import CACHE, FLOWS, MODES, Pictures, augment, flow, flow_names, le
 GOOD = (
     "nfa", "nfa-s0.5-k32-p0.5", "nfa-s1", "nfa-k3-mpca", "nfa-maxes-p1", "nfa-misotropic-s2.5e-1",
     "nfa-lposterior", "nfa-lgiven-s0-p0", "nfa-p0.25-k4-s0.75-maxes-lposterior",
+    "nfa-lnone",
 )  # fmt: skip
 BAD = (
     "", "rand-m9", "nfas0.5", "nfa-", "nfa-s", "nfa-x1", "nfa-s0.5-s1", "nfa-k2.5", "nfa-shigh",
     "nfa-mfoo", "nfa-m0.5", "nfa-lfoo", "nfa-p2", "nfa-s-1", "nfa-k0", "nfa-k33", "nfa-p-0.1",
-    "nfa-lnone",
 )  # fmt: skip
 ATTRIBUTES = ("strength", "modes", "p", "kind", "labels", "mean", "std", "seed")
 
@@ -143,7 +143,7 @@ def attributes() -> dict[str, dict]:
 def cache_index() -> dict[str, dict]:
     """The index of a cache that is built now, and that the one on disk opens with its flow."""
     with tempfile.TemporaryDirectory() as folder:
-        t = nfa.NFAugment(flow("conv_p4_tiny"), modes=MODES)
+        t = nfa.NFAugment(flow("conv_p4_tiny"), modes=MODES, labels="given")
         cache = nfa.NFACache.build(t, Pictures(levels(6, seed=3)), folder)
         index = json.loads((Path(folder) / "index.json").read_text())
         files = sorted(p.name for p in Path(folder).iterdir() if not p.name.startswith("."))

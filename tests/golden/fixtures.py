@@ -82,7 +82,9 @@ def with_moments(new: nfa.ConditionalFlow) -> nfa.ConditionalFlow:
 
 def fitted(new: nfa.ConditionalFlow, **settings) -> nfa.ConditionalFlow:
     loader = [(levels(60), labels(60))]
-    return nfa.NFAugment.to_fit(new, modes=MODES, **settings).fit(loader, 3).flow
+    return (
+        nfa.NFAugment.to_fit(new, modes=MODES, **{"labels": "given"} | settings).fit(loader, 3).flow
+    )
 
 
 def write_flows() -> None:
@@ -98,7 +100,7 @@ def write_flows() -> None:
 
 
 def write_cache() -> None:
-    augment = nfa.NFAugment(flow("conv_p4_tiny"), modes=MODES)
+    augment = nfa.NFAugment(flow("conv_p4_tiny"), modes=MODES, labels="given")
     nfa.NFACache.build(augment, Pictures(levels(6, seed=3)), CACHE)
     (CACHE / ".lock").unlink()
 

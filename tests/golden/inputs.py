@@ -73,7 +73,9 @@ def flow(name: str) -> nfa.ConditionalFlow:
 
 def augment(name: str = "conv_p4_tiny", **settings) -> nfa.NFAugment:
     """The transform of a flow on disk; strength 1 and p 1 unless given, so that much moves."""
-    return nfa.NFAugment(flow(name), **{"strength": 1.0, "p": 1.0, "modes": MODES, **settings})
+    return nfa.NFAugment(
+        flow(name), **{"strength": 1.0, "p": 1.0, "modes": MODES, "labels": "given"} | settings
+    )
 
 
 def parsed(*flags: str, **others) -> argparse.Namespace:

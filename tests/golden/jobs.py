@@ -22,14 +22,14 @@ from .inputs import FLOWS, HERE, write_folder
 ROOT = HERE.parents[1]
 SCRIPT = str(HERE / "script.py")
 DEEP = ["--nfa-flow", str(FLOWS / "conv_p4_tiny")]
-LAUNCHER, SMALL = ["timm_nfaug.train", SCRIPT], ["--aug", "nfa-s1-k4-p0.5", *DEEP]
+LAUNCHER, SMALL = ["timm_nfaug.train", SCRIPT], ["--aug", "nfa-s1-k4-p0.5-lgiven", *DEEP]
 # a name, what starts the script, and its flags
 TRAININGS = {
     "plain": (LAUNCHER, []),
     "batch": (LAUNCHER, [*SMALL, "--epochs", "2"]),
     "resumed": (LAUNCHER, [*SMALL, "--start-epoch", "1"]),
-    "fit": (LAUNCHER, ["--aug", "nfa-s1-k3-p0.5", *DEEP, "--nfa-fit", "--seed", "7"]),
-    "linear": (LAUNCHER, ["--aug", "nfa"]),
+    "fit": (LAUNCHER, ["--aug", "nfa-s1-k3-p0.5-lgiven", *DEEP, "--nfa-fit", "--seed", "7"]),
+    "linear": (LAUNCHER, ["--aug", "nfa-lgiven"]),
     "dataset": (LAUNCHER, [*SMALL, "--nfa-place", "dataset", "--epochs", "2"]),
     "aa": (LAUNCHER, ["--aa", "nfa-s1-k4-p0.5-lnone"]),
     "cache": (LAUNCHER, [*SMALL, "--nfa-cache", "CACHE", "--epochs", "2"]),

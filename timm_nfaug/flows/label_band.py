@@ -76,6 +76,13 @@ class LabelBandFlow(ConditionalFlow):
         """Raises: there are no class Gaussians."""
         raise ValueError("a band flow has one shared Gaussian; fit a flow with class Gaussians")
 
+    def pooled(self) -> ConditionalFlow:
+        """Raises: the label is part of what is encoded."""
+        raise ValueError(
+            "a flow with conditional encoding needs the class of each image: take "
+            'labels="given" (nfa-lgiven), or labels="posterior" (nfa-lposterior)'
+        )
+
     def _sample(self, y: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Samples until each of the labels y (B,) has its image; raises if some never come."""
         y, barren = super().gaussian_labels(y), 0

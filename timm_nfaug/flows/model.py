@@ -191,6 +191,15 @@ class ConditionalFlow(HubMixin):
         flow.log_prior = self.log_prior.new_zeros(prior.num_classes).log_softmax(0)
         return flow
 
+    def pooled(self) -> "ConditionalFlow":
+        """A flow that shares this one's network and has one Gaussian for all classes together.
+
+        >>> from timm_nfaug import create_flow
+        >>> create_flow("linear", num_classes=10).pooled().num_classes
+        1
+        """
+        return self.with_prior(self.prior.pooled(self.log_prior.exp()).requires_grad_(False))
+
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None
     ) -> Tensor:

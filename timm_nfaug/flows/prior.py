@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .moments import ClassMoments
+from .moments import ClassMoments, _fix_signs, _thin_svd
 
 Random = torch.Generator | None  # None: torch's own
 
@@ -69,7 +69,9 @@ class ClassGaussians(nn.Module):
     @torch.no_grad()
     def set_moments(self, moments: ClassMoments) -> None:
         """Fits means, modes and variances, or with `low_rank` what the modes leave of these."""
-        mean, variance, modes, std = moments.finish(self.num_modes)
+        self._set(*moments.finish(self.num_modes))
+
+    def _set(self, mean: Tensor, variance: Tensor, modes: Tensor, std: Tensor) -> None:
         self.mu.copy_(mean)
         if self.low_rank:
             rest = variance - (modes * std.unsqueeze(2)).square().sum(1)
@@ -77,6 +79,32 @@ class ClassGaussians(nn.Module):
             variance = rest.maximum(0.02 * variance.mean(1, keepdim=True).clamp_min(1e-6))
         self.set_variance(variance)
         self.set_modes(modes, std)
+
+    @torch.no_grad()
+    def pooled(self, weight: Tensor) -> "ClassGaussians":
+        """The Gaussian of all classes together: mean, variance and modes of the mixture.
+
+        Args:
+            weight: (K,) share of each class, of sum 1.
+
+        >>> prior = ClassGaussians(num_classes=3, dim=8, num_modes=2)
+        >>> prior.pooled(torch.full((3,), 1 / 3)).modes.shape
+        torch.Size([1, 2, 8])
+        """
+        w = weight.to(self.mu).unsqueeze(1)  # (K, 1)
+        mean = (w * self.mu).sum(0, keepdim=True)  # (1, D)
+        gap, along = self.mu - mean, self.modes * self.mode_std.unsqueeze(2)  # (K, D), (K, r, D)
+        variance = self.variance + (along.square().sum(1) if self.low_rank else 0.0)
+        variance = (w * (variance + gap.square())).sum(0, keepdim=True)
+        r, rows = self.num_modes, self.mu.new_zeros(0, self.dim)
+        for k in torch.arange(self.num_classes).split(max(1, 1024 // (r + 1))):  # some at a time
+            new = torch.cat([gap[k].unsqueeze(1), along[k]], 1) * w[k].sqrt().unsqueeze(2)
+            std, modes = _thin_svd(torch.cat([rows, new.flatten(0, 1)]))
+            rows = (std.unsqueeze(1) * modes)[: 2 * r + 16]  # what is dropped lies far below
+        modes, std = _padded(_fix_signs(modes[:r]), r), _padded(std[:r], r)
+        pooled = ClassGaussians(1, self.dim, None, self.c, r, self.low_rank).to(self.mu)
+        pooled._set(mean, variance, modes.unsqueeze(0), std.unsqueeze(0))
+        return pooled
 
     @torch.no_grad()
     def randomize(self, generator: Random = None) -> None:
@@ -161,6 +189,11 @@ class ClassGaussians(nn.Module):
         device, dtype = generator.device if generator else self.mu.device, self.mu.dtype
         noise = torch.randn(rows, columns, generator=generator, device=device, dtype=dtype)
         return noise.to(self.mu.device)
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """The first axis brought to `count` by zeros."""
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
 
 
 def _solved_square(chol: Tensor, u: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ def _fit_to_dataset(
         which = f"the first {loader.read} images of a stream"
         which = which if stream else f"{loader.read} of {len(base)} images"
         seconds = time.monotonic() - start
-        _logger.info("NFA: modes of %d classes from %s in %.1f s", classes, which, seconds)
+        whose = "all images together" if augment.labels == "none" else f"{classes} classes"
+        _logger.info("NFA: modes of %s from %s in %.1f s", whose, which, seconds)
     return augment
 
 

@@ -8,14 +8,13 @@ import torch
 
 from .._utils.checks import check_choice
 from .._utils.notices import NFAError
-from ..augment import DEFAULT_FLOW, NFAugment, nf_augment_transform
+from ..augment import LINEAR, NFAugment, nf_augment_transform
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..moves import list_moves
 from ..spec import parse_config
 from .fit import _check_channels
 
-LINEAR = "linear"  # as --nfa-flow: eigen-images of the classes of the training set itself
 PLACES = ("batch", "dataset")
 
 
@@ -38,12 +37,12 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("NFA (timm_nfaug) augmentation parameters").add_argument
     what = (
         "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, "
-        f"m kind ({', '.join(list_moves())}), l labels (given, posterior, none); nfa alone is "
-        "nfa-s0.5-k32-p0.5 (default: none)"
+        f"m kind ({', '.join(list_moves())}), l labels (none, given, posterior); nfa alone is "
+        "nfa-s0.5-k32-p0.5-mpca-lnone (default: off)"
     )
     flow = (
-        f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a "
-        f"bundled name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})"
+        f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; or a "
+        f"bundled name, e.g. conv_p4_small.cifar10, a directory, a Hub id org/name (default: {LINEAR})"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
     place = "where it runs: on batches, on their device, or on images, in the loader's workers"

@@ -58,4 +58,4 @@ class Adversarial(Moved):
     @classmethod
     def augment(cls, data, flow, s):
         change = AdversarialChange(fitted(flow, data, s).flow, s.strength, s.modes)
-        return NFAugment.from_change(change, p=s.p)
+        return NFAugment.from_change(change, p=s.p, labels="given")

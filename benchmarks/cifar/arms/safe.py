@@ -40,7 +40,7 @@ class Safe(Moved):
 
     @classmethod
     def augment(cls, data, flow, s):
-        return NFAugment.from_change(SafeChange(fitted(flow, data, s).change), p=s.p)
+        return NFAugment.from_change(SafeChange(fitted(flow, data, s).change), p=s.p, labels="given")
 
 
 @register("linear-safe")
