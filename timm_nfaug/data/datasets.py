@@ -179,8 +179,8 @@ class NFADataset(_Augmented):
 
     Random numbers follow from seed, rank, index and epoch, whatever the workers. The epoch of a
     sample is how often it was read, so that each pass differs from the one before without any call.
-    `set_epoch(e)` sets it for all samples: call it to resume, with several processes, and where a
-    pass may end early, after which it is unknown how far the workers have read.
+    `set_epoch(e)` sets it for all samples: call it before a pass to resume a training, and where
+    passes end early, as workers read ahead.
 
     Args:
         base: the dataset; it stays as it is, its `transform` moves to the wrapper.

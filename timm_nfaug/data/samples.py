@@ -41,9 +41,10 @@ def _is_row(sample: Any) -> bool:
 
 
 def _image_key(sample: Any) -> Any:
-    """The key of the first image in a sample that is a dict; None for all else."""
+    """The key of the image in a sample that is a dict: "image", or its first; None for all else."""
     items = sample.items() if isinstance(sample, dict) else ()
-    return next((k for k, v in items if _is_image(v)), None)
+    found = [k for k, v in items if _is_image(v)]
+    return "image" if "image" in found else next(iter(found), None)
 
 
 def _is_image(value: Any) -> bool:

@@ -84,7 +84,7 @@ def transform_later(dataset: Any) -> Any:
     Later(transform=<class 'str'>, image='image')
     """
     transform, dataset = getattr(dataset, "transform", None), without_transform(dataset)
-    if transform not in (None, as_stored):
+    if transform is not None and transform is not as_stored:
         set_transform(dataset, functools.partial(Later, transform))
     return dataset
 
