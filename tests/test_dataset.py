@@ -124,7 +124,7 @@ def test_cache_is_written_once_and_read_from_then_on(image_folder, augment, tmp_
     again = nfa.NFAugmentedDataset(base, augment, copies=1, seed=1, cache=tmp_path)
     assert all(np.array_equal(np.asarray(again[i][0]), first[i - 24]) for i in range(24, 48))
     assert stamps == [f.stat().st_mtime_ns for f in files]
-    other = nfa.NFAugment(augment.flow, modes=4, strength=0.25, p=1.0, labels="given")
+    other = augment.replace(strength=0.25)
     nfa.NFAugmentedDataset(base, other, copies=1, seed=1, cache=tmp_path)[24]
     assert len(list(tmp_path.iterdir())) == 2  # other settings, another folder
 

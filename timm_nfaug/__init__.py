@@ -2,7 +2,14 @@
 
 from ._utils.notices import NFAError, NFAWarning
 from .augment import NFAugment, nf_augment_transform
-from .data import CachedNFADataset, NFACache, NFAugmentedDataset
+from .data import (
+    CachedNFADataset,
+    NFACache,
+    NFACollate,
+    NFADataset,
+    NFAExamples,
+    NFAugmentedDataset,
+)
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
 from .integration import add_args, wrap_loader
@@ -14,7 +21,10 @@ __all__ = [
     "CachedNFADataset",
     "ConditionalFlow",
     "NFACache",
+    "NFACollate",
+    "NFADataset",
     "NFAError",
+    "NFAExamples",
     "NFAWarning",
     "NFAugment",
     "NFAugmentedDataset",

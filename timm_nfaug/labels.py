@@ -15,8 +15,9 @@ LABEL_KEYS = ("label", "labels", "target", "targets", "cls")  # in dicts, in thi
 INSTEAD = 'labels="posterior" lets the flow choose the class, labels="none" does without'
 GUESSED = (
     "no label came with the images, so that the flow guesses their class, which it may get wrong: "
-    'call aug(image, label), or put it into the dict as "label" (docs/labels.md), or take modes of '
-    'all images by NFAugment.from_data(loader, labels="none"); labels="posterior" asks for a guess'
+    "put nfa.NFADataset(dataset, aug) around the dataset instead of aug into its transform, call "
+    'aug(image, label), or put it into the dict as "label" (docs/labels.md); or take modes of all '
+    'images by NFAugment.from_data(loader, labels="none"); labels="posterior" asks for a guess'
 )
 
 Leaves = list[tuple[Any, Any]]  # (path, value), as `pytree.tree_flatten_with_path` gives them

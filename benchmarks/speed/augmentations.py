@@ -57,7 +57,9 @@ def augmentation(name: str, **network: int) -> NFAugment:
     flow = create_flow(name, **network)
     if not flow.is_linear:
         flow.initialize(pixels.dequantize(images[:64], generator=g))
-    return NFAugment.to_fit(flow.eval(), p=1.0, labels="given", seed=0).fit([(images, labels)], CLASSES)
+    return NFAugment.to_fit(flow.eval(), p=1.0, labels="given", seed=0).fit(
+        [(images, labels)], CLASSES
+    )
 
 
 def smooth_levels(count: int, size: int, g: torch.Generator) -> Tensor:

@@ -1,9 +1,12 @@
 """Datasets that are augmented before their transform, and the cache of what a deep flow does."""
 
 from .cache import NFACache
-from .datasets import CachedNFADataset, NFAugmentedDataset
+from .collate import NFACollate
+from .datasets import CachedNFADataset, NFADataset, NFAugmentedDataset
+from .examples import NFAExamples
 from .transforms import set_transform, without_transform
 
 __all__ = [
-    "CachedNFADataset", "NFACache", "NFAugmentedDataset", "set_transform", "without_transform",
+    "CachedNFADataset", "NFACache", "NFACollate", "NFADataset", "NFAExamples", "NFAugmentedDataset",
+    "set_transform", "without_transform",
 ]  # fmt: skip

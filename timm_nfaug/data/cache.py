@@ -29,7 +29,7 @@ from ..reading import WorkerLoader, name_of
 from ..unchanged import without_modes
 from . import store
 from .samples import label_of, parts
-from .transforms import without_transform
+from .transforms import map_inside, without_transform
 
 StrPath = str | os.PathLike[str]
 
@@ -195,7 +195,7 @@ class _Source:
             raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
         if not len(base):
             raise ValueError(f"a cache is of images; this {type(base).__name__} has none")
-        self.base, self.labels = without_transform(base), augment.labels
+        self.base, self.labels = map_inside(without_transform, base), augment.labels
         self.notices = Notices(augment.strict)
         self.step, self.batch_size, self.workers = step, batch_size, workers
 

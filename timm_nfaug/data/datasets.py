@@ -1,7 +1,7 @@
 """Datasets whose images are augmented before their transform.
 
-The random numbers of a sample follow from (seed, epoch, index) alone, whatever the workers;
-`set_epoch` sets the epoch.
+The random numbers of a sample follow from seed, epoch and index, whatever the workers; `set_epoch`
+sets the epoch.
 """
 
 import hashlib
@@ -17,16 +17,24 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .._utils.checks import check_probability, check_strength, is_int
 from .._utils.files import make_directory, remove_leftovers, write_atomically
 from .._utils.notices import Notices
-from .._utils.random import keyed_generator
+from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
 from .cache import NFACache, StrPath, digest
-from .samples import label_of, parts
-from .transforms import as_stored, without_transform
+from .samples import label_of, parts, with_image
+from .transforms import (
+    Later,
+    as_stored,
+    for_workers,
+    is_view,
+    map_inside,
+    transform_later,
+    without_transform,
+)  # fmt: skip
 
 
 class _Wrapped(Dataset):
-    """A map-style dataset of (image, label) pairs whose transform runs after `_changed`."""
+    """A map-style dataset of (image, label) pairs or dicts whose transform runs after `_changed`."""
 
     augment: NFAugment
     copies = 0  # further passes over `base`
@@ -40,11 +48,16 @@ class _Wrapped(Dataset):
                 f"expected a map-style dataset (with len and index), got {type(base).__name__}; "
                 "give the dataset of a loader; for a stream put NFAugment into its transform"
             )
-        transform = getattr(base, "transform", None)
+        transform = None if is_view(base) else getattr(base, "transform", None)
         self.transform = None if transform is as_stored else transform
-        self.base, self.seed = without_transform(base), seed
+        self.base = map_inside(transform_later if is_view(base) else without_transform, base)
+        self.seed = seed
         # shared memory, so that persistent workers see a new epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._epoch.share_memory_()  # which a deep copy lacks
 
     def __len__(self) -> int:
         return (1 + self.copies) * len(self.base)
@@ -55,9 +68,11 @@ class _Wrapped(Dataset):
         index %= len(self)
         sample = self.base[index % len(self.base)]
         image, *rest = parts(sample)
+        image, inner = (image.image, image.transform) if isinstance(image, Later) else (image, None)
         image = self._changed(image, self._label(rest), index)
-        image = image if self.transform is None else self.transform(image)
-        return (image, *rest) if isinstance(sample, (tuple, list)) else image
+        for transform in (inner, self.transform):
+            image = image if transform is None else transform(image)
+        return with_image(sample, image)
 
     def _label(self, rest: list[Any]) -> Any:
         """The class where labels are given (docs/labels.md); else what comes after the image."""
@@ -70,7 +85,7 @@ class _Wrapped(Dataset):
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the random numbers of the next pass; without it every epoch repeats the first."""
+        """Chooses the random numbers of the next pass: those of this epoch."""
         self._epoch.fill_(epoch)
         if hasattr(self.base, "set_epoch"):
             self.base.set_epoch(epoch)
@@ -139,10 +154,61 @@ class CachedNFADataset(_Wrapped):
         return add_change(image, change)
 
 
-class NFAugmentedDataset(_Wrapped):
+class _Augmented(_Wrapped):
+    """A dataset whose images an `NFAugment` moves."""
+
+    def __init__(self, base: Any, augment: NFAugment, seed: int):
+        super().__init__(base, seed)
+        self.augment = for_workers(augment)
+        self.notices = self.augment.notices
+
+    def _draw(self, image: Any, label: Any, *key: int) -> Any:
+        generator = keyed_generator(*key)
+        if label is None or self.augment.labels != "given":
+            return self.augment(image, generator=generator)
+        return self.augment(image, label, generator=generator)[0]
+
+
+class NFADataset(_Augmented):
+    """A dataset whose images are augmented as they are read, in the loader's workers: no copies.
+
+    Each image is augmented with probability `augment.p`, before the dataset's own transform, with
+    its label where `augment.labels` is "given". Works with any map-style dataset of (image, label)
+    or dicts, with Subset, random_split and ConcatDataset (the transforms of the datasets inside
+    run after NFA, too), and under timm's `create_loader`, which sets `transform`.
+
+    Random numbers follow from seed, rank, index and epoch, whatever the workers. The epoch of a
+    sample is how often it was read, so that each pass differs from the one before without any call.
+    `set_epoch(e)` sets it for all samples: call it before a pass to resume a training, and where
+    passes end early, as workers read ahead.
+
+    Args:
+        base: the dataset; it stays as it is, its `transform` moves to the wrapper.
+        augment: its own `seed` plays no part.
+
+    >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0, labels="given")
+    >>> data = NFADataset([(PIL.Image.new("L", (8, 8)), 3)], augment)
+    >>> first, second = data[0], data[0]
+    >>> data.set_epoch(0)
+    >>> first == second, first == data[0]
+    (False, True)
+    """
+
+    def __init__(self, base: Any, augment: NFAugment, seed: int = 0):
+        super().__init__(base, augment, seed)
+        self._epoch = torch.zeros(len(base), dtype=torch.int64).share_memory_()  # of each sample
+
+    def _changed(self, image: Any, label: Any, index: int) -> Any:
+        epoch = int(self._epoch[index])
+        self._epoch[index] += 1
+        return self._draw(image, label, self.seed, process_rank(), epoch, index)
+
+
+class NFAugmentedDataset(_Augmented):
     """The images of a dataset, then `copies` times all of them augmented, before their transform.
 
-    It works under timm's `create_loader`, which sets `transform`; call `set_epoch`.
+    It works under timm's `create_loader`, which sets `transform`; call `set_epoch`, without which
+    every epoch repeats the first.
 
     Args:
         base: dataset of (image, label) pairs; its `transform` moves to the wrapper.
@@ -164,24 +230,20 @@ class NFAugmentedDataset(_Wrapped):
         cache: StrPath | None = None,
         seed: int = 0,
     ):
-        super().__init__(base, seed)
-        if not isinstance(augment, NFAugment):
-            kind = type(augment).__name__
-            raise TypeError(f"expected an NFAugment, got {kind}; NFAugment.from_data makes one")
+        super().__init__(base, augment, seed)
         if not is_int(copies) or copies < 0:
             raise ValueError(f"copies must be an integer of at least 0, got {copies!r}")
-        self.augment, self.copies, self.cache = augment, copies, None
+        self.copies, self.cache = copies, None
         if cache is not None:
             self.cache = Path(cache) / _fingerprint(augment, seed)
             make_directory(self.cache)
-        self.notices = augment.notices.share()  # with the workers
         self._damaged, self._swept = Notices(augment.strict).share(), set[Path]()
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         if index < len(self.base):
             return image
         if self.cache is None:
-            return self._draw(image, label, index, int(self._epoch))
+            return self._draw(image, label, self.seed, int(self._epoch), index)
         if not isinstance(image, PIL.Image.Image):
             raise TypeError(f"copies are kept of PIL, not {type(image).__name__}; leave cache out")
         key = zlib.crc32(image.tobytes())
@@ -189,7 +251,7 @@ class NFAugmentedDataset(_Wrapped):
         path = self.cache / f"{index // 1000:06d}" / f"{index:09d}-{key:08x}.png"
         if (kept := self._kept(path, image)) is not None:
             return kept
-        new = self._draw(image, label, index, 0)
+        new = self._draw(image, label, self.seed, 0, index)
         if path.parent not in self._swept and path.parent.is_dir():  # once, at the first write
             remove_leftovers(path.parent)
             self._swept.add(path.parent)
@@ -211,12 +273,6 @@ class NFAugmentedDataset(_Wrapped):
             what = f"the copy in {path} is damaged ({e}); it and any others are made again"
             self._damaged.say("other", what)
             return None
-
-    def _draw(self, image: Any, label: Any, index: int, epoch: int) -> Any:
-        generator = keyed_generator(self.seed, epoch, index)
-        if label is None or self.augment.labels != "given":
-            return self.augment(image, generator=generator)
-        return self.augment(image, label, generator=generator)[0]
 
 
 def _fingerprint(augment: NFAugment, seed: int) -> str:

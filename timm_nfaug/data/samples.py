@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import PIL.Image
+import torch
 from torch.utils import _pytree as pytree
 
 from ..labels import find_labels, is_row
+from .transforms import Later
 
 
 def parts(sample: Any) -> tuple[Any, ...]:
@@ -13,8 +17,40 @@ def parts(sample: Any) -> tuple[Any, ...]:
 
     >>> parts(("image", 3)), parts("image")
     (('image', 3), ('image',))
+    >>> parts({"label": 3, "image": PIL.Image.new("L", (8, 8))})[1]
+    {'label': 3}
     """
-    return tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+    if (key := _image_key(sample)) is not None:
+        return sample[key], {k: v for k, v in sample.items() if k != key}
+    return tuple(sample) if _is_row(sample) else (sample,)
+
+
+def with_image(sample: Any, image: Any) -> Any:
+    """A sample with another image in the place of its own.
+
+    >>> with_image(("image", 3), "other")
+    ('other', 3)
+    """
+    if (key := _image_key(sample)) is not None:
+        return {**sample, key: image}
+    return (image, *sample[1:]) if _is_row(sample) else image
+
+
+def _is_row(sample: Any) -> bool:
+    return isinstance(sample, (tuple, list)) and not isinstance(sample, Later)
+
+
+def _image_key(sample: Any) -> Any:
+    """The key of the image in a sample that is a dict: "image", or its first; None for all else."""
+    items = sample.items() if isinstance(sample, dict) else ()
+    found = [k for k, v in items if _is_image(v)]
+    return "image" if "image" in found else next(iter(found), None)
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, (PIL.Image.Image, Later)) or (
+        isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 3
+    )
 
 
 def label_of(rest: Sequence[Any], num_classes: int) -> int | None:

@@ -57,7 +57,9 @@ class RotationArm(Moved):
     @classmethod
     def augment(cls, data, flow, s):
         flow = fitted(flow, data, s).flow
-        return NFAugment.from_change(change_of(flow, toward_images(flow, data, s.strength)), p=s.p, labels="given")
+        return NFAugment.from_change(
+            change_of(flow, toward_images(flow, data, s.strength)), p=s.p, labels="given"
+        )
 
 
 @register("mode-rotation")

@@ -40,7 +40,9 @@ class Safe(Moved):
 
     @classmethod
     def augment(cls, data, flow, s):
-        return NFAugment.from_change(SafeChange(fitted(flow, data, s).change), p=s.p, labels="given")
+        return NFAugment.from_change(
+            SafeChange(fitted(flow, data, s).change), p=s.p, labels="given"
+        )
 
 
 @register("linear-safe")

@@ -47,4 +47,6 @@ class Samples(Moved):
 
     @classmethod
     def augment(cls, data, flow, s):
-        return NFAugment.from_change(SampleChange(fitted(flow, data, s).flow, s.temperature), p=s.p, labels="given")
+        return NFAugment.from_change(
+            SampleChange(fitted(flow, data, s).flow, s.temperature), p=s.p, labels="given"
+        )
