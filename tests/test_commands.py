@@ -1,11 +1,13 @@
 """The command timm-nfaug: its five commands, from the command line, on real folders."""
 
+import importlib
 import json
 import re
 import shlex
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +126,6 @@ def test_train_by_the_console_script_finds_the_timm_beside_a_script(tmp_path):
 
 
 def test_the_plugin_says_that_the_command_needs_none(run_script, monkeypatch):
-    import importlib
-
     monkeypatch.setitem(sys.modules, "timm_nfaug.__main__", sys.modules["timm_nfaug.__main__"])
     with pytest.raises(SystemExit, match="the launcher needs no plugin"):
         importlib.import_module("timm_nfaug.plugin")
@@ -392,3 +392,36 @@ def test_the_rules_are_those_of_the_record():
         assert f"{gain}" in cell and ("`s1`" in cell) == (rule.aug == "nfa-s1"), cell
     (tiny,) = (c for name, c in cells.items() if name.startswith("Tiny ImageNet"))
     assert "-0.7 ± 3.4" in doctor.RULES[0].cell and "-0.7 ± 3.4" in tiny
+
+
+# --- docs/commands.md
+
+
+def shown():
+    """The commands of the page, each with the output under it."""
+    found = re.findall(r"```bash\n(.*?)\n```\n\n```text\n(.*?)```", PAGE.read_text(), re.S)
+    return [pytest.param(*pair, id=pair[0].split()[1]) for pair in found]
+
+
+@pytest.mark.parametrize(("command", "output"), shown())
+def test_the_page_shows_what_is_printed(
+    command, output, capsys, image_folder, tmp_path, monkeypatch, run_script
+):
+    """Where it says ... anything may stand; spaces between columns do not count."""
+    if "fit" in command.split() and find_spec("timm_nfaug.commands.fit") is None:
+        pytest.skip("timm-nfaug fit is not there yet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["timm-nfaug"])
+    given = shlex.split(
+        command.replace("DATA", str(image_folder)).replace("path/to/train.py", str(SCRIPT))
+    )
+    code, out, err = ended(capsys, *given[1:])
+    assert given[0] == "timm-nfaug" and code == 0
+    said = " ".join((out + err).replace(str(image_folder), "DATA").split())
+    pattern = ".*?".join(re.escape(" ".join(part.split())) for part in output.split("..."))
+    assert re.fullmatch(pattern.replace(r".*?", r"\s*.*?\s*"), said, re.S), said
+
+
+def test_the_page_shows_every_command_once():
+    assert sorted(p.id for p in shown()) == sorted(COMMANDS)
+    assert len(PAGE.read_text().splitlines()) <= 120

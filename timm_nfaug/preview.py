@@ -33,7 +33,6 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", 
 GAP, TOP = 4, 26  # pixels between cells, and above them
 LARGEST = 1024  # side of an image that is augmented; a cell shows it smaller
 CELL, PHOTO_CELL, SMALL = 96, 160, 64  # cells of images up to SMALL pixels, and of larger ones
-STRENGTHS = [0.25, 0.5, 1.0]
 
 
 def draw_grid(
@@ -118,6 +117,15 @@ class _Folder(ImageDataset):
         return (image if self.transform is None else self.transform(image)), label
 
 
+def usual_strengths(strength: float = 0.5) -> list[float]:
+    """The strengths of the columns of a picture: half of what it is about, itself, and twice.
+
+    >>> usual_strengths()
+    [0.25, 0.5, 1.0]
+    """
+    return [strength / 2, strength, strength * 2]
+
+
 def to_pil(x: Tensor) -> Image.Image:
     """Makes a PIL image of one image (C, H, W) in [-1, 1].
 
@@ -139,21 +147,22 @@ def class_name(flow: ConditionalFlow, label: int) -> str:
 
 def preview_augmentation(
     flow: ConditionalFlow, images: Labelled, strengths: list[float], per_strength: int = 2,
-    seed: int = 0, cell: int | None = None, folders: list[str] | None = None, **settings: Any,
+    modes: int | None = None, kind: str = "pca", seed: int = 0, cell: int | None = None,
+    folders: list[str] | None = None, **settings: Any,
 ) -> Image.Image:  # fmt: skip
     """Draws rows of an original and `per_strength` augmented versions at each strength.
 
     Args:
         cell: pixels of a cell; by default 96 for images of up to 64 pixels, else 160.
         folders: names of the rows whose image has no label; without, the flow's guess in brackets.
-        settings: of `NFAugment`: modes, kind, labels.
+        settings: others of `NFAugment`, as labels.
 
     >>> flow = ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
     >>> preview_augmentation(flow, [(Image.new("L", (8, 8)), 0)], [0.5, 1.0]).width > 500
     True
     """
-    settings = {"modes": usual_modes(flow)} | settings
-    augment = NFAugment(flow, p=1.0, **settings)
+    modes = usual_modes(flow) if modes is None else modes
+    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, **settings)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
     rows = [[image] for image, _ in images]
@@ -167,7 +176,7 @@ def preview_augmentation(
     titles = ["original", *(f"{space}, s {a.strength:g}" for a in at)]
     caption = (
         f"A row is one image: as it is, then moved {per_strength} times at each strength s, along "
-        f"{augment.modes} modes of the flow {space}. s 0.5 is the default of --aug nfa. The moves "
+        f"{modes} modes of the flow {space}. s 0.5 is the default of --aug nfa. The moves "
         "are random; under each strength the same ones come in the same order."
     )
     return draw_grid(rows, titles, names, cell or _cell(images), caption)
@@ -236,14 +245,13 @@ def _draw(args: argparse.Namespace) -> Image.Image:
             f"{flow.config.architecture}, at its own size."
         )
         return preview_interpolation(flow, images, cell=args.cell or CELL, caption=caption)
-    settings = dict(getattr(flow.config, "augment", {}))  # of a saved augmentation
-    given = {"modes": args.modes, "kind": args.kind}
-    settings |= {k: v for k, v in given.items() if v is not None}
-    usual, _ = settings.pop("strength", None), settings.pop("p", None)
-    strengths = args.strengths or (STRENGTHS if usual is None else [usual])
+    saved = getattr(flow.config, "augment", {})  # settings that hold where flags do not say
+    strengths = args.strengths or usual_strengths(saved.get("strength", 0.5))
+    modes = saved.get("modes") if args.modes is None else args.modes
+    kind, own = args.kind or saved.get("kind", "pca"), {k: saved[k] for k in saved if k == "labels"}
     folders = None if flow.num_classes > 1 else [_folder(p, args.images) for p, _ in found]
     return preview_augmentation(
-        flow, images, strengths, 2, args.seed, args.cell, folders, **settings
+        flow, images, strengths, 2, modes, kind, args.seed, args.cell, folders, **own
     )
 
 
@@ -283,10 +291,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")
     add("--cell", type=int, help=f"pixels of a cell (default: {CELL}, of photographs {PHOTO_CELL})")
-    shown = f"(default: {' '.join(map(str, STRENGTHS))}, or that of a saved augmentation)"
-    add("--strengths", type=float, nargs="+", help=f"one or more {shown}")
-    add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
-    add("--kind", choices=list_moves(), help="of move (default: pca)")
+    own = "default: as saved with --flow, else"
+    add("--strengths", type=float, nargs="+", help=f"({own} 0.25 0.5 1)")
+    add("--modes", type=int, help=f"modes moved along ({own} 32, or all that the flow stores)")
+    add("--kind", choices=list_moves(), help=f"of move ({own} pca)")
     add("--samples", action="store_true", help="draw samples of each class over temperatures")
     add("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
     add("--mean-scale", type=float, default=1.0, help="factor of the class means in --samples")

@@ -1,1 +1,1 @@
-"""What `timm-nfaug` runs beside train and preview: a module for each command, with a `main(argv)`."""
+"""The commands of ``timm-nfaug``, one a file: each has a `main(argv)`."""

@@ -193,9 +193,10 @@ def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
     images: Labelled = [(square(found.dataset, i, side), None) for i in shown]
     folders = [found.class_of(i) for i in shown]
     cell = 96 if side <= SMALL else min(side, 224)
-    settings = {"modes": augment.modes, "kind": augment.kind, "labels": "none"}
-    strengths = sorted({0.5, 1.0, augment.strength})
-    sheet = preview_augmentation(augment.flow, images, strengths, 2, 0, cell, folders, **settings)
+    strengths, how = sorted({0.5, 1.0, augment.strength}), (augment.modes, augment.kind)
+    sheet = preview_augmentation(
+        augment.flow, images, strengths, 2, *how, 0, cell, folders, labels="none"
+    )
     kind = FORMATS[out.suffix.lower()]
     write_atomically(out, lambda path: sheet.save(path, format=kind))
 
