@@ -154,7 +154,7 @@ def preview_augmentation(
 
     Args:
         cell: pixels of a cell; by default 96 for images of up to 64 pixels, else 160.
-        folders: names of the rows whose image has no label; without, the flow's guess in brackets.
+        folders: names of rows without a label, where the flow's guess is not what moves them.
         settings: others of `NFAugment`, as labels.
 
     >>> flow = ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
@@ -165,10 +165,11 @@ def preview_augmentation(
     augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, **settings)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
-    rows = [[image] for image, _ in images]
+    rows, guessing = [[image] for image, _ in images], flow.num_classes > 1
+    guessing = guessing and augment.labels != "none" and any(own is None for _, own in images)
     for i, (image, own) in enumerate(images):
         if own is None:
-            names[i] = folders[i] if folders else f"({names[i]})"
+            names[i] = f"({names[i]})" if guessing else folders[i] if folders else ""
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
             rows[i].append(augment(image, int(labels[i]), generator=g)[0])
@@ -178,6 +179,8 @@ def preview_augmentation(
         f"A row is one image: as it is, then moved {per_strength} times at each strength s, along "
         f"{modes} modes of the flow {space}. s 0.5 is the default of --aug nfa. The moves "
         "are random; under each strength the same ones come in the same order."
+        + " A name in brackets is the flow's guess of the class."
+        * guessing
     )
     return draw_grid(rows, titles, names, cell or _cell(images), caption)
 
@@ -249,7 +252,7 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     strengths = args.strengths or usual_strengths(saved.get("strength", 0.5))
     modes = saved.get("modes") if args.modes is None else args.modes
     kind, own = args.kind or saved.get("kind", "pca"), {k: saved[k] for k in saved if k == "labels"}
-    folders = None if flow.num_classes > 1 else [_folder(p, args.images) for p, _ in found]
+    folders = [_folder(p, args.images) for p, _ in found]
     return preview_augmentation(
         flow, images, strengths, 2, modes, kind, args.seed, args.cell, folders, **own
     )
