@@ -243,7 +243,7 @@ def test_one_image_a_class(look, tmp_path):
     fill(tmp_path / "d", [f"c{i:02d}" for i in range(40)], count=1)
     code, (said,), lines = look(tmp_path / "d")
     assert code == 0 and "one image in 40 of 40 classes, c00, c01, c02, ... (40)" in said
-    assert "keep -lnone" in said and lines["per class"] == "1 images"
+    assert "keep -lnone" in said and lines["per class"] == "1 image"
 
 
 def test_images_of_16_bits_end_in_1(look, tmp_path):

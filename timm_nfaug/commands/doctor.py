@@ -150,7 +150,7 @@ def _about(found: Survey) -> list[Line]:
     classes = "class" if len(counts) == 1 else "classes"
     lines = [
         ("data", f"{found.root}: {len(found.dataset):,} images in {len(counts)} {classes}"),
-        ("per class", f"{counts[0]} images" if counts[0] == counts[-1] else spread),
+        ("per class", f"{counts[0]} image{'s' * (counts[0] > 1)}" if counts[0] == counts[-1] else spread),
         ("labels", f"{'folder names' if found.in_folders else 'of the dataset'}: "
                    f"{_few(list(found.counts))}"),
     ]  # fmt: skip
