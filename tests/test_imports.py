@@ -24,7 +24,8 @@ LAYERS = [
     {"data"},
     {"integration"},
     {"preview", "train"},
-    {"plugin"},
+    {"commands", "plugin"},
+    {"__main__"},
 ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from timm_nfaug import preview
 from timm_nfaug.preview import find_images, main
 
 
@@ -43,6 +44,7 @@ def test_the_name_says_the_format(flow_dir, tmp_path, name, kind):
         (["--out", "a.pdf"], "--out takes a name that ends in .png, .jpg, .jpeg, .webp, got a.pdf"),
         (["--out", "a"], "--out takes a name that ends in"),
         (["--count", "0"], "--count takes at least 1 image, got 0"),
+        (["--cell", "8"], "--cell takes 16 to 1024 pixels, got 8"),
     ],
 )
 def test_refused_flags(flow_dir, tmp_path, monkeypatch, capsys, flags, message):
@@ -129,3 +131,60 @@ def test_errors(flow_dir, tmp_path, capsys, case):
         case
     ]
     assert message in capsys.readouterr().err and not (tmp_path / "out.png").exists()
+
+
+def spans(sheet, cell, count, images):
+    """The cells of a row of a sheet, from the right end, as arrays (cell, cell, 3)."""
+    pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    left = pixels.shape[1] - count * (cell + 4)
+    return [pixels[26 : 26 + cell, left + j * (cell + 4) :][:, :cell] for j in range(images)]
+
+
+def test_without_a_flow_named_it_is_linear_and_names_space_and_strength(image_folder, tmp_path):
+    """Columns of one strength share their title: the flow's name and s."""
+    titles, draw = [], preview.draw_grid
+
+    def seen(rows, columns, names, cell, caption):
+        titles.append((columns, names, cell, caption))
+        return draw(rows, columns, names, cell, caption)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "draw_grid", seen)
+        flags = ["--images", str(image_folder / "val"), "--count", "2", "--modes", "3"]
+        main([*flags, "--out", str(tmp_path / "a.png")])
+    ((columns, names, cell, caption),) = titles
+    pairs = [f"linear, s {s}" for s in ("0.25", "0.5", "1") for _ in range(2)]
+    assert columns == ["original", *pairs] and names == ["a", "b"] and cell == 96
+    assert "moved 2 times at each strength s, along 3 modes of the flow linear" in caption
+
+
+def test_photographs_have_larger_cells_and_keep_their_aspect(flow_dir, tmp_path):
+    for i in range(2):
+        Image.new("RGB", (200, 100), (200, 30 + i, 30)).save(tmp_path / f"{i}.jpg")
+    widths = {}
+    for flags, cell in (([], 160), (["--cell", "224"], 224), (["--cell", "64"], 64)):
+        out = tmp_path / "out.png"
+        flow = ["--flow", flow_dir, "--modes", "2", "--strengths", "0"]
+        main([*flow, "--images", str(tmp_path), "--count", "1", "--out", str(out), *flags])
+        with Image.open(out) as sheet:
+            widths[cell] = sheet.width
+            (first, *_) = spans(sheet, cell, 3, 3)
+        red = (first[..., 0] > 150) & (first[..., 1] < 100)
+        assert red[cell // 2].all() and red.any(1).sum() == cell // 2, "twice as wide as high"
+        assert not red[: cell // 4 - 1].any() and not red[3 * cell // 4 + 1 :].any(), "centred"
+        out.unlink()
+    assert widths[224] - widths[160] == 3 * 64
+
+
+def test_a_grid_says_what_it_is_below_and_shares_titles():
+    image = Image.new("L", (8, 8))
+    plain = preview.draw_grid([[image] * 3], ["a", "b b", "b b"], [""], cell=60)
+    told = preview.draw_grid(
+        [[image] * 3], ["a", "b b", "b b"], [""], cell=60, caption="word " * 12
+    )
+    assert told.width == plain.width and told.height > plain.height + 18, "two lines and more"
+    assert np.array_equal(np.asarray(told)[: plain.height], np.asarray(plain))
+    dark = np.asarray(plain.convert("L"))[:26].min(0) < 128  # columns with ink of titles
+    left = plain.width - 3 * 64
+    assert dark[left : left + 64].any() and dark[left + 64 + 50 : left + 64 + 78].any()
+    assert not dark[left + 64 : left + 64 + 40].any() and not dark[left + 2 * 64 + 30 :].any()

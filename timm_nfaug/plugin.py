@@ -16,12 +16,14 @@ from .integration import add_args
 from .train import _hook, _names_of
 
 VARIABLE = "TIMM_NFAUG"
+LAUNCHERS = ("timm_nfaug.train", "timm_nfaug.__main__")  # as `python -m` starts them
 
 
 def _install() -> None:
     """Hooks NFA into the train.py that is running, by the flags in the environment."""
     script = sys.modules["__main__"]
-    if getattr(getattr(script, "__spec__", None), "name", None) == "timm_nfaug.train":
+    started = getattr(getattr(script, "__spec__", None), "name", None)
+    if started in LAUNCHERS or "timm_nfaug.__main__" in sys.modules:  # the console script
         raise SystemExit("error: the launcher needs no plugin; drop it from --device-modules")
     names, text = _names_of(script), os.environ.get(VARIABLE, "")
     usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'

@@ -1,7 +1,8 @@
-"""Pictures of what a flow does: ``python -m timm_nfaug.preview --images DIR --out preview.png``.
+"""Pictures of what NFA does to your images: ``timm-nfaug preview --images DIR --out preview.png``.
 
 Rows of original and augmented images over strengths; with ``--samples`` images of each class drawn
 at temperatures; with ``--interpolate`` the way from one image to the next through the code space.
+``python -m timm_nfaug.preview`` is the same.
 """
 
 import argparse
@@ -30,13 +31,17 @@ Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels wher
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 GAP, TOP = 4, 26  # pixels between cells, and above them
-LARGEST = 1024  # side of an image that is augmented; a cell of the picture shows 96 pixels of it
+LARGEST = 1024  # side of an image that is augmented; a cell shows it smaller
+CELL, PHOTO_CELL, SMALL = 96, 160, 64  # cells of images up to SMALL pixels, and of larger ones
 
 
 def draw_grid(
-    rows: list[list[Image.Image]], columns: list[str], names: list[str], cell: int = 96
-) -> Image.Image:
-    """Draws a captioned grid: one name per row on the left, one title per column on top.
+    rows: list[list[Image.Image]], columns: list[str], names: list[str], cell: int = CELL,
+    caption: str = "",
+) -> Image.Image:  # fmt: skip
+    """Draws a grid: one name per row on the left, one title per column on top, a caption below.
+
+    Neighbouring columns of one title share it. An image keeps its aspect.
 
     >>> draw_grid([[Image.new("L", (8, 8))] * 3], ["a", "b", "c"], [""], cell=20).size
     (84, 50)
@@ -44,10 +49,17 @@ def draw_grid(
     font = ImageFont.load_default(size=14)
     left = 12 + max((math.ceil(font.getlength(n)) for n in names), default=0)
     side = cell + GAP
-    sheet = Image.new("RGB", (left + len(columns) * side, TOP + len(rows) * side), "white")
+    width, height = left + len(columns) * side, TOP + len(rows) * side
+    text = _wrapped(caption, font, width - 12)
+    below = (text.count("\n") + 1) * 18 + 6 if text else 0
+    sheet = Image.new("RGB", (width, height + below), "white")
     pen = ImageDraw.Draw(sheet)
-    for j, title in enumerate(columns):
-        pen.text((left + j * side + cell / 2, TOP / 2), title, "black", font, anchor="mm")
+    pen.text((6, height), text, "black", font)
+    x = left
+    for title, group in itertools.groupby(columns):
+        span = len(list(group)) * side
+        pen.text((x + (span - GAP) / 2, TOP / 2), title, "black", font, anchor="mm")
+        x += span
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
         y = TOP + i * side
         pen.text((left - 6, y + cell / 2), name, "black", font, anchor="rm")
@@ -55,8 +67,21 @@ def draw_grid(
             small = max(image.size) < cell
             resample = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
             image = ImageOps.contain(image.convert("RGB"), (cell, cell), resample)
-            sheet.paste(image, (left + j * side, y))
+            inside = (cell - image.width) // 2, (cell - image.height) // 2
+            sheet.paste(image, (left + j * side + inside[0], y + inside[1]))
     return sheet
+
+
+def _wrapped(text: str, font: Any, width: int) -> str:
+    """The text in lines of at most so many pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def find_images(
@@ -92,6 +117,15 @@ class _Folder(ImageDataset):
         return (image if self.transform is None else self.transform(image)), label
 
 
+def usual_strengths(strength: float = 0.5) -> list[float]:
+    """The strengths of the columns of a picture: half of what it is about, itself, and twice.
+
+    >>> usual_strengths()
+    [0.25, 0.5, 1.0]
+    """
+    return [strength / 2, strength, strength * 2]
+
+
 def to_pil(x: Tensor) -> Image.Image:
     """Makes a PIL image of one image (C, H, W) in [-1, 1].
 
@@ -113,27 +147,46 @@ def class_name(flow: ConditionalFlow, label: int) -> str:
 
 def preview_augmentation(
     flow: ConditionalFlow, images: Labelled, strengths: list[float], per_strength: int = 2,
-    modes: int | None = None, kind: str = "pca", seed: int = 0,
+    modes: int | None = None, kind: str = "pca", seed: int = 0, cell: int | None = None,
+    folders: list[str] | None = None, **settings: Any,
 ) -> Image.Image:  # fmt: skip
     """Draws rows of an original and `per_strength` augmented versions at each strength.
 
-    A name in brackets is the flow's own guess, where the image came without a label.
+    Args:
+        cell: pixels of a cell; by default 96 for images of up to 64 pixels, else 160.
+        folders: names of rows without a label, where the flow's guess is not what moves them.
+        settings: others of `NFAugment`, as labels.
 
-    >>> flow = ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
-    >>> preview_augmentation(flow, [(Image.new("RGB", (32, 32)), 0)], [0.5, 1.0]).height
-    126
+    >>> flow = ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
+    >>> preview_augmentation(flow, [(Image.new("L", (8, 8)), 0)], [0.5, 1.0]).width > 500
+    True
     """
     modes = usual_modes(flow) if modes is None else modes
-    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, labels="given")
+    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, **settings)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
-    rows = [[image] for image, _ in images]
+    rows, guessing = [[image] for image, _ in images], flow.num_classes > 1
+    guessing = guessing and augment.labels != "none" and any(own is None for _, own in images)
     for i, (image, own) in enumerate(images):
-        names[i] = names[i] if own is not None else f"({names[i]})"
+        if own is None:
+            names[i] = f"({names[i]})" if guessing else folders[i] if folders else ""
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
             rows[i].append(augment(image, int(labels[i]), generator=g)[0])
-    return draw_grid(rows, ["original", *(f"{a.strength:g}" for a in at)], names)
+    space = flow.config.architecture
+    titles = ["original", *(f"{space}, s {a.strength:g}" for a in at)]
+    caption = (
+        f"A row is one image: as it is, then moved {per_strength} times at each strength s, along "
+        f"{modes} modes of the flow {space}. s 0.5 is the default of --aug nfa. The moves "
+        "are random; under each strength the same ones come in the same order."
+        + " A name in brackets is the flow's guess of the class."
+        * guessing
+    )
+    return draw_grid(rows, titles, names, cell or _cell(images), caption)
+
+
+def _cell(images: Labelled) -> int:
+    return CELL if max(max(image.size) for image, _ in images) <= SMALL else PHOTO_CELL
 
 
 @torch.no_grad()
@@ -155,15 +208,22 @@ def _preview_samples(flow: ConditionalFlow, args: argparse.Namespace) -> Image.I
     drawn = [flow.sample(y, t, args.mean_scale, noise()) for t in args.temperatures]
     rows = [[to_pil(image) for x in drawn for image in x[y == k]] for k in labels]
     titles = [f"T {t:g}" for t in args.temperatures for _ in range(3)]
-    return draw_grid(rows, titles, [class_name(flow, k) for k in labels])
+    caption = (
+        "A cell is an image drawn from the flow's Gaussian of the class in its row, at temperature "
+        "T: 1 as learned, less is closer to the mean. Each T has the same noise."
+    )
+    names = [class_name(flow, k) for k in labels]
+    return draw_grid(rows, titles, names, args.cell or CELL, caption)
 
 
 @torch.no_grad()
-def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 8) -> Image.Image:
+def preview_interpolation(
+    flow: ConditionalFlow, images: Labelled, steps: int = 8, cell: int = CELL, caption: str = ""
+) -> Image.Image:
     """Draws rows from each image to the next, at the flow's size.
 
-    >>> flow = ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
-    >>> preview_interpolation(flow, [(Image.new("RGB", (32, 32)), 0)] * 2).height
+    >>> flow = ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
+    >>> preview_interpolation(flow, [(Image.new("L", (8, 8)), 0)] * 2).height
     126
     """
     if len(images) < 2:
@@ -172,7 +232,7 @@ def preview_interpolation(flow: ConditionalFlow, images: Labelled, steps: int = 
     frames = flow.interpolate(x[:-1], x[1:], steps, y[:-1], y[1:])
     pairs = [f"{a} - {b}" for a, b in itertools.pairwise(names)]
     titles = [f"{i / (steps - 1):.2f}" for i in range(steps)]
-    return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs)
+    return draw_grid([[to_pil(f) for f in row] for row in frames], titles, pairs, cell, caption)
 
 
 def _draw(args: argparse.Namespace) -> Image.Image:
@@ -183,8 +243,23 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     found = find_images(args.images, args.count, args.seed, flow.config.class_names)
     images = [(_shown(p, flow.config.input_size[0]), label) for p, label in found]
     if args.interpolate:
-        return preview_interpolation(flow, images)
-    return preview_augmentation(flow, images, args.strengths, 2, args.modes, args.kind, args.seed)
+        caption = (
+            "A row goes from one image, at 0, to another, at 1, through the codes of the flow "
+            f"{flow.config.architecture}, at its own size."
+        )
+        return preview_interpolation(flow, images, cell=args.cell or CELL, caption=caption)
+    saved = getattr(flow.config, "augment", {})  # settings that hold where flags do not say
+    strengths = args.strengths or usual_strengths(saved.get("strength", 0.5))
+    modes = saved.get("modes") if args.modes is None else args.modes
+    kind, own = args.kind or saved.get("kind", "pca"), {k: saved[k] for k in saved if k == "labels"}
+    folders = [_folder(p, args.images) for p, _ in found]
+    return preview_augmentation(
+        flow, images, strengths, 2, modes, kind, args.seed, args.cell, folders, **own
+    )
+
+
+def _folder(path: Path, root: Path) -> str:
+    return "" if path.parent == root else path.parent.name
 
 
 def _fitted(args: argparse.Namespace) -> ConditionalFlow:
@@ -210,16 +285,19 @@ def _shown(path: Path, channels: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """Draws the picture that command-line arguments ask for."""
-    parser = argparse.ArgumentParser("python -m timm_nfaug.preview", description="Shows a flow.")
+    what = "Draws what NFA does to your images; the picture says what its cells are."
+    parser = argparse.ArgumentParser("timm-nfaug preview", description=what)
     add, usual = parser.add_argument, "(default: %(default)s)"
-    flows = "a bundled name, a directory, a Hub id, or linear: the eigen-images of --images"
+    flows = "linear: the modes of --images; or a bundled name, a directory, a Hub id"
     add("--flow", default=LINEAR, help=f"{flows} {usual}")
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
     add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")
-    add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
-    add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
-    add("--kind", choices=list_moves(), default="pca")
+    add("--cell", type=int, help=f"pixels of a cell (default: {CELL}, of photographs {PHOTO_CELL})")
+    own = "default: as saved with --flow, else"
+    add("--strengths", type=float, nargs="+", help=f"({own} 0.25 0.5 1)")
+    add("--modes", type=int, help=f"modes moved along ({own} 32, or all that the flow stores)")
+    add("--kind", choices=list_moves(), help=f"of move ({own} pca)")
     add("--samples", action="store_true", help="draw samples of each class over temperatures")
     add("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
     add("--mean-scale", type=float, default=1.0, help="factor of the class means in --samples")
@@ -230,10 +308,15 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--samples and --interpolate are two pictures: choose one")
     if args.out.suffix.lower() not in FORMATS:
         parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {args.out}")
+    if args.cell is not None and not 16 <= args.cell <= LARGEST:
+        parser.error(f"--cell takes 16 to {LARGEST} pixels, got {args.cell}")
     if args.count < 1:
         parser.error(f"--count takes at least 1 image, got {args.count}")
     if args.images is None and (args.flow == "linear" or not args.samples):
-        parser.error("--images is required (only --samples of a pretrained flow goes without)")
+        parser.error(
+            "--images is required: a folder of images (only --samples of a pretrained --flow NAME "
+            "goes without)"
+        )
     try:
         sheet, kind = _draw(args), FORMATS[args.out.suffix.lower()]
         write_atomically(args.out, lambda p: sheet.save(p, format=kind))

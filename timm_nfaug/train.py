@@ -136,19 +136,20 @@ def _use_timm_beside(path: Path) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the train.py whose path is the first argument, with the arguments after it."""
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "nothing")
+    argv = sys.argv[1:] if argv is None else argv
+    path = Path(argv[0] if argv else "nothing")
     if path.suffix != ".py":
         epilog = f"{WHERE}. After its path --help shows its own."
         parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=epilog)
         add_args(parser)
-        parser.parse_args([a for a in sys.argv[1:2] if a in ("-h", "--help")])  # shows it and ends
+        parser.parse_args([a for a in argv[:1] if a in ("-h", "--help")])  # shows it and ends
         parser.error(f"expected the path of a train.py first, got {path}; {WHERE}")
     if not path.is_file():
         raise SystemExit(f"no file {path}\nusage: {USAGE}")
     _use_timm_beside(path)
-    del sys.argv[0]
+    sys.argv = argv
     module = load_script(path)
     install(module)
     module.main()

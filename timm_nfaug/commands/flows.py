@@ -1,0 +1,77 @@
+"""Lists flows with their figures: ``timm-nfaug flows [NAME ...]``."""
+
+import argparse
+import json
+from typing import Any
+
+from .. import hub
+from ..stored import CONFIG_NAME, WEIGHTS_NAME, _read_config
+
+LINEAR = {"name": "linear", "about": "modes of your own data: no file"}
+COLUMNS = ("name", "size", "classes", "data", "bits/dim", "class accuracy", "file")
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What is known of a flow: a bundled name, a directory, or an id on the Hub.
+
+    >>> describe("conv_p4_tiny.digits")["size"]
+    [1, 8, 8]
+
+    Raises:
+        ValueError, OSError: there is no such flow, or its config.json is damaged.
+    """
+    folder = hub.resolve(name)
+    config, _ = _read_config(folder / CONFIG_NAME)
+    metrics = config.info.get("metrics", {})
+    return {
+        "name": name,
+        "size": list(config.input_size),  # (C, H, W)
+        "classes": config.num_classes,
+        "data": config.info.get("data"),
+        "bits_per_dim": metrics.get("bits_per_dim"),
+        "class_accuracy": metrics.get("class_accuracy"),
+        "file_bytes": (folder / WEIGHTS_NAME).stat().st_size,
+    }
+
+
+def _row(flow: dict[str, Any]) -> list[str]:
+    bits, accuracy = flow["bits_per_dim"], flow["class_accuracy"]
+    return [
+        flow["name"],
+        " x ".join(map(str, flow["size"])),
+        str(flow["classes"]),
+        flow["data"] or "not stated",
+        "-" if bits is None else f"{bits:.2f}",
+        "-" if accuracy is None else f"{accuracy:.1%}",
+        f"{flow['file_bytes'] / 1e6:.1f} MB",
+    ]
+
+
+def _table(flows: list[dict[str, Any]]) -> str:
+    rows = [list(COLUMNS), *map(_row, flows)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    lines.insert(1, f"{LINEAR['name']:{widths[0]}}  {LINEAR['about']}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the table, or JSON.
+
+    >>> main(["conv_p4_tiny.digits"])  # doctest: +ELLIPSIS
+    name ...
+    linear               modes of your own data: no file
+    conv_p4_tiny.digits  1 x 8 x 8  10 ...
+    """
+    parser = argparse.ArgumentParser(
+        "timm-nfaug flows", description="Lists flows with their figures."
+    )
+    known = "directories of flows or ids on the Hub (default: those that come with the package)"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
+    parser.add_argument("--json", action="store_true", help="a list of objects, for programs")
+    args = parser.parse_args(argv)
+    try:
+        flows = [describe(name) for name in args.names or hub.bundled_flows()]
+    except (ValueError, OSError) as e:
+        parser.exit(1, f"error: {e}\n")
+    print(json.dumps([LINEAR, *flows], indent=1) if args.json else _table(flows))
