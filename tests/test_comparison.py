@@ -18,7 +18,6 @@ from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.cifar.arms import (
     ARMS,
     ISDA,
-    KINDS,
     Arm,
     Settings,
     apply_policy,
@@ -34,7 +33,6 @@ from benchmarks.cifar.arms import (
 from benchmarks.cifar.classifier import Recipe, crop_and_flip, make_classifier, train
 from benchmarks.cifar.comparison import comparisons, label, table
 from benchmarks.cifar.corruptions import CORRUPTIONS
-from benchmarks.cifar.pictures import draw, draw_quality
 from benchmarks.cifar.resnet18 import main, subset
 from benchmarks.core import records
 from timm_nfaug import create_flow, pixels
@@ -426,7 +424,7 @@ def test_wrong_arms_are_refused(data, small_flow):
 def test_two_arms_are_combined_by_a_plus(data):
     both = find("cutmix+linear")
     assert (both.name, both.flow, both.on_linear) == ("cutmix+linear", None, True)
-    assert both.kind == find("linear").kind and both.settings == find("linear").settings
+    assert both.settings == find("linear").settings
     assert find("sa+glem").flow == "glem" and needs_flow("sa+glem") and not needs_flow("sa+linear")
     assert find("sa+linear").settings == (*find("linear").settings, "randaugment", "reprob")
     for name in ("linear+sa", "linear+glem", "baseline+linear", "sa+trivial", "sa+linear+glem"):
@@ -438,7 +436,7 @@ def test_two_arms_are_combined_by_a_plus(data):
 
 def test_every_arm_says_what_it_is():
     for name, arm in ARMS.items():
-        assert arm.name == name and arm.label and arm.kind in KINDS
+        assert arm.name == name and arm.label
         assert set(arm.settings) <= {f.name for f in dataclasses.fields(Settings)}
         assert arm.flow is None or (arm.flow in ARMS and not arm.on_linear)
     assert len({arm.label for arm in ARMS.values()}) == len(ARMS)
@@ -893,69 +891,6 @@ def test_record_refuses_what_is_incomplete(tmp_path):
     path.write_text(path.read_text() + json.dumps(a_run())[:40])
     with pytest.raises(ValueError, match="line 2.*repair or remove the line"):
         records.read(path)
-
-
-def test_picture_has_a_line_for_every_arm_with_an_interval():
-    def run(arm, seed, top1):
-        settings = {"epochs": 1, "model": "m", "batch_size": 2}
-        return a_run(
-            arm=arm,
-            seed=seed,
-            metrics={"top1": top1, "nll": 1.0, "ece": 1.0},
-            settings=settings,
-            training_images=5,
-        )
-
-    runs = [
-        run(arm, s, 50.0 + s * gain)
-        for s in range(3)
-        for arm, gain in (("baseline", 0), ("linear", 2), ("glem", 1))
-    ]
-    (axis,) = draw([*runs, run("mixup", 0, 60.0)]).axes
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["glem", "linear"]
-    where = {c.get_label(): c.lines[0].get_xdata().tolist() for c in axis.containers}
-    assert where == {"NFA, linear": [2.0], "NFA, deep flow": [1.0], "other": []}
-    with pytest.raises(SystemExit, match="nothing to draw"):
-        draw(runs[:2])
-
-
-def test_picture_of_flow_quality_pairs_each_flow_with_linear_of_its_settings():
-    def run(arm, seed, top1, flow=None, bits=None, strength=1.0):
-        settings = {
-            "epochs": 1,
-            "model": "m",
-            "batch_size": 2,
-            "strength": strength,
-            "modes": 4,
-            "p": 0.5,
-        }
-        more = {
-            "training_images": 5,
-            "flow": flow,
-            "flow_metrics": {"bits_per_dim": bits} if bits else {},
-        }
-        return a_run(
-            arm=arm,
-            seed=seed,
-            metrics={"top1": top1, "nll": 1.0, "ece": 1.0},
-            settings=settings,
-            **more,
-        )
-
-    runs = [run("linear", s, 50.0 + s) for s in range(3)] + [
-        run("linear", s, 90.0, strength=0.5) for s in range(3)
-    ]
-    runs += [run("glem", s, 49.0 + s, "x_short", 3.5) for s in range(3)] + [
-        run("glem", s, 51.5 + s, "x", 3.0) for s in range(3)
-    ]
-    runs += [run("glem", s, 51.5 + s, "y", 2.5) for s in range(2)]  # two seeds are too few
-    runs += [run("glem", 0, 70.0, "once", 2.0)]
-    (axis,) = draw_quality(runs).axes
-    (points,) = axis.containers
-    assert [tuple(p) for p in points.lines[0].get_xydata().tolist()] == [(3.0, 1.5), (3.5, -1.0)]
-    assert [t.get_text() for t in axis.texts] == ["x", "x_short"] and axis.xaxis_inverted()
-    with pytest.raises(SystemExit, match="nothing to draw"):
-        draw_quality(runs[:9])
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,32 @@
-"""The gallery's pictures from the toy flow: right size, right pixels in the right place; the gallery shows what exists."""
+"""The pages' pictures at toy size: right pixels in the right place, every arm in every chart; the gallery shows what exists."""
 
 import argparse
 import itertools
+import math
 import re
 import shlex
 
+import matplotlib
 import numpy as np
 import pytest
-import timm
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
-from safetensors.torch import save_file, save_model
-from timm.utils import CheckpointSaver
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import figures, gallery
-from benchmarks.cifar.classifier import make_classifier, normalize
+from benchmarks.cifar import pictures, tables
+from benchmarks.core.charts import STYLE, TEXT, VERMILION, WIDTH
 from benchmarks.core.common import ROOT
 from benchmarks.demo import fitted_linear
 from benchmarks.figures import FIGURES, main
-from benchmarks.gallery import CELL
-from timm_nfaug import pixels
-from timm_nfaug.flows.label_band import nearest_label
+from benchmarks.gallery import CELL, LARGE
+from timm_nfaug import NFAugment, pixels
 from timm_nfaug.reading import read_image
-from train_flow.data import Images, load_folder
+from train_flow.data import Images
 
 GAP, TOP = 4, 26  # of draw_grid
 CLASSES = ["a", "b", "c"]
@@ -40,16 +44,6 @@ def flow_dirs(_small_flow, control, tmp_path_factory):
         str(flow.save_pretrained(root / name))
         for name, flow in (("flow", _small_flow), ("control", control))
     ]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "toy.yaml"
-    path.write_text(
-        "flow: conv_p4_tiny\nimage_size: 32\nnetwork: {depth: 2, hidden: 16}\nprior: {num_modes: 0}\nbatch_size: 16\n"
-        "gaussian_every: 1\ngaussian_fraction: 0\naverage: none\nlr: 1.0e-3\neval_every: 0\n"
-    )
-    return str(path)
 
 
 def cells(
@@ -82,7 +76,7 @@ def left_width(columns: int) -> int:
 def test_augmented_images_stand_right_of_their_originals(small_flow, control, image_folder):
     images = figures.validation_images(small_flow, str(image_folder), 1, seed=0)
     assert [label for _, label in images] == [0, 1, 2]
-    sheet = gallery.augment(small_flow, control, images, strength=0.5, seed=0)
+    sheet = gallery.augment(small_flow, control, images, 0.5, "given", seed=0)
     originals = np.stack([np.asarray(image) for image, _ in images])
     assert (left_cells(sheet, 3, 1)[:, 0] == originals).all()
     of_flow, of_control = cells(without_last_block(sheet), 3, 3), cells(sheet, 3, 3)
@@ -91,7 +85,7 @@ def test_augmented_images_stand_right_of_their_originals(small_flow, control, im
         for a, b in itertools.combinations(range(3), 2):
             assert (moved[:, a] != moved[:, b]).any((1, 2, 3)).all()
     assert (of_flow != of_control).any((2, 3, 4)).all()
-    still = gallery.augment(small_flow, control, images, strength=0.0, seed=0)
+    still = gallery.augment(small_flow, control, images, 0.0, "given", seed=0)
     for part in (still, without_last_block(still)):
         assert (cells(part, 3, 3) == originals[:, None]).all()
 
@@ -105,101 +99,14 @@ def test_interpolation_starts_and_ends_at_images_within_and_between_classes(
 ):
     images = figures.validation_images(small_flow, str(image_folder), 2, seed=0)
     assert [label for _, label in images] == [0, 0, 1, 1, 2, 2]
-    grid = cells(gallery.interpolate(small_flow, images), 5, 8, scale=3)
-    for row, ((start, _), (end, _)) in zip(grid, itertools.pairwise(images), strict=True):
+    grid = cells(gallery.interpolate(small_flow, images), 3, 8, scale=3)
+    for row, ((start, _), (end, _)) in zip(grid, itertools.pairwise(images[:4]), strict=True):
         for frame, image in ((row[0], start), (row[-1], end)):
             # float32 through the flow and back can round to a neighbouring level
             assert np.abs(frame.astype(int) - np.asarray(image)).max() <= 1
         assert (row[1:-1] != row[0]).any((1, 2, 3)).all() and (row[1:-1] != row[-1]).any(
             (1, 2, 3)
         ).all()
-
-
-def test_the_filter_keeps_what_the_classifier_likes_best(small_flow):
-    def bright(x):  # likes bright images, whatever the class
-        return x.mean((1, 2, 3)).unsqueeze(1) * torch.tensor([[1.0, 0.0, 0.0]])
-
-    sheet = gallery.samples(small_flow, bright, draws=12, temperature=0.7, mean_scale=1.0, seed=3)
-    assert sheet.size == (left_width(2) + 12 + 5 * (CELL + GAP), TOP + 3 * (CELL + GAP))
-    with torch.no_grad():
-        x = small_flow.sample(
-            torch.zeros(12, dtype=torch.int64), 0.7, 1.0, torch.Generator().manual_seed(3)
-        )
-    levels = pixels.model_to_levels(x).permute(0, 2, 3, 1).numpy()
-    assert (left_cells(sheet, 3, 2)[0] == levels[:2]).all()
-    best = levels.astype(float).mean((1, 2, 3)).argsort()[::-1][:5]
-    kept = cells(sheet, 3, 5)
-    assert (kept[0] == levels[best]).all()
-    means = (
-        kept[1:].astype(float).mean((2, 3, 4))
-    )  # class b and c: the same classifier likes dark images
-    assert (np.diff(means, axis=1) >= 0).all()
-    with pytest.raises(ValueError, match="--draws must be at least the 5"):
-        gallery.samples(small_flow, bright, 4, 0.7, 1.0, 0)
-
-
-def test_margin_does_not_saturate():
-    logits = torch.tensor([[2000.0, 0.0, 0.0], [1000.0, 0.0, 0.0], [0.5, 0.0, 1.0]])
-    assert gallery.margin(logits, 0).argsort(descending=True).tolist() == [0, 1, 2]
-    p = logits[2].softmax(0)[0]
-    assert gallery.margin(logits[2:], 0).item() == pytest.approx(
-        (p / (1 - p)).log().item(), rel=1e-5
-    )
-
-
-def test_classifier_from_a_checkpoint_of_timm(small_flow, tmp_path):
-    torch.manual_seed(0)
-    model = timm.create_model("test_resnet", num_classes=3).eval()
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-    args = argparse.Namespace(
-        model="test_resnet", num_classes=3, model_kwargs={}, img_size=64, mean=mean, std=std
-    )
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    CheckpointSaver(model, optimizer, args, checkpoint_dir=str(tmp_path)).save_checkpoint(0, 50.0)
-    classify = figures.load_classifier(str(tmp_path / "last.pth.tar"), small_flow)
-    levels = torch.randint(
-        0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    with torch.no_grad():
-        large = (
-            torch.nn.functional.interpolate(
-                levels.float(), (64, 64), mode="bilinear", antialias=True
-            )
-            / 255
-        )
-        expected = model(
-            (large - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-        )
-        found = classify(pixels.levels_to_model(levels))
-    assert torch.allclose(found, expected, atol=1e-4) and found.std() > 1e-3
-    small_flow.config.num_classes = 4
-    with pytest.raises(ValueError, match="knows 3 classes, the flow 4"):
-        figures.load_classifier(str(tmp_path / "last.pth.tar"), small_flow)
-    for content in (b"no checkpoint", b""):
-        (tmp_path / "broken").write_bytes(content)
-        with pytest.raises(ValueError, match=r"no checkpoint of timm's train\.py"):
-            figures.load_classifier(str(tmp_path / "broken"), small_flow)
-
-
-def test_classifier_of_the_comparison(small_flow, tmp_path):
-    torch.manual_seed(0)
-    model = make_classifier("resnet10_half", 3)
-    save_model(model, tmp_path / "own.safetensors")
-    levels = torch.randint(
-        0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    with torch.no_grad():
-        expected = model.eval()(normalize(levels))
-        found = figures.load_classifier(str(tmp_path / "own.safetensors"), small_flow)(
-            pixels.levels_to_model(levels)
-        )
-    assert torch.allclose(found, expected, atol=1e-5) and found.std() > 1e-3
-    save_file({"fc.bias": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds none of the models resnet18, resnet10_half"):
-        figures.load_classifier(str(tmp_path / "other.safetensors"), small_flow)
-    small_flow.config.num_classes = 4
-    with pytest.raises(ValueError, match="knows 3 classes, not 4"):
-        figures.load_classifier(str(tmp_path / "own.safetensors"), small_flow)
 
 
 def test_variation_falls_with_the_temperature(small_flow):
@@ -219,128 +126,67 @@ def test_variation_falls_with_the_temperature(small_flow):
     assert (one[-1] == lowest).all()
 
 
-def test_codes_of_a_class_lie_together(small_flow, image_folder):
-    data = load_folder(image_folder / "train", 32)
-    points = gallery.embed(small_flow, data, seed=0)
-    assert points.shape == (60, 2) and (points == gallery.embed(small_flow, data, seed=0)).all()
-    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
-    np.fill_diagonal(distance, np.inf)
-    neighbours = data.labels.numpy()[distance.argmin(1)]
-    assert (
-        neighbours == data.labels.numpy()
-    ).mean() > 0.7  # the toy classes differ in colour; chance is 0.33
-    sheet = gallery.tsne({"one": small_flow, "two": small_flow}, data, seed=0)
-    found = set(map(tuple, np.asarray(sheet).reshape(-1, 3)))
-    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= found and (
-        214,
-        39,
-        40,
-    ) not in found  # tab10: three, not four
-
-
-def trained_args(config, image_folder, runs, steps, *flags):
-    values = [
-        "--data-dir",
-        str(image_folder),
-        "--config",
-        config,
-        "--runs",
-        str(runs),
-        "--steps",
-        str(steps),
-    ]
-    return [*values, *flags]
-
-
-def test_arms_differ_by_kld_and_reparametrisation_and_resume(config, image_folder, tmp_path):
-    args = figures.make_parser().parse_args(
-        ["tsne", *trained_args(config, image_folder, tmp_path, 10)]
-    )
-    flows = {
-        title: figures.trained(name, settings, args)
-        for title, (name, settings) in figures.ARMS.items()
-    }
-    kld, without, free = (flow.prior.pairwise_kl().sum() for flow in flows.values())
-    assert kld > 1.3 * without and free > 1.3 * without
-    assert [flow.prior.a for flow in flows.values()] == [1.0, 1.0, None]
-    before = {p: p.stat().st_size for p in tmp_path.rglob("log.jsonl")}
-    again = figures.trained(*figures.ARMS["with KLD"], args)
-    assert all(
-        torch.equal(v, flows["with KLD"].state_dict()[k]) for k, v in again.state_dict().items()
-    )
-    assert before == {
-        p: p.stat().st_size for p in tmp_path.rglob("log.jsonl")
-    }  # nothing was trained twice
-
-
-def test_bands_under_inputs_and_samples(config, image_folder, tmp_path, monkeypatch):
-    args = figures.make_parser().parse_args(
-        ["bands", *trained_args(config, image_folder, tmp_path, 5)]
-    )
-    flow = figures.trained("ce", ["objective=ce"], args)
-    data = load_folder(image_folder / "val", 32)
-    titles = []
-    draw = gallery.draw_grid
-    monkeypatch.setattr(
-        gallery,
-        "draw_grid",
-        lambda rows, columns, *rest: titles.append(columns) or draw(rows, columns, *rest),
-    )
-    sheet = gallery.bands(flow, figures.first_images(data, 1), 0.7, seed=0)
-    side = 80
-    assert sheet.height == 4 * (TOP + side + GAP)
-    for i, row in enumerate(titles):
-        for j, name in enumerate(row):
-            x, y = sheet.width - (3 - j) * (side + GAP), TOP + i * (TOP + side + GAP)
-            cell = np.asarray(sheet)[y : y + side : 2, x : x + side : 2]
-            assert (cell[:, :4] == 255).all() and (
-                cell[:, -4:] == 255
-            ).all()  # 32 x 40 in the middle of 40 x 40
-            image = torch.from_numpy(cell[:, 4:-4].copy()).permute(2, 0, 1)
-            if i == 0:
-                own = int(torch.nonzero(data.labels == j)[0])
-                assert torch.equal(image, torch.cat([data.levels[own], flow.codes[j]], dim=1))
-            band = pixels.levels_to_model(image[None, :, 32:])
-            assert CLASSES[int(nearest_label(band, pixels.levels_to_model(flow.codes)))] == name
-    assert titles[0] == CLASSES
-
-
-def test_flows_that_do_not_fit(small_flow, control, config, image_folder, tmp_path):
-    with pytest.raises(ValueError, match="no code band"):
-        gallery.bands(small_flow, load_folder(image_folder / "val", 32), 0.7, 0)
+def test_flows_that_do_not_fit(small_flow, control, image_folder):
     small_flow.config.class_names = ["a", "b", "x"]
     with pytest.raises(ValueError, match="in folders named a, b, x"):
         figures.validation_images(small_flow, str(image_folder), 1, 0)
     with pytest.raises(ValueError, match="know other classes"):
-        gallery.augment(small_flow, control, [], 0.5, 0)
+        gallery.augment(small_flow, control, [], 0.5, "given", 0)
     small_flow.prior.mu.fill_(float("inf"))
     with pytest.raises(ValueError, match="3 of 3 samples are not finite"):
         gallery.temperatures(small_flow, 1.0, 0)
 
 
-def test_all_figures_from_the_command_line(flow_dirs, config, image_folder, tmp_path, capsys):
-    flow, control = flow_dirs
-    flags = trained_args(
-        config,
-        image_folder,
-        tmp_path / "runs",
-        2,
-        "--flow",
-        flow,
-        "--control",
-        control,
-        "--draws",
-        "6",
+def test_moves_stand_right_of_their_originals_and_grow_with_strength(toy_images):
+    augment = NFAugment.from_data([toy_images], 3, labels="none")
+    images = [to_pil_image(x) for x in toy_images[0][:2]]
+    sheet = gallery.moves(augment, images, (0.0, 0.5, 1.0), seed=0)
+    block = 12 + 3 * (LARGE + GAP)
+    assert sheet.size == (12 + LARGE + GAP + 3 * block, TOP + 2 * (LARGE + GAP))
+    x = np.asarray(sheet).astype(int)
+    original, still, half, whole = (block_of(x, i) for i in range(4))
+    assert (still == original).all()
+    gentle, strong = ([np.abs(b - original).mean() for b in rows] for rows in (half, whole))
+    assert all(2 < g < s for g, s in zip(gentle, strong, strict=True))
+
+
+def block_of(sheet: np.ndarray, index: int) -> np.ndarray:
+    """The originals (2, 1, ...), or the moves (2, 3, ...) of a block, at the size they are shown."""
+    left = 12 + (index and LARGE + GAP + 12 + (index - 1) * (12 + 3 * (LARGE + GAP)))
+    columns = [left + j * (LARGE + GAP) for j in range(3 if index else 1)]
+    rows = [TOP + i * (LARGE + GAP) for i in range(2)]
+    return np.stack([[sheet[y : y + LARGE, x : x + LARGE] for x in columns] for y in rows])
+
+
+def test_moves_shows_the_first_image_of_each_class(image_folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        gallery, "moves", lambda augment, images, *rest: shown.append((augment, images))
     )
-    assert main(["all", *flags, "--out", str(tmp_path / "out")]) == 0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{name}.png" for name in FIGURES}
-    for path in (tmp_path / "out").iterdir():
+    args = figures.make_parser().parse_args(["moves", "--photos", str(image_folder)])
+    FIGURES["moves"][0](args)
+    ((augment, images),) = shown
+    assert (augment.labels, augment.flow.num_classes, augment.flow.is_linear) == ("none", 1, True)
+    folders = sorted((image_folder / "val").iterdir())
+    assert [image.size for image in images] == [(224, 224)] * len(folders)
+    for image, folder in zip(images, folders, strict=True):
+        first = Image.open(min(folder.iterdir())).convert("RGB")
+        assert (np.asarray(image) == np.asarray(v2.functional.resize(first, 224))).all()
+
+
+def test_all_figures_from_the_command_line(flow_dirs, image_folder, tmp_path, monkeypatch, capsys):
+    two = tables.summary_runs()[-2:]  # cells, which are quick to draw
+    monkeypatch.setattr(tables, "summary_runs", lambda: two)
+    flow, control = flow_dirs
+    folder, out = str(image_folder), tmp_path / "out"
+    flags = ["--photos", folder, "--data-dir", folder, "--flow", flow, "--control", control]
+    assert main(["all", *flags, "--out", str(out)]) == 0
+    assert {p.name for p in out.iterdir()} == {figures.file_name(name) for name in FIGURES}
+    for path in out.iterdir():
         check_picture(path)
     # one figure alone is the same file
     main(["temperatures", "--flow", flow, "--out", str(tmp_path / "one.png")])
-    assert (tmp_path / "one.png").read_bytes() == (
-        tmp_path / "out" / "temperatures.png"
-    ).read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (out / "temperatures.png").read_bytes()
     assert "one.png: " in capsys.readouterr().out
 
 
@@ -349,11 +195,12 @@ def test_all_figures_from_the_command_line(flow_dirs, config, image_folder, tmp_
     [
         (["augmented", "--data-dir", "x"], "invalid choice: 'augmented'"),
         ([], "required: NAME"),
+        (["moves"], "required: --photos"),
         (["augment"], "required: --data-dir"),
-        (["temperatures", "--steps", "3"], "unrecognized arguments: --steps"),
-        (["tsne", "--data-dir", "x", "--steps", "0"], "must be at least 1, got 0"),
+        (["top1", "--seed", "3"], "unrecognized arguments: --seed"),
         (["temperatures", "--flow", "no_such_flow"], "no flow named 'no_such_flow'"),
         (["interpolate", "--data-dir", "no_such_dir"], "no directory"),
+        (["moves", "--photos", "no_such_dir"], "No such file or directory"),
     ],
 )
 def test_refused_command_lines(argv, message, capsys):
@@ -367,50 +214,142 @@ def test_a_picture_is_small_and_white_stays_white(tmp_path):
         0, 256, (250, 220, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     ).numpy()
     noise[:20] = 255
-    assert figures.save(Image.fromarray(noise[:100]), tmp_path / "small.png") == 8
+    assert figures.save(Image.fromarray(noise[:100]), tmp_path / "small.png") == "8 bits a channel"
     assert (np.asarray(read_image(tmp_path / "small.png", 3)) == noise[:100]).all()
-    bits = figures.save(Image.fromarray(noise), tmp_path / "large.png")
+    bits = int(figures.save(Image.fromarray(noise), tmp_path / "large.png")[0])
     stored = np.asarray(read_image(tmp_path / "large.png", 3)).astype(int)
-    assert bits < 8 and (tmp_path / "large.png").stat().st_size <= figures.LIMIT
+    assert bits < 8 and (tmp_path / "large.png").stat().st_size <= figures.LIMITS[".png"]
     assert np.abs(stored - noise).max() <= 2 ** (8 - bits) / 2 + 0.5 and (stored[:20] == 255).all()
-    with pytest.raises(ValueError, match="150000 at most"):
-        figures.save(
-            Image.fromarray(np.tile(noise, (1, 2, 1)) ^ np.arange(440, dtype=np.uint8)[:, None]),
-            tmp_path / "no.png",
-        )
-    assert not (tmp_path / "no.png").exists()
+    too_much = Image.fromarray(np.tile(noise, (3, 3, 1)) ^ np.arange(660, dtype=np.uint8)[:, None])
+    assert figures.save(too_much.crop((0, 0, 660, 350)), tmp_path / "some.jpg") != "quality 92"
+    assert (tmp_path / "some.jpg").stat().st_size <= figures.LIMITS[".jpg"]
+    for name, most in (("no.png", 150000), ("no.jpg", 200000)):
+        with pytest.raises(ValueError, match=f"{most} at most"):
+            figures.save(too_much, tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def check_picture(path):
-    assert path.stat().st_size <= figures.LIMIT
+    assert path.stat().st_size <= figures.LIMITS[path.suffix]
     with Image.open(path) as image:
         image.load()
-        assert image.format == "PNG" and image.convert("RGBA").getextrema()[3] == (
-            255,
-            255,
-        )  # opaque: readable on a dark page
+        assert image.format == {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+        assert image.convert("RGBA").getextrema()[3] == (255, 255), "readable on a dark page"
         sheet = image.convert("RGB")
-        assert (
-            sheet.getpixel((0, 0))
-            == sheet.getpixel((sheet.width - 1, sheet.height - 1))
-            == (255, 255, 255)
-        )
-        assert sum(v > 0 for v in image.convert("L").histogram()) > 30  # not an empty sheet
+        corners = ((0, 0), (sheet.width - 1, sheet.height - 1))
+        assert all(min(sheet.getpixel(corner)) >= 240 for corner in corners)
+        assert sum(v > 0 for v in sheet.convert("L").histogram()) > 15, "an empty sheet"
 
 
 def test_the_gallery_shows_the_pictures_that_exist_and_their_commands():
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
-    links = re.findall(r"!\[[^\]]+\]\((figures/[\w.-]+\.png)\)", text)
+    links = re.findall(r"!\[[^\]]+\]\((figures/[\w.-]+)\)", text)
     assert len(links) == len(set(links))
-    assert {ROOT / "docs" / link for link in links} == set(
-        (ROOT / "docs" / "figures").glob("*.png")
-    )
-    assert {f"figures/{name}.png" for name in FIGURES} <= set(links)
-    for path in (ROOT / "docs" / "figures").glob("*.png"):
+    assert set(links) == {f"figures/{figures.file_name(name)}" for name in FIGURES}
+    assert {ROOT / "docs" / link for link in links} == set(figures.FOLDER.iterdir())
+    for path in figures.FOLDER.iterdir():
         check_picture(path)
     parser = figures.make_parser()
     for name in FIGURES:
-        section = text[text.index(f"(figures/{name}.png)") :].partition("\n## ")[0]
+        section = text[text.index(f"(figures/{figures.file_name(name)})") :].partition("![")[0]
         commands = re.findall(r"^python -m benchmarks\.figures (.+)$", section, re.M)
         assert len(commands) == 1, f"{name}: one command beside the picture"
         assert parser.parse_args(shlex.split(commands[0])).figure == name
+
+
+def test_arms_of_the_charts_are_eight_at_most_by_the_names_of_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(pictures.ARMS) <= 8 and set(pictures.ARMS.values()) <= set(named_in(readme))
+    for arm, head in tables.SUMMARY.items():
+        assert head.startswith(pictures.ARMS[arm])
+
+
+def named_in(page: str) -> list[str]:
+    """The arms that the tables of a page name, in a column's head or a row's."""
+    cells = [cell.strip() for line in page.splitlines() for cell in line.split("|")]
+    return [cell.partition(" (")[0].partition(", before")[0].partition(" of ")[0] for cell in cells]
+
+
+def panel(**gains):
+    return pictures.Panel("cell", 50.0, gains)
+
+
+def test_ahead_is_the_best_arm_where_its_interval_is_beyond_zero():
+    few = (9.0, math.nan, math.nan, 2)
+    assert (
+        pictures.ahead(panel(sa=(3.0, 2.0, 0.1, 3), linear=(4.0, 3.9, 0.1, 3)), False) == "linear"
+    )
+    assert pictures.ahead(panel(sa=(3.0, 2.0, 0.1, 3), linear=(4.0, 4.1, 0.1, 3)), False) is None
+    assert pictures.ahead(panel(sa=(3.0, 2.0, 0.1, 3), linear=few), False) is None
+    assert pictures.ahead(panel(sa=(-3.0, 2.0, 0.1, 3), linear=(-4.0, 1.0, 0.1, 3)), False) is None
+    assert (
+        pictures.ahead(panel(sa=(-3.0, 2.0, 0.1, 3), linear=(-4.0, 1.0, 0.1, 3)), True) == "linear"
+    )
+
+
+def test_a_chart_has_every_arm_in_every_panel_and_losses_too(monkeypatch):
+    cells = [
+        panel(sa=(-8.0, 2.0, 0.1, 3), linear=(4.0, 1.0, 0.1, 3)),
+        panel(sa=(1.0, math.nan, math.nan, 1)),
+    ]
+    monkeypatch.setattr(pictures, "panels", lambda measure: cells)
+    figure = pictures.draw(pictures.MEASURES["top1"])
+    first, second = figure.axes
+    names = [t.get_text().replace("\n", " ") for t in first.get_yticklabels()]
+    assert names == list(pictures.ARMS.values())
+    assert dots(first) == {"sa": (-8.0, [-10.0, -6.0]), "linear": (4.0, [3.0, 5.0])}
+    assert dots(second) == {"sa": (1.0, None)}
+    words = [[t.get_text() for t in axis.texts] for axis in (first, second)]
+    assert words == [["50.0", *["not run"] * 5, "+4.0"], ["50.0", *["not run"] * 6]]
+    hollow = [axis.containers[0].lines[0].get_markerfacecolor() for axis in (first, second)]
+    assert hollow == [VERMILION, "white"]
+
+
+def dots(axis) -> dict:
+    """The arm of each dot, where it stands, and its interval."""
+    found, arms = {}, {row: arm for arm, row in pictures.ROWS.items()}
+    for c in axis.containers:
+        ((x, row),) = c.lines[0].get_xydata()
+        ends = [p[0] for p in c.lines[2][0].get_segments()[0].tolist()] if c.has_xerr else None
+        found[arms[round(row)]] = (x, ends)
+    return found
+
+
+def test_panels_are_the_cells_of_the_summary_paired_by_seed(monkeypatch):
+    def runs(values):
+        settings = {"model": "resnet18", "epochs": 9}
+        own = {"data": "toy", "training_images": 5000, "settings": settings}
+        return {s: own | {"metrics": {"top1": v, "ece": 1.0}} for s, v in values.items()}
+
+    linear = runs({0: 51.0, 1: 62.0, 2: 73.0, 3: 0.0})
+    base = runs({0: 50.0, 1: 60.0, 2: 70.0})
+    lines = [{"baseline": base, "linear": linear, "sa": runs({7: 1.0})}]
+    monkeypatch.setattr(tables, "summary_runs", lambda: lines)
+    (cell,) = pictures.panels(pictures.MEASURES["top1"])
+    assert cell.title == "toy\n5,000 images, 9 epochs\nResNet18, 3 seeds" and cell.base == 60
+    mean, half, _, seeds = cell.gains.pop("linear")
+    assert not cell.gains, "an arm without a seed of the baseline's is not compared"
+    assert (mean, seeds) == (2.0, 3) and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert pictures.panels(pictures.MEASURES["corruptions"]) == []
+
+
+@pytest.mark.parametrize("name", ["top1", "throughput", "flow_pareto", "proposition"])
+def test_text_of_a_chart_is_of_nine_points_or_more_and_inside(name):
+    with matplotlib.rc_context(STYLE):
+        figure = chart_figure(name)
+        FigureCanvasAgg(figure).draw()
+    assert figure.get_size_inches()[0] == WIDTH and figure.get_suptitle().endswith("?")
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip("−-0123456789.,% "):
+            assert text.get_fontsize() >= TEXT, text
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, text
+
+
+def chart_figure(name: str) -> Figure:
+    """The figure that a command of `benchmarks.figures` renders."""
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "render", lambda draw: drawn.append(draw()))
+        FIGURES[name][0](argparse.Namespace())
+    return drawn[0]

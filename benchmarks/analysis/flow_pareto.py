@@ -27,6 +27,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.analysis.linearity import fitted, shares
+from benchmarks.core.charts import COLOURS, chart, plain, render
 from benchmarks.core.common import (
     command_line,
     disturbed,
@@ -167,23 +168,32 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draws bits/dim against images a second, the front as a line."""
+    """Draws bits/dim against images a second: a line for each depth, a point for each width."""
     known = [r for r in rows if r["bits_per_dim"] is not None]
-    points = sorted(known, key=lambda r: r["images_per_s"])
-    figure = Figure((7, 4.2), layout="constrained")
+    figure = chart(4.2, "Should a flow be deep or wide?")
     axis = figure.subplots()
-    place = lambda r: (r["images_per_s"], r["bits_per_dim"])
-    line = zip(*(place(r) for r in points if r["on_front"]), strict=True)
-    axis.plot(*line, color="C0", linewidth=1, zorder=1)
-    for r in points:
-        colour, size = "C0" if r["on_front"] else "0.6", 40 if r["name"] in NAMED.values() else 16
-        axis.scatter(*place(r), color=colour, zorder=2, s=size)
-        axis.annotate(r["name"], place(r), (5, 4), textcoords="offset points", fontsize=8)
+    depths = sorted({r["depth"] for r in known})
+    for depth, colour, marker in zip(depths, COLOURS, "os^D", strict=False):
+        below = depth == depths[-1]  # where no other line is
+        where = {"xytext": (7, -11) if below else (-6, 6), "ha": "left" if below else "right"}
+        own = sorted((r for r in known if r["depth"] == depth), key=lambda r: r["hidden"])
+        points = [(r["images_per_s"], r["bits_per_dim"]) for r in own]
+        axis.plot(*zip(*points, strict=True), marker + "-", color=colour, label=f"depth {depth}")
+        for r, point in zip(own, points, strict=True):
+            axis.annotate(_width(r), point, textcoords="offset points", color=colour, **where)
     axis.set_xscale("log")
-    axis.margins(x=0.12)  # for the names
-    axis.set_xlabel("images a second, encoded and decoded")
-    axis.set_ylabel("bits/dim on the validation images")
+    plain(axis.xaxis)
+    axis.grid()
+    axis.margins(0.1)  # for the names
+    axis.set_xlabel("images per second, encoded and decoded (right is better)")
+    axis.set_ylabel("bits/dim on validation images (lower is better)")
+    axis.legend(loc="upper left", title="number: width")
     return figure
+
+
+def _width(row: dict[str, Any]) -> str:
+    named = row["name"] in NAMED.values()
+    return f"{row['hidden']} ({row['name']})" if named else str(row["hidden"])
 
 
 def record(
@@ -231,7 +241,8 @@ def main(argv: list[str] | None = None) -> int:
     record(args, argv, c, sizes, results, busy)
     print(markdown_table(table(rows)))
     if args.plot:  # last: a changed picture would make the commit on record another one
-        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=110))
+        picture = render(lambda: draw(rows))
+        write_atomically(args.plot, lambda p: picture.save(p, format="PNG", optimize=True))
     return 0
 
 

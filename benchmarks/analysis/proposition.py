@@ -15,7 +15,7 @@ The flow is the package's own, on images of one pixel. Both expectations run ove
 equal class shares, and Z = f(X). What the densities stand for can be read in three ways, and all
 are computed:
 
-- ``mixed``: P_Z is the class Gaussian, P_X the known density of the data. The plot shows this one.
+- ``mixed``: P_Z is the class Gaussian, P_X the known density of the data. The figure shows this one.
 - ``model``: P_Z is the class Gaussian, P_X the flow's density, P_Z(f(x) | y) * abs det J(x).
 - ``data``: P_X is the known density, P_Z that of the codes which it gives, P_X(x | y) / abs det
   J(x).
@@ -39,14 +39,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import timm_nfaug as nfa
+from benchmarks.core.charts import BLUE, VERMILION, chart, plain, render
 from benchmarks.core.common import ROOT, command_line, environment, markdown_table, write_result
 from timm_nfaug import pixels
 from timm_nfaug._utils.files import write_atomically
@@ -282,32 +281,25 @@ def image_margin() -> dict[str, Any]:
     }
 
 
-def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
-    """Draws both sides of the `mixed` reading over the steps, a panel for each case."""
-    with matplotlib.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(2.8 * len(curves), 2.9), dpi=110, layout="constrained")
-        axes = figure.subplots(1, len(curves), squeeze=False)[0]
-        for axis, (case, arms) in zip(axes, curves.items(), strict=True):
-            for (arm, curve), colour in zip(arms.items(), ("tab:blue", "tab:red"), strict=True):
-                draw_sides(axis, curve, arm, colour)
-            axis.set(yscale="log", title=case, xlabel="step")
-            axis.grid(alpha=0.3)
-        handles = axes[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
-        write_atomically(path, lambda p: figure.savefig(p, format="png", facecolor="white"))
-
-
-def draw_sides(axis: Axes, curve: list[dict[str, Any]], arm: str, colour: str) -> None:
-    """Draws both sides of one training, with bands of two standard errors each way."""
-    # before the first update the Gaussians are equal and the left side is 0, which a log axis cannot show
-    shown = [c for c in curve if c["mixed"]["left"] > 0]
-    steps = [c["step"] for c in shown]
-    for side, style in (("left", "-"), ("right", "--")):
-        mean = torch.tensor([c["mixed"][side] for c in shown])
-        band = 2 * torch.tensor([c["mixed"][f"{side}_error"] for c in shown])
-        line = {"color": colour, "linewidth": 1.3, "label": f"{side} side, {arm}"}
-        axis.plot(steps, mean, style, **line)
-        axis.fill_between(steps, mean - band, mean + band, color=colour, alpha=0.25, linewidth=0)
+def draw(cases: dict[str, dict[str, dict[str, Any]]]) -> Figure:
+    """Draws the last step of every training, of the `mixed` reading: left over right side, and the left side."""
+    figure = chart(2.6, "Does the bound of Proposition 1 hold, and does KLD keep classes apart?")
+    bound, apart = figure.subplots(1, 2, sharey=True)
+    for arm, colour, shift in zip(ARMS, (VERMILION, BLUE), (-0.12, 0.12), strict=True):
+        ends = [arms[arm]["curve"][-1] for arms in cases.values()]
+        rows = [row + shift for row in range(len(cases))]
+        bound.plot([e["left"] / e["right"] for e in ends], rows, "o", color=colour, label=arm)
+        apart.plot([e["left"] for e in ends], rows, "o", color=colour)
+    bound.axvline(1, color="0.6", linewidth=1)
+    bound.set(xscale="log", xlabel="left side over right side: holds below 1")
+    apart.set(xscale="log", xlabel="left side: right is further apart")
+    bound.set_yticks(range(len(cases)), list(cases))
+    bound.invert_yaxis()
+    for axis in (bound, apart):
+        axis.grid()
+        plain(axis.xaxis)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:
@@ -382,7 +374,6 @@ def record(args: argparse.Namespace, argv: list[str] | None, results: dict[str, 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     curves = train_all(args)
-    draw(curves, args.figure)
     cases = {
         case: {
             arm: {"curve": [{"step": c["step"], **c["mixed"]} for c in curve], "end": curve[-1]}
@@ -392,6 +383,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     results = rounded({"cases": cases, "image_margin": image_margin()})
     record(args, argv, results)
+    picture = render(lambda: draw(cases))
+    write_atomically(args.figure, lambda p: picture.save(p, format="PNG", optimize=True))
     print(f"\n{markdown_table(table(results))}\n\n{results['image_margin']}\n")
     print(f"written to benchmarks/results/proposition.json and {args.figure}")
     return 0

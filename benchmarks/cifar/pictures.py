@@ -1,149 +1,178 @@
-"""Pictures of the recorded runs: the gain of every arm with its interval, and of flows of several qualities.
+"""The comparison as charts: a panel for each cell, a dot for each arm, its distance from crop and flip paired by seed.
 
-`python -m benchmarks.cifar.pictures` draws docs/figures/cifar_resnet18.png and, where two flows are
-on record, flow_quality.png.
+`python -m benchmarks.figures top1` and its like draw them from the record. Every arm stands in
+every panel, whatever its result; "not run" where it is not on record. The settings of an arm are
+those of the README's table (`tables.summary_runs`).
 """
 
 from __future__ import annotations
 
-import io
-import textwrap
-from pathlib import Path
-from typing import Any
+import functools
+import math
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from benchmarks.cifar.arms import KINDS
-from benchmarks.cifar.comparison import arm_of, comparisons, metric, title
-from benchmarks.core.common import ROOT
-from benchmarks.core.records import FEWEST, paired, read, suite_file
-from timm_nfaug._utils.files import write_atomically
+from benchmarks.cifar import tables
+from benchmarks.cifar.comparison import Runs, metric
+from benchmarks.cifar.quoted import NETWORKS
+from benchmarks.core.charts import BLUE, VERMILION, chart
+from benchmarks.core.records import FEWEST, paired
 
-Gains = dict[str, tuple[float, float, float, int]]  # by arm, see `paired`
+# arms of the charts, by the README's names, from top to bottom; eight at most
+ARMS = {
+    "baseline": "crop and flip",
+    "sa": "RandAugment + RandomErasing",
+    "trivial": "TrivialAugment",
+    "cutmix": "CutMix",
+    "sa+linear": "RandAugment + RandomErasing + NFA",
+    "cutmix+linear": "CutMix + NFA",
+    "glem": "NFA, deep flow",
+    "linear": "NFA",
+}
+ROWS = {arm: len(ARMS) - 1 - i for i, arm in enumerate(ARMS)}
+COLUMNS = 3
+SHADE, LINE = "0.92", "0.6"  # greys
 
 
-def draw(runs: list[dict[str, Any]]) -> Figure:
-    """Draws the gain over the baseline with its 95% interval, a line per arm, a panel per dataset and fraction."""
-    panels = gains_of(runs)
-    if not panels:
-        raise SystemExit(
-            "nothing to draw: no arm has three seeds or more beside a baseline of the same"
-        )
-    height = sum(len(gains) for _, gains in panels)
-    figure = Figure((9.5, 0.6 + 0.8 * len(panels) + 0.2 * height), layout="constrained")
-    ratios = [len(gains) + 2 for _, gains in panels]
-    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=ratios)[:, 0]
-    for axis, (head, gains) in zip(axes, panels, strict=True):
-        draw_panel(axis, gains)
-        axis.set_title(textwrap.fill(head, 80), fontsize=8, loc="left")  # no wider than the axes
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, fontsize=8, loc="outside lower center", ncols=len(KINDS))
-    axes[-1].set_xlabel("top-1 minus the baseline's, points; 95% intervals, paired", fontsize=9)
+@dataclass
+class Measure:
+    """What a chart compares: a metric of the record, its question, its name, and which end is better."""
+
+    metric: str
+    question: str
+    name: str
+    lower_is_better: bool = False
+
+
+MEASURES = {
+    "top1": Measure("top1", "Which augmentation beats crop and flip?", "top-1"),
+    "calibration": Measure(
+        "ece", "Which augmentation is better calibrated than crop and flip?", "ECE", True
+    ),
+    "corruptions": Measure(
+        "corrupted_top1", "Which augmentation helps under corruptions?", "top-1 under corruptions"
+    ),
+}
+
+
+@dataclass
+class Panel:
+    """A cell: its title, the baseline's mean, and for each arm on record (gain, half its interval, p, seeds)."""
+
+    title: str
+    base: float
+    gains: dict[str, tuple[float, float, float, int]]
+
+
+def panels(measure: Measure) -> list[Panel]:
+    """Every cell of the README's table in which the measure is on record."""
+    found = []
+    for runs in tables.summary_runs():
+        values = {arm: _values(own, measure.metric) for arm, own in runs.items() if arm in ARMS}
+        base = values.pop("baseline")
+        gains = {arm: paired(own, base) for arm, own in values.items()}
+        gains = {arm: gain for arm, gain in gains.items() if gain[3]}
+        if gains:
+            mean = sum(base.values()) / len(base)
+            found.append(Panel(_title(runs["baseline"]), mean, gains))
+    return found
+
+
+def _values(runs: Runs, name: str) -> dict[int, float]:
+    return metric({seed: r for seed, r in runs.items() if name in r["metrics"]}, name)
+
+
+def _title(runs: Runs) -> str:
+    """Data, images, epochs, network and seeds, in three lines."""
+    run = next(iter(runs.values()))
+    s = run["settings"]
+    data = run["data"] + ", fine-tuned" * ("init" in s)
+    length = f"{run['training_images']:,} images, {s['epochs']} epochs"
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    return "\n".join([data, length, f"{NETWORKS.get(s['model'], s['model'])}, {seeds}"])
+
+
+def draw(measure: Measure) -> Figure:
+    """Draws a panel for each cell, the axes shared, so that dots can be compared across panels."""
+    cells = panels(measure)
+    rows = math.ceil(len(cells) / COLUMNS)
+    figure = chart(0.8 + 2.8 * rows, measure.question)
+    axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
+    for axis, cell in zip(axes, cells, strict=False):
+        _draw_panel(axis, cell, left=measure.lower_is_better)
+    for axis, cell in zip(axes, cells, strict=False):  # the shared range is known now
+        if winner := ahead(cell, measure.lower_is_better):
+            _mark(axis, ROWS[winner], cell.gains[winner][0])
+    for axis in axes[len(cells) :]:
+        axis.remove()
+    for axis in axes[max(0, len(cells) - COLUMNS) : len(cells)]:
+        axis.tick_params(labelbottom=True)
+    names = [_wrapped(name) for name in ARMS.values()]
+    axes[0].set_yticks(list(ROWS.values()), names)
+    axes[0].set_ylim(-0.6, len(ARMS) - 0.4)
+    side = "left" if measure.lower_is_better else "right"
+    what = (
+        f"{measure.name} minus that of crop and flip, points, with 95% intervals: {side} is better"
+    )
+    where = {"loc": "outside lower center", "ncols": 4, "title": what}
+    figure.legend(handles=_legend(measure), **where)
     return figure
 
 
-def gains_of(runs: list[dict[str, Any]]) -> list[tuple[str, Gains]]:
-    """Titles of the panels, and the gain of each arm that has an interval."""
-    panels = []
-    for (data, _, fraction, _), arms in sorted(comparisons(runs).items()):
-        every = {e for name, by_epochs in arms.items() for e in by_epochs if name != "baseline"}
-        for epochs in sorted(every & set(arms.get("baseline", {}))):
-            base = arms["baseline"][epochs]
-            gains = {
-                name: paired(metric(by[epochs]), metric(base))
-                for name, by in arms.items()
-                if name != "baseline" and epochs in by
-            }
-            several = {name: gain for name, gain in gains.items() if gain[3] >= FEWEST}
-            if several:
-                run = next(iter(base.values()))
-                panels.append((title(data, fraction, epochs, run), several))
-    return panels
+def _draw_panel(axis: Axes, cell: Panel, left: bool) -> None:
+    """Draws the arms; words stand `left` or right of the zero line."""
+    axis.axvline(0, color=LINE, linewidth=1, zorder=1)
+    axis.set_title(cell.title)
+    axis.tick_params(axis="y", length=0)
+    where = {"xytext": (-5 if left else 5, 0), "ha": "right" if left else "left", "va": "center"}
+    write = functools.partial(axis.annotate, textcoords="offset points", **where)
+    write(f"{cell.base:.1f}", (0, ROWS["baseline"]))
+    for arm in ARMS:
+        if arm in cell.gains:
+            _draw_gain(axis, arm, cell.gains[arm])
+        elif arm != "baseline":
+            write("not run", (0, ROWS[arm]), color="0.4")
 
 
-def draw_panel(axis: Axes, gains: Gains) -> None:
-    names = sorted(gains, key=lambda n: gains[n][0])
-    for kind, colour in zip(KINDS, ("C1", "C0", "0.45"), strict=True):
-        rows = [i for i, n in enumerate(names) if kind_of(n) == kind]
-        means, halves = ([gains[names[i]][j] for i in rows] for j in (0, 1))
-        axis.errorbar(means, rows, xerr=halves, fmt="o", color=colour, capsize=3, label=kind)
-    axis.set_ylim(-0.7, len(names) - 0.3)
-    short = [n.partition(", ")[0] for n in names]
-    # with the flow where only that tells arms apart
-    flows = [n.rpartition(", ")[2].replace(".cifar10_jpeg", "") for n in names]
-    named = [s if short.count(s) == 1 else f"{s}, {f}" for s, f in zip(short, flows, strict=True)]
-    axis.set_yticks(range(len(names)), [n.replace("conv_p4_", "") for n in named], fontsize=8)
-    axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+def ahead(cell: Panel, lower_is_better: bool) -> str | None:
+    """The arm of the best mean, where its interval lies beyond crop and flip; None where that is not shown."""
+    sign = -1 if lower_is_better else 1
+    arm = max(cell.gains, key=lambda arm: sign * cell.gains[arm][0])
+    mean, half, _, _ = cell.gains[arm]
+    return arm if sign * mean - half > 0 else None  # half is NaN below three seeds
 
 
-def kind_of(label: str) -> str:
-    """Whether the arm of a label is linear NFA, NFA on a deep flow, or something else."""
-    linear = label.partition(", ")[2].startswith("linear")  # the flow of own-modes
-    return KINDS[0] if linear else arm_of(label.split(" ")[0]).kind
+def _mark(axis: Axes, row: int, mean: float) -> None:
+    """Shades a row; the gain stands where its dot does not."""
+    axis.axhspan(row - 0.45, row + 0.45, color=SHADE, linewidth=0)
+    x, side = (0.03, "left") if mean > sum(axis.get_xlim()) / 2 else (0.97, "right")
+    style = {"va": "center", "fontweight": "bold", "transform": axis.get_yaxis_transform()}
+    axis.text(x, row, f"{mean:+.1f}", ha=side, **style)
 
 
-def draw_quality(runs: list[dict[str, Any]]) -> Figure:
-    """Draws the gain of `glem` over `linear` of the same settings against the flow's bits/dim."""
-    points = quality_of(runs)
-    if len(points) < 2:
-        raise SystemExit(
-            "nothing to draw: two flows with bits/dim, of three seeds or more, are needed beside linear"
-        )
-    figure = Figure((8, 4), layout="constrained")
-    axis = figure.subplots()
-    for i, head in enumerate(dict.fromkeys(p[0] for p in points)):
-        own = sorted(p for p in points if p[0] == head)
-        bits, means, halves = ([p[j] for p in own] for j in (1, 2, 3))
-        axis.errorbar(bits, means, yerr=halves, fmt="o", color=f"C{i}", capsize=3, label=head)
-        for _, b, m, _, flow in own:
-            short = flow.replace(".cifar10_jpeg", "").removeprefix("conv_p4_small")
-            name = short.removeprefix("conv_p4_").strip("_") or "bundled"
-            offset = {"textcoords": "offset points", "fontsize": 7, "ha": "right"}
-            axis.annotate(name, (b, m), (-4, 4), **offset)
-    axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-    axis.margins(x=0.3)  # for the names
-    axis.invert_xaxis()
-    axis.set_xlabel("bits/dim of the flow on the validation images (better to the right)")
-    axis.set_ylabel("top-1 minus that of linear, points")
-    axis.legend(fontsize=8, loc="lower left")
-    return figure
+def _draw_gain(axis: Axes, arm: str, gain: tuple[float, float, float, int]) -> None:
+    mean, half, _, seeds = gain
+    colour = BLUE if "NFA" in ARMS[arm] else VERMILION
+    style = {"color": colour, "markerfacecolor": colour if seeds >= FEWEST else "white"}
+    error = None if math.isnan(half) else half
+    axis.errorbar(mean, ROWS[arm], xerr=error, fmt="o", markersize=6, capsize=2.5, **style)
 
 
-def quality_of(runs: list[dict[str, Any]]) -> list[tuple[str, float, float, float, str]]:
-    """(title, bits/dim, gain over `linear`, half its interval, flow) of each flow with three seeds or more."""
-    points = []
-    for (data, _, fraction, _), arms in sorted(comparisons(runs).items()):
-        for name, by_epochs in arms.items():
-            linear = arms.get(name.partition(", ")[0].replace("glem", "linear", 1), {})
-            for epochs, found in by_epochs.items():
-                run = next(iter(found.values()))
-                bits = run.get("flow_metrics", {}).get("bits_per_dim")
-                if run["arm"] == "glem" and bits and linear.get(epochs):
-                    mean, half, _, seeds = paired(metric(found), metric(linear[epochs]))
-                    if seeds >= FEWEST:
-                        head = title(data, fraction, epochs, run)
-                        points.append((head, bits, mean, half, run["flow"]))
-    return points
+def _wrapped(name: str) -> str:
+    """A long name in two lines."""
+    return name.replace("RandAugment + ", "RandAugment +\n")
 
 
-def main() -> None:
-    runs = [r for r in read(suite_file("cifar_resnet18")) if r["split"] == "test"]
-    for name, make in (("cifar_resnet18", draw), ("flow_quality", draw_quality)):
-        out = ROOT / "docs" / "figures" / f"{name}.png"
-        try:
-            figure = make(runs)
-        except SystemExit as e:
-            print(f"{name}: {e}")
-            continue
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=100)
-        # lines and letters in few colours: a third of the bytes
-        image = Image.open(drawn).convert("RGB").quantize(64)
-        write_atomically(out, lambda p, image=image: image.save(p, format="PNG", optimize=True))
-        print(Path(out).relative_to(ROOT))
-
-
-if __name__ == "__main__":
-    main()
+def _legend(measure: Measure) -> list[Line2D | Patch]:
+    few = f"under {FEWEST} seeds: no interval"
+    kinds = ((BLUE, BLUE, "with NFA"), (VERMILION, VERMILION, "without"), ("0.3", "white", few))
+    dots = [
+        Line2D([], [], marker="o", linestyle="", color=c, markerfacecolor=fill, label=label)
+        for c, fill, label in kinds
+    ]
+    end = "lowest" if measure.lower_is_better else "highest"
+    return [*dots, Patch(color=SHADE, label=f"{end} mean, interval beyond 0")]

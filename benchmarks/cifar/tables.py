@@ -30,13 +30,27 @@ def cifar_summary() -> str:
     """Top-1 of the arms of most interest, a line for each dataset, fraction and length with SA; in brackets paired differences.
 
     Means are over the seeds that the line's baseline has too, so that where no count is given they
-    differ by the gain. Of several settings of an arm the one that is best on the held-out images is
-    shown, where none was tried there the default; of deep flows the best by bits/dim that has not
-    seen the labels of other images. Of lines of one name, in bfloat16 and in float32, the one stays
-    whose settings were searched for. Full-size networks first.
+    differ by the gain.
+    """
+    lines = []
+    for runs in summary_runs():
+        base = runs["baseline"]
+        seeds = f"{len(base)} seed{'s' * (len(base) > 1)}"
+        name = f"{comparison.line(next(iter(base.values())))}; {seeds}"
+        lines.append([name, *(_summary_cell(arm, runs) for arm in SUMMARY)])
+    return markdown_table([["", *SUMMARY.values()], *lines])
+
+
+def summary_runs() -> list[dict[str, comparison.Runs]]:
+    """The runs of each arm of the summary, a dict for each of its lines, full-size networks first.
+
+    Of several settings of an arm the one that is best on the held-out images is shown, where none
+    was tried there the default; of deep flows the best by bits/dim that has not seen the labels of
+    other images. Of lines of one name, in bfloat16 and in float32, the one stays whose settings
+    were searched for.
     """
     held, found = (comparison.comparisons(_runs(split)) for split in ("held", "test"))
-    lines: dict[str, list[str]] = {}
+    lines: dict[tuple[str, int], dict[str, comparison.Runs]] = {}
     for key in sorted(found, key=lambda key: (json.loads(key[3])["model"] != "resnet18", key)):
         (data, _, fraction, recipe), arms = key, found[key]
         searched = held.get((data, "held", fraction, recipe), {})
@@ -44,13 +58,12 @@ def cifar_summary() -> str:
             chosen = {a: _chosen(a, arms, searched, epochs) for a in {*SUMMARY, *OVER.values()}}
             if not chosen["sa"]:
                 continue  # what was trained for the sake of one question only stands with the whole comparison
-            base = arms["baseline"][epochs]
             runs = {arm: arms[name][epochs] for arm, name in chosen.items() if name}
-            seeds = f"{len(base)} seed{'s' * (len(base) > 1)}"
-            name = f"{comparison.line(next(iter(base.values())))}; {seeds}"
+            base = runs["baseline"]
+            name = comparison.line(next(iter(base.values()))), len(base)
             if searched or name not in lines:
-                lines[name] = [name, *(_summary_cell(arm, runs) for arm in SUMMARY)]
-    return markdown_table([["", *SUMMARY.values()], *lines.values()])
+                lines[name] = runs
+    return list(lines.values())
 
 
 def _lengths(arms: dict) -> set[int]:

@@ -21,14 +21,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.core.charts import BLUE, VERMILION, chart, plain, render
 from benchmarks.core.common import (
     command_line,
     disturbed,
@@ -54,6 +56,18 @@ from timm_nfaug.integration.pillow import guard_posterize
 CLAIMED = ("NFA linear (uint8 batch)", "NFA, cached tangents (uint8 batch)")
 CLAIM = 0.5  # of the time of BASE, at CLAIMED_SIZES
 CLAIMED_SIZES = (32, 224)
+DRAWN = {  # candidates of the chart, and what it calls them: what a training would take
+    "NFA, cached tangents (uint8 batch)": "NFA, cached deep flow, batches",
+    "NFA linear (uint8 batch)": "NFA, batches",
+    "NFA linear (PIL)": "NFA, single images",
+    "NFA conv_p4_tiny, bfloat16 networks (uint8 batch)": "NFA, deep flow conv_p4_tiny, batches",
+    "NFA conv_p4_small, bfloat16 networks (uint8 batch)": "NFA, deep flow conv_p4_small, batches",
+    "timm RandomErasing (float batch)": "RandomErasing (timm), batches",
+    "torchvision TrivialAugment (PIL)": "TrivialAugment (torchvision), single images",
+    BASE: "RandAugment (timm), single images",
+    "kornia RandAugment (float batch)": "RandAugment (kornia), batches",
+    "timm AugMix (PIL)": "AugMix (timm), single images",
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -128,29 +142,30 @@ def record(args: argparse.Namespace, argv: list[str] | None, results: dict[str, 
     )
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draws a line for each candidate, a point for each image size; training steps are left out."""
-    rows = [r for r in rows if not r["name"].startswith(STEP)]
-    mean_log = {
-        name: statistics.fmean(math.log(r["us_per_image"]) for r in rows if r["name"] == name)
-        for name in names_of(rows)
-    }
-    names = sorted(mean_log, key=mean_log.get, reverse=True)
-    figure = Figure((8, 0.9 + 0.27 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    for i, size in enumerate(sorted({r["size"] for r in rows})):
-        own = {r["name"]: r["us_per_image"] for r in rows if r["size"] == size}
-        style = {"color": f"C{i}", "markersize": 5, "label": f"{size} px"}
-        axis.plot([own[n] for n in names], range(len(names)), "o", **style)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text().startswith("NFA") else "normal")
-    axis.set_xscale("log")
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
-    axis.set_xlabel("µs an image (less is better)")
-    axis.legend(fontsize=8)
+def draw(rows: list[dict[str, Any]], sizes: Sequence[int] = CLAIMED_SIZES) -> Figure:
+    """Draws a line for each of DRAWN that was timed, cheapest first, a panel for each image size."""
+    cost = {(r["name"], r["size"]): r["us_per_image"] for r in rows}
+    sizes = [size for size in sizes if (BASE, size) in cost]
+    names = [n for n in DRAWN if all((n, size) in cost for size in sizes)]
+    names.sort(key=lambda n: sum(math.log(cost[n, size]) for size in sizes), reverse=True)
+    figure = chart(1.4 + 0.26 * len(names), "What does an augmentation cost?")
+    axes = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, size in zip(axes, sizes, strict=True):
+        for i, name in enumerate(names):
+            draw_cost(axis, i, cost[name, size], BLUE if name.startswith("NFA") else VERMILION)
+        axis.set(title=f"images of {size} px", xscale="log")
+        axis.grid(axis="x")
+        axis.margins(x=0.25)  # for the numbers
+        plain(axis.xaxis)
+    axes[0].set_yticks(range(len(names)), [DRAWN[n] for n in names])
+    figure.supxlabel("microseconds per image on one CPU thread (left is better)", fontsize="medium")
     return figure
+
+
+def draw_cost(axis: Axes, row: int, microseconds: float, colour: str) -> None:
+    axis.plot(microseconds, row, "o", color=colour, markersize=6)
+    beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    axis.annotate(f"{microseconds:,.0f}", (microseconds, row), **beside)
 
 
 def names_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -198,7 +213,8 @@ def main(argv: list[str] | None = None) -> int:
     results = judge(rows, args) | {"rows": rows}
     record(args, argv, results)
     if args.plot:  # last: a changed picture would make the commit on record another one
-        write_atomically(args.plot, lambda p: draw(rows).savefig(p, format="png", dpi=95))
+        picture = render(lambda: draw(rows, args.sizes))
+        write_atomically(args.plot, lambda p: picture.save(p, format="PNG", optimize=True))
     return int(results["claim_holds"] is False)
 
 

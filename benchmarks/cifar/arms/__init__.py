@@ -15,7 +15,6 @@ from . import (  # each registers its arms
 from .base import (
     ALWAYS,
     ARMS,
-    KINDS,
     RANDAUGMENT,
     Arm,
     Combination,
@@ -35,7 +34,7 @@ from .isda import ISDA
 from .nfa import fitted, linear_flow
 
 __all__ = [
-    "ALWAYS", "ARMS", "ISDA", "KINDS", "NFAStep", "RANDAUGMENT", "Arm", "Combination", "LevelsStep", "Moved", "Policy",
+    "ALWAYS", "ARMS", "ISDA", "NFAStep", "RANDAUGMENT", "Arm", "Combination", "LevelsStep", "Moved", "Policy",
     "Settings", "adversarial", "apply_policy", "controls", "deep_modes", "find", "fitted", "isda", "linear_flow", "make_arm",
     "mean_move", "mixing", "needs_flow", "nfa", "patch_flow", "policies", "register", "rotation", "safe",
     "samples", "tangent",

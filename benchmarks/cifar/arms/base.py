@@ -31,7 +31,6 @@ from timm_nfaug.moves import list_moves
 from train_flow.data import Images
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
-KINDS = ("NFA, linear", "NFA, deep flow", "other")
 Policy = Callable[[Image.Image], Image.Image]
 LevelsStep = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -96,7 +95,6 @@ class Arm:
 
     name: ClassVar[str] = "baseline"
     label: ClassVar[str] = "crop and flip only"
-    kind: ClassVar[str] = KINDS[2]
     flow: ClassVar[str | None] = None  # the arm whose flow it uses, unless given one of its own
     on_linear: ClassVar[bool] = False  # it uses the linear flow of the run's own images
     label_band: ClassVar[bool] = False  # its flow has conditional encoding
@@ -152,7 +150,6 @@ class Arm:
 class Moved(Arm):
     """An arm that moves images by an `NFAugment`, which can be added to another arm, too."""
 
-    kind = KINDS[1]
     flow = "glem"
     settings = ("strength", "modes", "p", "place", "shrinkage")
 
@@ -172,7 +169,6 @@ class Moved(Arm):
 class OnLinear:
     """Put before the class of an arm: the same on the linear flow, which is fitted to the run's own images."""
 
-    kind = KINDS[0]
     flow = None
     on_linear = True
 
@@ -188,7 +184,7 @@ class Combination:
         self.name = f"{first.name}+{second.name}"
         self.label = f"{first.label}, then {second.label}"
         self.settings = second.settings + first.settings
-        self.kind, self.flow, self.on_linear = second.kind, second.flow, second.on_linear
+        self.flow, self.on_linear = second.flow, second.on_linear
         self.label_band, self.keeps_modes = second.label_band, second.keeps_modes
         self.flow_is_a_ruler, self.only = second.flow_is_a_ruler, second.only
 

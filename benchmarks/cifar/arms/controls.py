@@ -16,7 +16,7 @@ from timm_nfaug.flows.moments import ClassMoments
 from train_flow.data import Images
 from train_flow.evaluate import batches
 
-from .base import KINDS, Moved, register
+from .base import Moved, register
 from .nfa import fitted, linear_flow
 
 
@@ -74,7 +74,6 @@ class PixelPCA(Control):
     """`linear` at the flow's mean pixel move."""
 
     label = "`linear` at the mean pixel move of `glem`"
-    kind = KINDS[0]
     flow_is_a_ruler = True
 
     @classmethod

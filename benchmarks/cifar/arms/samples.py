@@ -9,7 +9,7 @@ from timm_nfaug.augment import NFAugment
 from timm_nfaug.change import Change
 from timm_nfaug.flows.model import ConditionalFlow
 
-from .base import KINDS, Moved, register
+from .base import Moved, register
 from .nfa import fitted
 
 
@@ -42,7 +42,6 @@ class Samples(Moved):
     """Samples at `temperature` by a flow whose Gaussians are those of the run's own images."""
 
     label = "images replaced by samples of their class"
-    kind = KINDS[2]
     settings = ("p", "place", "shrinkage", "temperature")
 
     @classmethod
