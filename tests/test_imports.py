@@ -19,11 +19,12 @@ LAYERS = [
     {"change"},
     {"inputs"},
     {"spec"},
-    {"fit", "unchanged"},
+    {"fit", "saved", "unchanged"},
     {"augment"},
     {"data"},
     {"integration"},
     {"preview", "train"},
+    {"commands"},
     {"plugin"},
 ]
 

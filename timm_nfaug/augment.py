@@ -19,13 +19,14 @@ from .flows.registry import create_flow
 from .inputs import check_image, check_range, count_images, find_inputs
 from .labels import GUESSED, LABELS, check_pooled
 from .moves import Move, create_move, usual_modes
+from .saved import SavedMixin
 from .spec import parse_config
 from .unchanged import say_fitted, say_unchanged
 
 DEFAULT_FLOW = "conv_p4_small.cifar10_jpeg"
 
 
-class NFAugment(v2.Transform):
+class NFAugment(SavedMixin, v2.Transform):
     """Moves images along the principal modes of their class in the code space of a flow.
 
     Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; with
@@ -126,24 +127,6 @@ class NFAugment(v2.Transform):
         augment = cls.__new__(cls)
         augment._set_up(change, p, labels, mean, std, seed, strict)
         return augment
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str = DEFAULT_FLOW, revision: str | None = None, token=None, cache_dir=None,
-        local_files_only: bool = False, **kwargs,
-    ) -> "NFAugment":  # fmt: skip
-        """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`).
-
-        Arguments as for the class; `modes` defaults to 32, or to what the flow stores if less.
-        """
-        if name == "linear":
-            raise ValueError(
-                "linear has no weights of its own: NFAugment.from_data(loader) finds the "
-                "eigen-images of your data"
-            )
-        flow = ConditionalFlow.from_pretrained(name, revision, token, cache_dir, local_files_only)
-        kwargs.setdefault("modes", usual_modes(flow))
-        return cls(flow, **kwargs)
 
     @classmethod
     def from_data(
@@ -338,7 +321,8 @@ def nf_augment_transform(
     Args:
         config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind) and l
             (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca``.
-        flow: a flow, or the name of one.
+        flow: a flow, or the name of one; a saved augmentation brings the settings that the string
+            does not name.
 
     >>> nf_augment_transform("nfa-s0.25-p1", "conv_p4_tiny.digits").strength
     0.25

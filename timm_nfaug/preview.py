@@ -8,23 +8,21 @@ import argparse
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from timm.data import ImageDataset, create_dataset
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from . import lift, pixels
 from ._utils.files import write_atomically
-from ._utils.notices import NFAError
 from .augment import DEFAULT_FLOW, NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .integration.fit import _evenly, _fit_to_dataset
+from .integration.fit import _evenly
+from .integration.folder import fit_to, training_set
 from .moves import list_moves, usual_modes
-from .reading import message_of, read_image
+from .reading import read_image
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
@@ -83,13 +81,13 @@ def find_images(
     return [(p, labels.get(p.parent.name)) for p in picked]
 
 
-class _Folder(ImageDataset):
-    """timm's dataset of a folder, whose images are read by `read_image`: none is skipped."""
+def usual_strengths(strength: float = 0.5) -> list[float]:
+    """The strengths of the columns of a picture: half of what it is about, itself, and twice.
 
-    def __getitem__(self, index: int) -> Any:
-        path, label = self.reader.samples[index]
-        image = read_image(path, 3)
-        return (image if self.transform is None else self.transform(image)), label
+    >>> usual_strengths()
+    [0.25, 0.5, 1.0]
+    """
+    return [strength / 2, strength, strength * 2]
 
 
 def to_pil(x: Tensor) -> Image.Image:
@@ -124,12 +122,13 @@ def preview_augmentation(
     126
     """
     modes = usual_modes(flow) if modes is None else modes
-    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind)
+    augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, labels="given")
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
     rows = [[image] for image, _ in images]
     for i, (image, own) in enumerate(images):
-        names[i] = names[i] if own is not None else f"({names[i]})"
+        if own is None:
+            names[i] = f"({names[i]})" if flow.num_classes > 1 else ""
         for j, augment in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
             rows[i].append(augment(image, int(labels[i]), generator=g)[0])
@@ -184,22 +183,19 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     images = [(_shown(p, flow.config.input_size[0]), label) for p, label in found]
     if args.interpolate:
         return preview_interpolation(flow, images)
-    return preview_augmentation(flow, images, args.strengths, 2, args.modes, args.kind, args.seed)
+    saved = flow.config.augment  # settings that hold where flags do not say
+    strengths = args.strengths or usual_strengths(saved.get("strength", 0.5))
+    modes = saved.get("modes") if args.modes is None else args.modes
+    kind = args.kind or saved.get("kind", "pca")
+    return preview_augmentation(flow, images, strengths, 2, modes, kind, args.seed)
 
 
 def _fitted(args: argparse.Namespace) -> ConditionalFlow:
     """The eigen-images of a folder, as a training on these images would fit them."""
     find_images(args.images, 1, 0, [])  # refuses a folder without images
-    try:
-        reader = create_dataset("", root=str(args.images), split="train").reader
-    except RuntimeError as e:  # of timm: no images of its own formats
-        raise ValueError(str(e)) from None
     modes = 32 if args.modes is None else args.modes
-    augment = NFAugment.to_fit(create_flow("linear"), modes=modes)
-    try:
-        return _fit_to_dataset(augment, _Folder(str(args.images), reader)).flow
-    except NFAError as e:  # whose remedies are those of a training
-        raise ValueError(message_of(e.__cause__ or e).removeprefix("ValueError: ")) from e
+    augment = NFAugment.to_fit(create_flow("linear"), modes=modes, labels="given")
+    return fit_to(augment, training_set(args.images)).flow
 
 
 def _shown(path: Path, channels: int) -> Image.Image:
@@ -217,9 +213,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
     add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")
-    add("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0])
-    add("--modes", type=int, help="modes moved along (default: 32, or all that the flow stores)")
-    add("--kind", choices=list_moves(), default="pca")
+    own = "default: as saved with --flow, else"
+    add("--strengths", type=float, nargs="+", help=f"({own} 0.25 0.5 1)")
+    add("--modes", type=int, help=f"modes moved along ({own} 32, or all that the flow stores)")
+    add("--kind", choices=list_moves(), help=f"({own} pca)")
     add("--samples", action="store_true", help="draw samples of each class over temperatures")
     add("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
     add("--mean-scale", type=float, default=1.0, help="factor of the class means in --samples")

@@ -43,7 +43,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     )
     flow = (
         f"flow of --aug: {LINEAR}, the eigen-images of the training set's own classes; or a "
-        f"bundled name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name (default: {LINEAR})"
+        f"bundled name, e.g. {DEFAULT_FLOW}, a directory, a Hub id org/name; a saved augmentation "
+        f"brings the settings that --aug does not name (default: {LINEAR})"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
     place = "where it runs: on batches, on their device, or on images, in the loader's workers"
@@ -106,7 +107,8 @@ def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAug
         return _linear(args, shape)
     if args.nfa_fit:
         flow = ConditionalFlow.from_pretrained(args.nfa_flow)
-        augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **parse_config(args.aug))
+        settings = flow.config.augment | parse_config(args.aug)
+        augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
     else:
         augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict)
     if (channels := _asked_size(args)[0]) is not None:

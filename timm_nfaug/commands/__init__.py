@@ -1,0 +1,1 @@
+"""The commands of ``timm-nfaug``, one a file: each has a `main(argv)`."""
