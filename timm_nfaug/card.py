@@ -22,7 +22,7 @@ CARD = """---
 
 # {title}
 
-{what}, for augmentation with timm.
+{what} with timm.
 {preview}
 | | |
 | --- | --- |
@@ -67,7 +67,7 @@ Run this in the directory of this card, or put its path for the dot of `{HERE}`.
 """
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # an identifier, as the Hub lists them
 # code of one word, which may stay; what else means something to Markdown within a line
-SPECIAL = re.compile(r"(?<!`)`[\w.-]+`(?!`)|[\\`*\[\]|~#$]|(?<!\w)_|_(?!\w)")
+SPECIAL = re.compile(r"(?<!`)`[\w.-]+`(?!`)|[\\`*\[\]|~#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which hides or turns text
 
 
@@ -83,14 +83,15 @@ def model_card(config: FlowConfig, name: str, source: str = HERE, preview: bool 
     >>> 'from_pretrained("org/mine")' in text
     True
     """
-    note, training = config.info.get("training"), ""
-    if note:
-        training = f"\n## Training\n\n{_paragraph(note)}\n"
-    kind = "A class-conditional normalizing flow of `timm_nfaug`"
+    note = config.info.get("training")
+    training = f"\n## Training\n\n{_paragraph(note)}\n" if note else ""
+    what = "A class-conditional normalizing flow of `timm_nfaug`, for augmentation"
+    if config.augment:
+        what = "An image augmentation of `timm_nfaug`, for training"
     return CARD.format(
         front=yaml.safe_dump(_front(config), sort_keys=False, allow_unicode=True, width=math.inf),
         title=_inline(name),
-        what="An image augmentation of `timm_nfaug`" if config.augment else kind,
+        what=what,
         preview=f"\n![Originals and augmented images]({PREVIEW_NAME})\n" * preview,
         table="\n".join(f"| {_inline(k)} | {v} |" for k, v in _rows(config)),
         note=WHERE if source == HERE else "",
@@ -102,7 +103,7 @@ def model_card(config: FlowConfig, name: str, source: str = HERE, preview: bool 
 
 def _front(config: FlowConfig) -> dict[str, Any]:
     """What the Hub reads; a licence that is none of its identifiers is "other", with a name."""
-    license, own = " ".join(str(config.info.get("license", "")).split()), {}
+    license, own = _license(config), {}
     if LICENSE.fullmatch(license):
         own = {"license": license}
     elif license:
@@ -110,6 +111,10 @@ def _front(config: FlowConfig) -> dict[str, Any]:
         own = {"license": "other", "license_name": name or "other"}
     tags = ["normalizing-flow", "data-augmentation", "timm"]
     return own | {"library_name": "timm_nfaug", "tags": tags}
+
+
+def _license(config: FlowConfig) -> str:
+    return " ".join(str(config.info.get("license", "")).split())
 
 
 def _usage(config: FlowConfig, source: str) -> str:
@@ -131,8 +136,8 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
     network = f" {_inline(json.dumps(config.network))}" if config.network else ""
     own = [("settings", f"`{settings_string(config.augment)}`")] if config.augment else []
     one = bool(config.augment) and config.num_classes == 1
-    if "license" in info and not LICENSE.fullmatch(str(info["license"])):
-        own.append(("license", _inline(info["license"])))
+    if (license := _license(config)) and not LICENSE.fullmatch(license):
+        own.append(("license", _inline(license)))
     if "network" in info:
         own.append(("network trained on", _inline(info["network"])))
     return [

@@ -14,7 +14,12 @@ from .moves import usual_modes
 
 
 class SavedMixin:
-    """Saves, loads and uploads an `NFAugment`."""
+    """Saves, loads and uploads an `NFAugment`.
+
+    >>> from timm_nfaug import NFAugment
+    >>> NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0).p
+    1.0
+    """
 
     change: Change
     _shown: tuple[Change, Path] | None = None  # the preview beside the files, and what it shows

@@ -133,10 +133,9 @@ case("input/normalised/lift", "normalised", "linear", (3, 12, 20))(kind_of_input
 
 @case("input/bundled_32", "linear.cifar10_jpeg", (3, 32, 32), {})
 @case("input/bundled_grey", "conv_p4_tiny.digits", (1, 8, 8), {"modes": 8, "strength": 0.5})
-@case("input/bundled_default", None, (3, 32, 32), {"modes": 5})
+@case("input/bundled_default", "conv_p4_small.cifar10_jpeg", (3, 32, 32), {"modes": 5})
 def bundled(name, size, settings):
-    named = {} if name is None else {"name": name}
-    t = nfa.NFAugment.from_pretrained(**named, p=1.0, seed=2, **settings)
+    t = nfa.NFAugment.from_pretrained(name, p=1.0, seed=2, **settings)
     x = levels(2, size)
     return {"batch": t(x, labels(2))[0], "pil": array(t(pil(x[0]), 1)[0])}
 

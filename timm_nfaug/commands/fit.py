@@ -85,7 +85,12 @@ def _fit(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fits an augmentation as command-line arguments say, and saves it."""
+    """Fits an augmentation as command-line arguments say, and saves it.
+
+    >>> main(["--data-dir", "no folder", "--out", "out"])
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
     parser = argparse.ArgumentParser("timm-nfaug fit", description=__doc__.partition("\n\n")[0])
     add, usual = parser.add_argument, "(default: %(default)s)"
     flow = "linear, whose modes are images; or a bundled name, a directory, a Hub id"

@@ -20,6 +20,13 @@ class ImageFiles(ImageDataset):
     Args:
         reader: timm's, of image files.
         channels: 1 reads grey, 3 colour.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> (folder := Path(tempfile.mkdtemp(), "a")).mkdir()
+    >>> Image.new("RGB", (8, 6)).save(folder / "0.png")
+    >>> training_set(folder.parent, channels=1)[0][0].mode
+    'L'
     """
 
     def __init__(self, reader: Any, channels: int = 3):
@@ -56,6 +63,12 @@ def fit_to(
     augment: NFAugment, dataset: Any, num_classes: int | None = None, workers: int = 0
 ) -> NFAugment:
     """Fits a copy of the augmentation to a dataset of `training_set`.
+
+    >>> import timm_nfaug as nfa
+    >>> from torchvision.datasets import FakeData
+    >>> augment = NFAugment.to_fit(nfa.create_flow("linear"), modes=2, labels="none")
+    >>> fit_to(augment, FakeData(4, (3, 32, 32))).flow.config.info["images"]
+    4
 
     Raises:
         ValueError: an image cannot be read, or the number of classes is not known; says which.
