@@ -280,6 +280,13 @@ def test_the_code_of_a_card_runs_beside_it(toy_images, tmp_path, monkeypatch, la
     assert settings_of(nfa.nf_augment_transform(values.aug, values.nfa_flow)) == settings_of(own)
 
 
+def test_a_card_states_no_figures_of_the_flow_with_other_modes(tmp_path):
+    flow = nfa.ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
+    assert "class accuracy" in (flow.save_pretrained(tmp_path) / "README.md").read_text()
+    text = (load("conv_p4_tiny.digits").save_pretrained(tmp_path) / "README.md").read_text()
+    assert "class accuracy" not in text and "digits" in text
+
+
 def test_a_picture_goes_beside_the_card_and_along(pooled, tmp_path):
     plain = pooled.save_pretrained(tmp_path / "plain")
     assert "preview.png" not in (plain / "README.md").read_text()

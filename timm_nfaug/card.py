@@ -136,6 +136,8 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
     network = f" {_inline(json.dumps(config.network))}" if config.network else ""
     own = [("settings", f"`{settings_string(config.augment)}`")] if config.augment else []
     one = bool(config.augment) and config.num_classes == 1
+    # an augmentation's modes may not be those that the flow was measured with
+    metrics = {} if config.augment else info.get("metrics", {})
     if (license := _license(config)) and not LICENSE.fullmatch(license):
         own.append(("license", _inline(license)))
     if "network" in info:
@@ -146,7 +148,7 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
         ("images", f"{' x '.join(map(str, config.input_size))}, {config.bits}-bit"),
         ("modes", "of all images together") if one else ("classes", str(config.num_classes)),
         ("data", _data(info)),
-        *((str(k).replace("_", " "), _inline(v)) for k, v in info.get("metrics", {}).items()),
+        *((str(k).replace("_", " "), _inline(v)) for k, v in metrics.items()),
     ]
 
 
