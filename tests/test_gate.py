@@ -104,7 +104,8 @@ FIELDS = sorted(_SCHEMA)
 @settings(derandomize=True, deadline=None, max_examples=150, database=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
 def test_any_value_in_any_field_is_refused_or_kept(edits):
-    values = FlowConfig("conv_p4_tiny", (3, 8, 8), 2, network={"depth": 1}).to_dict()
+    own = {"network": {"depth": 1}, "augment": {"p": 0.5}}
+    values = FlowConfig("conv_p4_tiny", (3, 8, 8), 2, **own).to_dict()
     for field, value in edits.items():
         part, _, key = field.partition(".")
         if not key:
@@ -180,6 +181,10 @@ WRONG = {
         "prior.num_modes must be an integer from 0",
     ),
     "metrics": (lambda c: c["info"].update(metrics=[1]), "info.metrics must be a dict"),
+    "settings": (
+        lambda c: c.update(augment={"labels": "mine"}),
+        "augment.labels must be one of given, posterior, none",
+    ),
     "truth for a version": (
         lambda c: c.update(format_version=True),
         "format_version True is not 1",

@@ -12,11 +12,15 @@ import pytest
 import torch
 import yaml
 from hub_server import environment, running_hub
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import timm_nfaug as nfa
 from timm_nfaug import hub
 from timm_nfaug.card import model_card
+from timm_nfaug.config import FlowConfig
 
 ROOT = Path(__file__).parents[1]
 load = nfa.ConditionalFlow.from_pretrained
@@ -367,18 +371,121 @@ def run_card(folder: Path) -> dict:
     return found
 
 
-def test_no_word_of_the_config_breaks_the_card(small_flow, tmp_path):
-    odd = 'a "b" | c\n---\n# d <e> & \\|: {f} `g'
-    info = {"license": odd, "data": odd, "metrics": {odd: odd, "n": 1.5}, "training": odd}
-    small_flow.config.info = info
-    card = (small_flow.save_pretrained(tmp_path, name=odd) / "README.md").read_text()
-    _, front, text = card.split("---\n", 2)
-    assert yaml.safe_load(front)["license"] == " ".join(odd.split())
-    title, table = text.partition("## Usage")[0].split("\n| | |\n")
-    assert title.count("\n# ") == 1 and len(title.splitlines()) == 4
-    rows = table.strip().splitlines()[1:]
-    assert len(rows) == 6 and all(row.count("|") == 3 for row in rows)
-    assert html.unescape(rows[3]) == f"| data | {' '.join(odd.split())} |"
+HOSTILE = [
+    'a "b" | c\n---\n# d <e> & \\|: {f} `g', "---\nlicense: mit\n---", "```\n# x\n```", "`a`` <!-- ", "[x](y) ![](z)",
+    "__a__ *b* _c_ ~~d~~ $e$", "1. x", "- x", "+ x", "> x", "=== x", "#", "</details><script>", "&#124; &lt;", "yes", "null",
+    "1e3", "'", "%x", "@y", "\U0001f600 \u202ecba", "a\r\n\tb", "mit",
+]  # fmt: skip
+TEXTS = st.sampled_from(HOSTILE) | st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+def shown(text: str) -> str:
+    """What a page shows of a text: one line, without what hides or turns others."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", " ".join(text.split()))
+
+
+def free(text: str, augment: bool) -> tuple[FlowConfig, str]:
+    """A config with this text in every free place, and a card of it."""
+    info = {
+        "license": text, "data": text, "network": text, "training": f"x{text}", "metrics": {text: text, "n": 1.5},
+        "images": 60,
+    }  # fmt: skip
+    own = {"strength": 0.5, "modes": 4, "labels": "none"} if augment else {}
+    config = FlowConfig("linear", (3, 8, 8), 2, network={"x": [text]}, info=info, augment=own)
+    return config, model_card(config, f"x{text}", "org/mine", preview=True)
+
+
+def skeleton(card: str) -> list[str]:
+    """The lines of a card, without what stands in free places."""
+    return [re.sub(r"^(# x|x|\|[^|]*\|).*", lambda m: m[1][:2], line) for line in card.split("\n")]
+
+
+@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@given(TEXTS, st.booleans())
+@example(HOSTILE[0], False)
+def test_no_word_of_the_config_breaks_the_card(text, augment):
+    _, card = free(text, augment)
+    _, front, page = card.split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert values.keys() - {"license_name"} in (
+        {"license", "library_name", "tags"},
+        {"library_name", "tags"},
+    )
+    for key in ("license", "license_name"):
+        assert re.fullmatch(r"[a-z0-9.+-]+", values.get(key, "mit"))
+    assert (values.get("license") == text) == bool(re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text))
+    usual = free(
+        "A text" if "license_name" in values else "mit" if "license" in values else "", augment
+    )[1]
+    assert skeleton(page) == skeleton(usual.split("---\n", 2)[2])
+    table = [line for line in page.split("\n") if line.startswith("| ")][1:]
+    assert all(row.count("|") == 3 for row in table)
+    cells = [[html.unescape(cell.strip()) for cell in row.split("|")[1:3]] for row in table]
+    assert ["data", f"{shown(text)}; modes of 60 images".strip()] in cells
+    assert f"# {shown(f'x{text}')}" in html.unescape(page).split("\n")
+
+
+@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@given(TEXTS, st.booleans())
+def test_a_page_made_of_the_card_shows_every_word_as_it_is(text, augment):
+    markdown_it = pytest.importorskip("markdown_it")
+    page = free(text, augment)[1].split("---\n", 2)[2]
+    made = markdown_it.MarkdownIt("commonmark").enable("table").parse(page)
+    texts = ["".join(t.content for t in line.children) for line in made if line.type == "inline"]
+    kinds = {t.type for line in made for t in line.children or ()}
+    assert kinds <= {"text", "text_special", "code_inline", "image"}  # no HTML, link or emphasis
+    assert [t.type for t in made if t.level == 0 and t.nesting >= 0] == [
+        t.type
+        for t in markdown_it.MarkdownIt("commonmark")
+        .enable("table")
+        .parse(free("A text", augment)[1].split("---\n", 2)[2])
+        if t.level == 0 and t.nesting >= 0
+    ]
+    bare = lambda line: re.sub(r"`([\w.-]+)`", r"\1", line)  # code of one word is shown as code
+    for place in (shown(f"x{text}"), f"{shown(text)}; modes of 60 images"):
+        assert bare(place).strip() in [bare(t) for t in texts], (place, texts)
+
+
+STARTS = [
+    "1. x",
+    "23) x",
+    "- x",
+    "+ x",
+    "* x",
+    "> x",
+    "# x",
+    "=== x",
+    "    x",
+    "~~~ x",
+    "| x |",
+    "x",
+]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_note_that_starts_like_a_list_or_a_heading_is_a_paragraph(start):
+    markdown_it = pytest.importorskip("markdown_it")
+    config = FlowConfig("linear", (3, 8, 8), 2, info={"training": start})
+    made = markdown_it.MarkdownIt("commonmark").parse(model_card(config, "x").split("---\n", 2)[2])
+    assert [t.type for t in made[-3:]] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(t.content for t in made[-2].children) == start.strip()
+
+
+def test_a_card_names_no_licence_that_nobody_chose(tmp_path):
+    flow = nfa.create_flow("linear", input_size=(3, 8, 8), num_classes=1)
+    assert "license" not in (flow.save_pretrained(tmp_path) / "README.md").read_text()
+    flow.config.info["license"] = 'Mine, all mine: "v2"'
+    front, page = (flow.save_pretrained(tmp_path) / "README.md").read_text().split("---\n", 2)[1:]
+    found = yaml.safe_load(front)
+    assert (found["license"], found["license_name"]) == ("other", "mine-all-mine-v2")
+    assert '| license | Mine, all mine: "v2" |' in page
+
+
+def test_the_card_shows_the_picture_that_lies_beside_it(small_flow, tmp_path):
+    card = lambda: (small_flow.save_pretrained(tmp_path) / "README.md").read_text()
+    assert "preview.png" not in card()
+    hub.write_preview(tmp_path, Image.new("RGB", (8, 8)))
+    assert "](preview.png)" in card()
 
 
 # -- the Hub -----------------------------------------------------------------------------------------------------------

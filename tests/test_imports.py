@@ -19,7 +19,7 @@ LAYERS = [
     {"change"},
     {"inputs"},
     {"spec"},
-    {"fit", "unchanged"},
+    {"fit", "saved", "unchanged"},
     {"augment"},
     {"data"},
     {"integration"},

@@ -16,16 +16,16 @@ from .change import Change, FlowChange, add_change, change_of, draw, to_model
 from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
+from .hub import LINEAR
 from .inputs import check_image, check_range, count_images, find_inputs
 from .labels import GUESSED, LABELS, check_pooled
 from .moves import Move, create_move, usual_modes
+from .saved import SavedMixin
 from .spec import parse_config
 from .unchanged import say_fitted, say_unchanged
 
-LINEAR = "linear"  # as the name of a flow: the eigen-images of the user's own data
 
-
-class NFAugment(v2.Transform):
+class NFAugment(SavedMixin, v2.Transform):
     """Moves images along the principal modes of a dataset in the code space of a flow.
 
     Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; in a
@@ -128,24 +128,6 @@ class NFAugment(v2.Transform):
         augment = cls.__new__(cls)
         augment._set_up(change, p, labels, mean, std, seed, strict)
         return augment
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str, revision: str | None = None, token=None, cache_dir=None,
-        local_files_only: bool = False, **kwargs,
-    ) -> "NFAugment":  # fmt: skip
-        """The augmentation with a flow by name (see `ConditionalFlow.from_pretrained`).
-
-        Arguments as for the class; `modes` defaults to 32, or to what the flow stores if less.
-        """
-        if name == LINEAR:
-            raise ValueError(
-                "linear has no weights of its own: NFAugment.from_data(loader) finds the "
-                "eigen-images of your data"
-            )
-        flow = ConditionalFlow.from_pretrained(name, revision, token, cache_dir, local_files_only)
-        kwargs.setdefault("modes", usual_modes(flow))
-        return cls(flow, **kwargs)
 
     @classmethod
     def from_data(
@@ -350,7 +332,8 @@ def nf_augment_transform(
     Args:
         config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind) and l
             (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca-lnone``.
-        flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`.
+        flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`; a saved
+            augmentation brings the settings that the string does not name.
         data: for "linear", a loader of batches (images, labels, ...); `num_classes` as for
             `NFAugment.from_data`.
 

@@ -1,22 +1,29 @@
-"""The model card of a flow: README.md with what its config knows, and code that runs as it stands."""
+"""The model card of a flow or augmentation: README.md with what its config knows, and code that runs.
+
+Every text in it is free: whatever it holds, it stays what it is and where it is.
+"""
 
 import html
 import json
 import math
+import re
+import shlex
 from typing import Any
 
 import yaml
 
-from .config import FlowConfig
+from ._utils.checks import is_int
+from .config import FlowConfig, settings_string
 
 HERE = "local-dir:."  # the directory that the card lies in
+PREVIEW_NAME = "preview.png"
 CARD = """---
 {front}---
 
 # {title}
 
-A class-conditional normalizing flow of `timm_nfaug`, for augmentation with timm.
-
+{what} with timm.
+{preview}
 | | |
 | --- | --- |
 {table}
@@ -28,64 +35,142 @@ import torch
 import timm_nfaug as nfa
 
 images = torch.randint(0, 256, (4, {size}), dtype=torch.uint8)  # yours, or a PIL image
-labels = torch.randint(0, {classes}, (4,))
+{usage}```
+{training}"""
+FLOW = """labels = torch.randint(0, {classes}, (4,))
 {augment}
 flow = nfa.ConditionalFlow.from_pretrained({source})
 z, log_det = flow(images / 127.5 - 1{labels})  # x (B, {size}) in [-1, 1]
-```
-{training}"""
+"""
 AUGMENT = """
 augment = nfa.NFAugment.from_pretrained({source}, strength=0.5, p=0.5)
 images, labels = augment(images, labels)
 """
+POOLED = """
+augment = nfa.NFAugment.from_pretrained({source})
+images = augment(images)
+"""
+GIVEN = """labels = torch.randint(0, {classes}, (4,))
+
+augment = nfa.NFAugment.from_pretrained({source})
+images, labels = augment(images, labels)
+"""
+FLAGS = """
+In timm's train.py, of which `--aug nfa-s1` and the like change single settings:
+
+```bash
+python -m timm_nfaug.train path/to/train.py --aug nfa --nfa-flow {source}
+```
+"""
 WHERE = f"""
 Run this in the directory of this card, or put its path for the dot of `{HERE}`.
 """
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # an identifier, as the Hub lists them
+# code of one word, which may stay; what else means something to Markdown within a line
+SPECIAL = re.compile(r"(?<!`)`[\w.-]+`(?!`)|[\\`*\[\]|~#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which hides or turns text
 
 
-def model_card(config: FlowConfig, name: str, source: str = HERE) -> str:
-    """Writes the card of a flow.
+def model_card(config: FlowConfig, name: str, source: str = HERE, preview: bool = False) -> str:
+    """Writes the card of a flow, or of the augmentation whose settings its config holds.
 
     Args:
         name: the title.
         source: what `from_pretrained` takes: a bundled name, a Hub id; else the card's directory.
+        preview: whether preview.png lies beside the card, and is shown.
 
     >>> text = model_card(FlowConfig("linear", (3, 8, 8), num_classes=2), "mine", "org/mine")
     >>> 'from_pretrained("org/mine")' in text
     True
     """
-    info, quoted = config.info, json.dumps(source, ensure_ascii=False)
-    front = {
-        "license": " ".join(str(info.get("license", "apache-2.0")).split()),
-        "library_name": "timm_nfaug",
-        "tags": ["normalizing-flow", "data-augmentation", "timm"],
-    }
+    note = config.info.get("training")
+    training = f"\n## Training\n\n{_paragraph(note)}\n" if note else ""
+    what = "A class-conditional normalizing flow of `timm_nfaug`, for augmentation"
+    if config.augment:
+        what = "An image augmentation of `timm_nfaug`, for training"
     return CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf),
+        front=yaml.safe_dump(_front(config), sort_keys=False, allow_unicode=True, width=math.inf),
         title=_inline(name),
-        table="\n".join(f"| {_inline(k)} | {_inline(v)} |" for k, v in _rows(config)),
+        what=what,
+        preview=f"\n![Originals and augmented images]({PREVIEW_NAME})\n" * preview,
+        table="\n".join(f"| {_inline(k)} | {v} |" for k, v in _rows(config)),
         note=WHERE if source == HERE else "",
         size=", ".join(map(str, config.input_size)),
-        classes=config.num_classes,
-        augment=AUGMENT.format(source=quoted) if config.prior.get("num_modes") else "",
-        source=quoted,
-        labels=", labels" if config.code_rows else "",
-        training=f"\n## Training\n\n{info['training']}\n" if info.get("training") else "",
+        usage=_usage(config, json.dumps(source, ensure_ascii=False)),
+        training=(FLAGS.format(source=shlex.quote(source)) if config.augment else "") + training,
     )
 
 
-def _rows(config: FlowConfig) -> list[tuple[str, Any]]:
-    info, network = config.info, json.dumps(config.network) if config.network else ""
+def _front(config: FlowConfig) -> dict[str, Any]:
+    """What the Hub reads; a licence that is none of its identifiers is "other", with a name."""
+    license, own = _license(config), {}
+    if LICENSE.fullmatch(license):
+        own = {"license": license}
+    elif license:
+        name = re.sub(r"[^a-z0-9.]+", "-", license.lower())[:64].strip("-.")
+        own = {"license": "other", "license_name": name or "other"}
+    tags = ["normalizing-flow", "data-augmentation", "timm"]
+    return own | {"library_name": "timm_nfaug", "tags": tags}
+
+
+def _license(config: FlowConfig) -> str:
+    return " ".join(str(config.info.get("license", "")).split())
+
+
+def _usage(config: FlowConfig, source: str) -> str:
+    if config.augment:
+        usage = POOLED if config.augment.get("labels") == "none" else GIVEN
+        return usage.format(source=source, classes=config.num_classes).lstrip("\n")
+    return FLOW.format(
+        size=", ".join(map(str, config.input_size)),
+        classes=config.num_classes,
+        augment=AUGMENT.format(source=source) if config.prior.get("num_modes") else "",
+        source=source,
+        labels=", labels" if config.code_rows else "",
+    )
+
+
+def _rows(config: FlowConfig) -> list[tuple[str, str]]:
+    """Names, and values as Markdown."""
+    info = config.info
+    network = f" {_inline(json.dumps(config.network))}" if config.network else ""
+    own = [("settings", f"`{settings_string(config.augment)}`")] if config.augment else []
+    one = bool(config.augment) and config.num_classes == 1
+    # an augmentation's modes may not be those that the flow was measured with
+    metrics = {} if config.augment else info.get("metrics", {})
+    if (license := _license(config)) and not LICENSE.fullmatch(license):
+        own.append(("license", _inline(license)))
+    if "network" in info:
+        own.append(("network trained on", _inline(info["network"])))
     return [
-        ("architecture", f"`{config.architecture}` {network}"),
+        *own,
+        ("architecture", _code(config.architecture) + network),
         ("images", f"{' x '.join(map(str, config.input_size))}, {config.bits}-bit"),
-        ("classes", config.num_classes),
-        ("data", info.get("data", "not stated")),
-        *((str(k).replace("_", " "), v) for k, v in info.get("metrics", {}).items()),
+        ("modes", "of all images together") if one else ("classes", str(config.num_classes)),
+        ("data", _data(info)),
+        *((str(k).replace("_", " "), _inline(v)) for k, v in metrics.items()),
     ]
+
+
+def _data(info: dict[str, Any]) -> str:
+    parts = [_inline(info.get("data", "not stated"))]
+    known = {"classes": "{:,} classes", "images": "modes of {:,} images"}
+    parts += [text.format(info[key]) for key, text in known.items() if is_int(info.get(key))]
+    return "; ".join(parts)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if re.fullmatch(r"[\w.-]+", text) else _inline(text)
 
 
 def _inline(value: Any) -> str:
     """One line of Markdown that shows the value as it is, in a cell of a table, too."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;")
+    text = html.escape(UNSEEN.sub("", " ".join(text.split())), quote=False)
+    return SPECIAL.sub(lambda m: m[0] if len(m[0]) > 1 else f"&#{ord(m[0])};", text)
+
+
+def _paragraph(text: str) -> str:
+    """The same, where a line starts: no heading, list or rule."""
+    line = re.sub(r"^(\d+)([.)])", lambda m: f"{m[1]}&#{ord(m[2])};", _inline(text))
+    return re.sub(r"^[-+=:]", lambda m: f"&#{ord(m[0])};", line)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ._utils.checks import check_keys, is_int
+from .labels import LABELS
 
 FORMAT_VERSION = 1
 WEIGHTS_KEY = "weights_sha256"  # in config.json: the digest of the weights that it belongs to
@@ -22,6 +23,8 @@ MAX_DEPTH = 16  # of lists and dicts in one another
 MAX_CLASSES = 1_000_000
 MAX_DIM = 2**26  # pixels times channels: 4096 x 4096 in colour
 MAX_LAYERS = 1024  # steps times blocks; the largest published flows have 400
+# settings of an NFAugment that are saved with its flow, by their letter in nfa-s0.5-k32-...
+SETTINGS = {"s": "strength", "k": "modes", "p": "p", "m": "kind", "l": "labels"}
 
 
 @dataclass
@@ -41,13 +44,15 @@ class FlowConfig:
     code_rows: int = 0  # pixel rows of the band of a `LabelBandFlow`, a multiple of 4
     class_names: list[str] = field(default_factory=list)  # in label order, or none
     info: dict[str, Any] = field(default_factory=dict)  # data, metrics, license, ... for the card
+    augment: dict[str, Any] = field(default_factory=dict)  # SETTINGS of a saved NFAugment, or none
 
     def __post_init__(self) -> None:
         for key in (f.name for f in dataclasses.fields(self)):
             given = getattr(self, key)
             setattr(self, key, _plain(given, key))
             _check(key, getattr(self, key), given)
-        for name in ("network", "prior", "info"):
+        check_keys(self.augment, SETTINGS.values(), "augment")
+        for name in ("network", "prior", "info", "augment"):
             for key, value in getattr(self, name).items():
                 _check(f"{name}.{key}", value, value)
         c, h, w = self.input_size
@@ -75,6 +80,8 @@ class FlowConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
         own = dataclasses.asdict(self) | {"input_size": list(self.input_size)}
+        if not self.augment:  # as files were before there was such a field
+            del own["augment"]
         return {"library": "timm_nfaug", "format_version": FORMAT_VERSION, **own}
 
     @classmethod
@@ -98,6 +105,20 @@ class FlowConfig:
         return cls(**values)
 
 
+def settings_string(settings: dict[str, Any]) -> str:
+    """Writes settings of an NFAugment as `timm_nfaug.spec.parse_config` reads them.
+
+    >>> settings_string({"strength": 0.5, "modes": 32, "labels": "none"})
+    'nfa-s0.5-k32-lnone'
+    """
+    parts = [f"{k}{_short(settings[name])}" for k, name in SETTINGS.items() if name in settings]
+    return "-".join(["nfa", *parts])
+
+
+def _short(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 Rule = tuple[Callable[[Any], bool], str]
 
 
@@ -112,6 +133,10 @@ def _is_blocks(v: Any) -> bool:
 
 def _are_texts(v: Any) -> bool:
     return isinstance(v, list) and all(isinstance(t, str) for t in v)
+
+
+def _is_name(v: Any) -> bool:
+    return isinstance(v, str) and v.isascii() and v.isidentifier()
 
 
 def _count(low: int, high: int) -> Rule:
@@ -160,6 +185,13 @@ _SCHEMA: dict[str, Rule] = {
     "info.license": _TEXT,
     "info.training": _TEXT,
     "info.metrics": _DICT,
+    "augment": _DICT,
+    "augment.strength": _number(0, 1e9),
+    "augment.modes": _count(1, MAX_DIM),
+    "augment.p": _number(0, 1),
+    # the move itself may be registered by another program: `create_move` looks for it
+    "augment.kind": (_is_name, "a name of letters, digits and _"),
+    "augment.labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
 }
 
 

@@ -31,7 +31,16 @@ def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> Condi
     """
     check_modes(modes)
     prior = ClassGaussians(num_classes, flow.dim, None, 0.25, modes, flow.prior.low_rank)
-    return flow.with_prior(prior.requires_grad_(False))
+    empty = flow.with_prior(prior.requires_grad_(False))
+    empty.config.info, empty.config.augment = _info_of_network(flow), {}
+    return empty
+
+
+def _info_of_network(flow: ConditionalFlow) -> dict[str, Any]:
+    """What the card of a flow may say once it has other modes: nothing of those it had."""
+    info = {} if flow.is_linear else flow.config.info
+    known = {"license": info.get("license"), "network": info.get("network") or info.get("data")}
+    return {k: v for k, v in known.items() if v}
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 
 from . import remote
 from ._utils.checks import closest
 from ._utils.files import write_atomically
-from .card import model_card
+from .card import HERE, PREVIEW_NAME, model_card
 from .config import FlowConfig
 from .stored import CONFIG_NAME, WEIGHTS_NAME, read_flow, write_flow
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from .flows.model import ConditionalFlow
 
 BUNDLED = Path(__file__).parent / "checkpoints"
+LINEAR = "linear"  # as the name of a flow: eigen-images of the user's own data, without a file
 Name = str | os.PathLike
+Picture = Image.Image | Name  # a picture, or the path of one
 
 
 def bundled_flows() -> list[str]:
@@ -110,13 +113,18 @@ class HubMixin(torch.nn.Module):
     def save_pretrained(self, directory: Name, half=False, name: str | None = None) -> Path:
         """Writes config.json, model.safetensors and the model card README.md, titled `name`.
 
-        `half` stores modes and kernels of the couplings' networks in float16, loaded as float32.
+        The card shows preview.png where one lies in the directory. `half` stores modes and kernels
+        of the couplings' networks in float16, loaded as float32.
         """
         directory = Path(directory)
-        card = model_card(self.config, name or Path(os.path.abspath(directory)).name)
         write_flow(self, directory, half)  # type: ignore[arg-type]
-        write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
+        self._write_card(directory, name or Path(os.path.abspath(directory)).name)
         return directory
+
+    def _write_card(self, directory: Path, title: str, source: str = HERE) -> None:
+        preview = (directory / PREVIEW_NAME).is_file()
+        card = model_card(self.config, title, source, preview)
+        write_atomically(directory / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
 
     def push_to_hub(
         self,
@@ -125,14 +133,30 @@ class HubMixin(torch.nn.Module):
         revision: str | None = None,
         commit_message="Upload flow",
         token: str | bool | None = None,
+        preview: Picture | None = None,
     ) -> str:
         """Uploads flow and card, to a repository made if missing; returns the commit's URL.
 
-        `token` as in huggingface_hub. Raises an OSError that names what failed and the remedy.
+        `token` as in huggingface_hub; `preview` is a picture for the card, or the path of one.
+        Raises an OSError that names what failed and the remedy.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+        with tempfile.TemporaryDirectory() as name:
+            write_flow(self, folder := Path(name))  # type: ignore[arg-type]
+            if preview is not None:
+                write_preview(folder, preview)
             repo = remote.create_repository(repo_id, private, revision, token)
-            text = model_card(self.config, repo, f"{repo}@{revision}" if revision else repo)
-            Path(folder, "README.md").write_text(text, encoding="utf-8")
-            return remote.upload(Path(folder), repo, revision, token, commit_message)
+            self._write_card(folder, repo, f"{repo}@{revision}" if revision else repo)
+            return remote.upload(folder, repo, revision, token, commit_message)
+
+
+def write_preview(directory: Path, picture: Picture) -> None:
+    """Writes preview.png, which the card in this directory will show.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_preview(Path(folder), Image.new("RGB", (8, 8)))
+    ...     os.listdir(folder)
+    ['preview.png']
+    """
+    if not isinstance(picture, Image.Image):
+        picture = Image.open(picture)
+    write_atomically(directory / PREVIEW_NAME, lambda path: picture.save(path, format="PNG"))

@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from timm.data import ImageDataset, create_dataset
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from . import lift, pixels
 from ._utils.files import write_atomically
-from ._utils.notices import NFAError
-from .augment import LINEAR, NFAugment
+from .augment import NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
-from .integration.fit import _evenly, _fit_to_dataset
+from .hub import LINEAR
+from .integration.fit import _evenly
+from .integration.folder import fit_to, training_set
 from .moves import list_moves, usual_modes
-from .reading import message_of, read_image
+from .reading import read_image
 
 Labelled = list[tuple[Image.Image, int | None]]  # images, and their labels where they are known
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of the picture
@@ -106,15 +106,6 @@ def find_images(
     picked = [p for turn in turns for p in turn if p is not None][:count]
     labels = {name: k for k, name in enumerate(class_names)}
     return [(p, labels.get(p.parent.name)) for p in picked]
-
-
-class _Folder(ImageDataset):
-    """timm's dataset of a folder, whose images are read by `read_image`: none is skipped."""
-
-    def __getitem__(self, index: int) -> Any:
-        path, label = self.reader.samples[index]
-        image = read_image(path, 3)
-        return (image if self.transform is None else self.transform(image)), label
 
 
 def usual_strengths(strength: float = 0.5) -> list[float]:
@@ -248,7 +239,7 @@ def _draw(args: argparse.Namespace) -> Image.Image:
             f"{flow.config.architecture}, at its own size."
         )
         return preview_interpolation(flow, images, cell=args.cell or CELL, caption=caption)
-    saved = getattr(flow.config, "augment", {})  # settings that hold where flags do not say
+    saved = flow.config.augment  # settings that hold where flags do not say
     strengths = args.strengths or usual_strengths(saved.get("strength", 0.5))
     modes = saved.get("modes") if args.modes is None else args.modes
     kind, own = args.kind or saved.get("kind", "pca"), {k: saved[k] for k in saved if k == "labels"}
@@ -265,16 +256,9 @@ def _folder(path: Path, root: Path) -> str:
 def _fitted(args: argparse.Namespace) -> ConditionalFlow:
     """The eigen-images of a folder, as a training on these images would fit them."""
     find_images(args.images, 1, 0, [])  # refuses a folder without images
-    try:
-        reader = create_dataset("", root=str(args.images), split="train").reader
-    except RuntimeError as e:  # of timm: no images of its own formats
-        raise ValueError(str(e)) from None
     modes = 32 if args.modes is None else args.modes
-    augment = NFAugment.to_fit(create_flow("linear"), modes=modes)
-    try:
-        return _fit_to_dataset(augment, _Folder(str(args.images), reader)).flow
-    except NFAError as e:  # whose remedies are those of a training
-        raise ValueError(message_of(e.__cause__ or e).removeprefix("ValueError: ")) from e
+    augment = NFAugment.to_fit(create_flow(LINEAR), modes=modes)
+    return fit_to(augment, training_set(args.images)).flow
 
 
 def _shown(path: Path, channels: int) -> Image.Image:

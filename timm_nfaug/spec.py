@@ -4,10 +4,9 @@ import re
 from typing import Any
 
 from ._utils.checks import check_keys
+from .config import SETTINGS
 from .labels import LABELS
 from .moves import list_moves
-
-KEYS = {"s": "strength", "k": "modes", "p": "p", "m": "kind", "l": "labels"}
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -43,8 +42,8 @@ def _parse_part(part: str, text: str) -> tuple[str, Any]:
             f"cannot read {part!r} in {text!r}; each part is a letter and a value, as in s0.5"
         )
     key, value = match.groups()
-    check_keys({key: value}, set(KEYS), f"{text!r}")
-    name = KEYS[key]
+    check_keys({key: value}, SETTINGS, f"{text!r}")
+    name = SETTINGS[key]
     known = {"m": list_moves(), "l": LABELS}.get(key)
     if known:
         if value not in known:

@@ -86,6 +86,7 @@ def _fit_to_dataset(
     augment = _fit_to_batches(augment, loader, classes)
     if augment.labels != "none" and len(names := _class_names(base)) == classes:
         augment.flow.config.class_names = names
+    augment.flow.config.info["images"] = loader.read
     if process_rank() == 0:
         stream = isinstance(base, IterableDataset)
         which = f"the first {loader.read} images of a stream"

@@ -8,9 +8,10 @@ import torch
 
 from .._utils.checks import check_choice
 from .._utils.notices import NFAError
-from ..augment import LINEAR, NFAugment, nf_augment_transform
+from ..augment import NFAugment, nf_augment_transform
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
+from ..hub import LINEAR
 from ..moves import list_moves
 from ..spec import parse_config
 from .fit import _check_channels
@@ -41,8 +42,9 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "nfa-s0.5-k32-p0.5-mpca-lnone (default: off)"
     )
     flow = (
-        f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; or a "
-        f"bundled name, e.g. conv_p4_small.cifar10, a directory, a Hub id org/name (default: {LINEAR})"
+        f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; or a bundled name, "
+        "e.g. conv_p4_small.cifar10, a directory, a Hub id org/name; a saved augmentation "
+        f"brings the settings that --aug does not name (default: {LINEAR})"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
     place = "where it runs: on batches, on their device, or on images, in the loader's workers"
@@ -105,7 +107,8 @@ def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAug
         return _linear(args, shape)
     if args.nfa_fit:
         flow = ConditionalFlow.from_pretrained(args.nfa_flow)
-        augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **parse_config(args.aug))
+        settings = flow.config.augment | parse_config(args.aug)
+        augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
     else:
         augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict)
     if (channels := _asked_size(args)[0]) is not None:

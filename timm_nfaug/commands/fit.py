@@ -1,0 +1,116 @@
+"""Fits an augmentation to your images, and saves it: ``timm-nfaug fit --data-dir DATA --out OUT``.
+
+One pass over the images, no training. OUT then holds the flow, the settings, a card and a picture.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from ..augment import NFAugment
+from ..config import settings_string
+from ..flows.model import ConditionalFlow
+from ..flows.registry import create_flow
+from ..hub import LINEAR
+from ..integration.fit import _evenly
+from ..integration.folder import describe, fit_to, training_set
+from ..preview import LARGEST, Labelled, preview_augmentation, usual_strengths
+from ..spec import parse_config
+
+ROWS = 6  # of the picture
+
+
+def _unfitted(args: argparse.Namespace) -> NFAugment:
+    """The augmentation that flags ask for, without modes yet."""
+    settings = parse_config(args.aug)
+    if args.flow == LINEAR:
+        side = 32 if args.size is None else args.size
+        return NFAugment.to_fit(create_flow(LINEAR, input_size=(3, side, side)), **settings)
+    flow = ConditionalFlow.from_pretrained(args.flow)
+    if args.size not in (None, flow.config.input_size[1]):
+        own = " x ".join(map(str, flow.config.input_size[1:]))
+        raise ValueError(
+            f"--size is for --flow linear, {args.flow} is of {own} pixels; drop --size"
+        )
+    return NFAugment.to_fit(flow, **flow.config.augment | settings)
+
+
+def _examples(dataset: Any, channels: int, labelled: bool) -> Labelled:
+    """Some images, evenly spread over the dataset, and their labels; of a stream the first."""
+    if isinstance(dataset, IterableDataset):
+        samples = list(itertools.islice(dataset, ROWS))
+    else:
+        samples = [dataset[i] for i in _evenly(list(range(len(dataset))), ROWS)]
+    mode = "L" if channels == 1 else "RGB"
+    found: Labelled = [(image.convert(mode), k if labelled else None) for image, k, *_ in samples]
+    for image, _ in found:
+        image.thumbnail((LARGEST, LARGEST))  # leaves a smaller one as it is
+    return found
+
+
+def _picture(augment: NFAugment, dataset: Any) -> Image.Image:
+    flow = augment.flow
+    images = _examples(dataset, flow.config.input_size[0], augment.labels == "given")
+    strengths = usual_strengths(augment.strength)
+    modes, kind, labels = augment.modes, augment.kind, augment.labels
+    return preview_augmentation(flow, images, strengths, 2, modes, kind, labels=labels)
+
+
+def _check_out(out: Path, dataset: Any) -> None:
+    """Refuses a file, and a folder that the next training would take for a class."""
+    if out.is_file():
+        raise NotADirectoryError(f"--out {out} is a file; name a directory")
+    root = Path(getattr(getattr(dataset, "reader", None), "root", "") or "/").resolve()
+    if root != Path("/") and root in (out := out.resolve()).parents:
+        raise ValueError(f"--out {out} lies in the data, {root}, as a class would; name another")
+
+
+def _fit(args: argparse.Namespace) -> str:
+    """Fits and saves; returns what is to be said."""
+    augment = _unfitted(args)
+    dataset = training_set(args.data_dir, args.dataset, augment.change.size[0])
+    _check_out(args.out, dataset)
+    augment = fit_to(augment, dataset, args.num_classes, args.workers)
+    augment.flow.config.info |= describe(args.data_dir, args.dataset, dataset)
+    augment.save_pretrained(args.out, args.name, preview=_picture(augment, dataset))
+    info, settings = augment.flow.config.info, augment._flow_to_save().config.augment
+    return (
+        f"saved {args.out}: {settings_string(settings)}, modes of {info['images']:,} images of "
+        f"{info['data']}; look at {args.out / 'preview.png'}\n"
+        f'use it: NFAugment.from_pretrained("{args.out}"), or --aug nfa --nfa-flow {args.out}'
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fits an augmentation as command-line arguments say, and saves it.
+
+    >>> main(["--data-dir", "no folder", "--out", "out"])
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
+    parser = argparse.ArgumentParser("timm-nfaug fit", description=__doc__.partition("\n\n")[0])
+    add, usual = parser.add_argument, "(default: %(default)s)"
+    flow = "linear, whose modes are images; or a bundled name, a directory, a Hub id"
+    add("--data-dir", required=True, help="folder with a folder of images a class, or with train/")
+    add("--dataset", default="", metavar="NAME", help="of timm, as its train.py takes it")
+    add("--out", type=Path, required=True, help="directory for the augmentation")
+    add("--aug", default="nfa", metavar="NFA", help=f"settings, as nfa-s0.5-k32-p0.5 {usual}")
+    add("--flow", default=LINEAR, metavar="NAME", help=f"{flow} {usual}")
+    add("--size", type=int, help="side of the linear modes in pixels (default: 32)")
+    add("--num-classes", type=int, help="where --dataset does not know it, for modes of classes")
+    add("--workers", type=int, default=2, help=f"processes that read images {usual}")
+    add("--name", help="title of the card (default: that of the directory)")
+    args = parser.parse_args(argv)
+    try:
+        said = _fit(args)
+    except (ValueError, OSError, Warning) as e:  # Warning: python -W error
+        parser.exit(2, f"error: {e}\n")
+    print(said)
+
+
+if __name__ == "__main__":
+    main()
