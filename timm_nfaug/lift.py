@@ -79,12 +79,13 @@ def _clamped(x: Tensor, low: Limits, high: Limits) -> Tensor:
 
 def _added_within(x: Tensor, change: Tensor, low: Limits, high: Limits) -> Tensor:
     """Adds a change, rounded for integers, up to the ends of each channel, or the value itself."""
-    if x.is_floating_point():
-        change = change.to(torch.promote_types(x.dtype, torch.float32))
-    else:  # which floats could not hold exactly
-        change = change.round().to(torch.int64)
+    kind = torch.promote_types(x.dtype, torch.float32)
+    if not x.is_floating_point():
+        change, kind = change.round(), torch.float32
         low, high = [math.ceil(v) for v in low], [math.floor(v) for v in high]
-    x = x.to(change.dtype)
+        if max(map(abs, (*low, *high))) > 2**23:  # integers that float32 does not hold exactly
+            kind = torch.float64
+    x = x.to(kind)
     least, most = (x.new_tensor(v).view(-1, 1, 1) for v in (low, high))
     return torch.clamp(x + change, torch.minimum(x, least), torch.maximum(x, most))
 
