@@ -209,6 +209,18 @@ def test_large_integers_change_by_whole_numbers_alone():
     assert moved.dtype == torch.int32 and moved.flatten().tolist() == [2**30 + 1, 2**30 + 5]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
+def test_a_range_wider_than_the_dtype_does_not_wrap(augment, dtype):
+    info = torch.iinfo(dtype)
+    own = augment.replace(value_range=(-100_000, 100_000))
+    for end in (info.min, info.max):
+        x = torch.full((64, 3, 8, 8), end, dtype=torch.int32).to(dtype)
+        moved = own(x, generator=seeded()).int()
+        assert (moved == end).any() and (moved != end).any()
+        inwards = (moved - end) * (1 if end == info.min else -1)
+        assert int(inwards.min()) == 0 and inwards.double().median() < (info.max - info.min) / 2
+
+
 def test_a_channel_has_a_range_of_its_own_and_a_constant_one_stays(augment):
     low, high = (0.0, 100.0, 7.0), (1.0, 300.0, 7.0)
     x = torch.stack([UNIT[:, 0], 100 + 200 * UNIT[:, 1], torch.full_like(UNIT[:, 2], 7)], 1)
