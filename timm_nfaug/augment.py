@@ -5,7 +5,6 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from . import lift, pixels
@@ -13,7 +12,7 @@ from ._utils.checks import check_choice, check_labels, check_probability, check_
 from ._utils.notices import Notices
 from ._utils.random import Stream
 from .change import Change, FlowChange, add_change, change_of, draw, to_model
-from .fit import SHRINKAGE, count_classes, empty_flow, fit_flow, fitting_batches
+from .fit import SHRINKAGE, Opened, count_classes, empty_flow, fit_flow, fitting_batches
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .hub import LINEAR
@@ -28,7 +27,8 @@ from .unchanged import say_fitted, say_unchanged
 class NFAugment(SavedMixin, v2.Transform):
     """Moves images along the principal modes of a dataset in the code space of a flow.
 
-    Call it with a PIL image, a uint8 or float tensor (C, H, W) or (B, C, H, W), or a tv_tensor; in a
+    Call it with a PIL image, a tv_tensor, a tensor (C, H, W) or (B, C, H, W), or an array (H, W, C)
+    or (B, H, W, C), of uint8, or of floats or integers of any range (docs/ranges.md); in a
     `v2.Compose` and with dicts, too; with labels after the images, which pass through (and choose
     the modes with ``labels="given"``: docs/labels.md). Kind, dtype, device, range and size come back
     as they went in. Images of another size than the flow's take the change enlarged.
@@ -48,6 +48,8 @@ class NFAugment(SavedMixin, v2.Transform):
             (in each epoch), ranks, replicas and forks draw from streams of their own. The
             global generators are never drawn from.
         strict: raise an `NFAError` where an `NFAWarning` would say that it does nothing or guesses.
+        value_range: (low, high) of the images' values, numbers or one for each channel, for floats
+            and integers of any range; in place of mean and std.
 
     Attributes:
         change: what it adds to images, a `timm_nfaug.change.Change`.
@@ -75,6 +77,7 @@ class NFAugment(SavedMixin, v2.Transform):
         std: Any = None,
         seed: int | None = None,
         strict: bool = False,
+        value_range: Any = None,
     ):
         if not isinstance(flow, ConditionalFlow):
             raise TypeError(
@@ -85,18 +88,16 @@ class NFAugment(SavedMixin, v2.Transform):
         if labels == "none" and flow.num_classes > 1:
             flow = flow.pooled()
         change = change_of(flow, create_move(kind, modes, strength))
-        self._set_up(change, p, labels, mean, std, seed, strict)
+        self._set_up(change, p, labels, pixels.Scale(mean, std, value_range), seed, strict)
 
     def _set_up(
-        self, change: Change, p: float, labels: str, mean: Any, std: Any, seed: Any, strict: bool
+        self, change: Change, p: float, labels: str, scale: pixels.Scale, seed: Any, strict: bool
     ) -> None:
         super().__init__()
         check_choice("labels", labels, LABELS)
         check_pooled(labels, change.num_classes)
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std go together: give both or neither")
         self.p, self._labels = p, labels
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.value_range = scale.checked(change.size[0])
         self.notices = Notices(strict)
         self._stream = Stream(check_seed(seed))
         self._use(change)
@@ -120,13 +121,13 @@ class NFAugment(SavedMixin, v2.Transform):
     @classmethod
     def from_change(
         cls, change: Change, p: float = 0.5, labels: str = "none", mean=None, std=None, seed=None,
-        strict: bool = False,
+        strict: bool = False, value_range=None,
     ) -> "NFAugment":  # fmt: skip
         """The augmentation with a `Change` of your own; arguments as for the class."""
         if not isinstance(change, Change):
             raise TypeError(f"expected a timm_nfaug.change.Change, got {type(change).__name__}")
         augment = cls.__new__(cls)
-        augment._set_up(change, p, labels, mean, std, seed, strict)
+        augment._set_up(change, p, labels, pixels.Scale(mean, std, value_range), seed, strict)
         return augment
 
     @classmethod
@@ -134,17 +135,23 @@ class NFAugment(SavedMixin, v2.Transform):
         cls,
         loader,
         num_classes: int | None = None,
-        input_size=(3, 32, 32),
+        input_size: tuple[int, int, int] | None = None,
         shrinkage: float = SHRINKAGE,
         allow_empty: bool = False,
+        value_range: Any = None,
         **kwargs,
     ) -> "NFAugment":
         """The augmentation with the eigen-images of a loader's dataset: no network, no training.
 
-        Arguments as for `fit` and the class; the eigen-images have `input_size` (C, H, W).
+        Arguments as for `fit` and the class. The eigen-images have `input_size` (C, H, W), by default
+        that of the images up to 32 x 32. A `value_range` that the images need is found by a pass.
         """
-        unfitted = cls.to_fit(create_flow(LINEAR, input_size=input_size), **kwargs)
-        return unfitted.fit(loader, num_classes, allow_empty, shrinkage)
+        loader = Opened(loader)
+        flow = create_flow(LINEAR, input_size=input_size or loader.input_size)
+        fitted = lambda values: cls.to_fit(flow, value_range=values, **kwargs).fit(
+            loader, num_classes, allow_empty, shrinkage
+        )
+        return loader.in_range(fitted, value_range, kwargs.get("mean"))
 
     @classmethod
     def to_fit(cls, flow: ConditionalFlow, modes: int = 32, **kwargs) -> "NFAugment":
@@ -176,14 +183,16 @@ class NFAugment(SavedMixin, v2.Transform):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
         classes, names = count_classes(loader, num_classes, pooled)
-        batches = fitting_batches(loader, size, 0 if pooled else classes, self.mean, self.std)
+        scale = pixels.Scale(self.mean, self.std, self.value_range)
+        batches = fitting_batches(loader, size, 0 if pooled else classes, scale)
         flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
         return flow
 
     def replace(self, **settings) -> "NFAugment":
         """A copy with other settings (arguments of the class) that shares the flow."""
-        same = {k: getattr(self, k) for k in ("p", "labels", "mean", "std", "seed", "strict")}
+        names = ("p", "labels", "mean", "std", "seed", "strict", "value_range")
+        same = {k: getattr(self, k) for k in names}
         if not hasattr(self, "flow"):
             if unknown := settings.keys() - same:
                 raise TypeError(
@@ -239,9 +248,10 @@ class NFAugment(SavedMixin, v2.Transform):
     def __repr__(self) -> str:  # the flow's layers would fill pages
         flow = getattr(self.change, "flow", None)
         name = flow.config.architecture if isinstance(flow, ConditionalFlow) else "none"
+        values = "" if self.value_range is None else f", value_range={self.value_range}"
         return (
             f"{type(self).__name__}(flow={name}, strength={self.strength:g}, modes={self.modes}, "
-            f"p={self.p:g}, kind={self.kind}, labels={self.labels})"
+            f"p={self.p:g}, kind={self.kind}, labels={self.labels}{values})"
         )
 
     def forward(self, *inputs: Any, generator: torch.Generator | None = None) -> Any:
@@ -277,22 +287,21 @@ class NFAugment(SavedMixin, v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Augments one image or batch with the random numbers of `make_params`."""
-        check_image(inpt, self.change.size[0])
+        scale = pixels.Scale(self.mean, self.std, self.value_range)
+        check_image(inpt, self.change.size[0], scale)
         rows, noise, labels = params["rows"], params["noise"], params["labels"]
         if not noise.shape[0]:
             return inpt
-        if isinstance(inpt, PIL.Image.Image):
+        if isinstance(inpt, PIL.Image.Image) and scale.value_range is None:
             images = lambda: pixels.levels_to_model(pixels.levels_of(inpt).unsqueeze(0))
             return add_change(inpt, self._change(images, labels, noise))
-        batch = inpt.as_subclass(Tensor).detach()
-        x = batch if batch.ndim == 4 else batch.unsqueeze(0)  # (B, C, H, W)
+        x = pixels.batch_of(inpt)
         if self.mean is None:
-            check_range(x)
+            check_range(x, scale)
         rows = None if rows is None else rows.to(x.device, non_blocking=True)
-        images = lambda: to_model(x if rows is None else x[rows], self.mean, self.std)
-        new = add_change(x, self._change(images, labels, noise), rows, self.mean, self.std)
-        new = new.reshape(inpt.shape)
-        return tv_tensors.wrap(new, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else new
+        images = lambda: to_model(x if rows is None else pixels.widened(x)[rows], scale)
+        new = add_change(x, self._change(images, labels, noise), rows, scale)
+        return pixels.as_came(new, inpt)
 
     def _change(self, images, labels: Tensor | None, noise: Tensor) -> Tensor:
         change, failed, still = self.change.bounded(images, labels, noise)

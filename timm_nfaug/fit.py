@@ -1,8 +1,10 @@
 """Fits the class Gaussians and modes of a flow to another dataset: one pass, no training."""
 
+import itertools
+import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +17,16 @@ from ._utils.notices import NFAError
 from .change import to_model
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
-from .inputs import check_image, check_range
+from .inputs import RangeError, channel_ends, check_image, check_range
 from .labels import labels_of
+from .pixels import PLAIN, Scale, batch_of, widened
 from .reading import naming
 
+_logger = logging.getLogger(__name__)
+
+Fitted = TypeVar("Fitted")
+
+EMPTY = "the loader gave no images: it is empty, or an iterator that has ended"
 SHRINKAGE = 100.0  # images; about the best for 20 to 500 images per class, 2% of 5,000
 
 
@@ -70,7 +78,7 @@ def fit_flow(
     moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
     if (empty := moments.empty) and not allow_empty:
         if len(empty) == num_classes:
-            raise NFAError("the loader gave no images: it is empty, or an iterator that has ended")
+            raise NFAError(EMPTY)
         raise NFAError(
             f"saw no image of class {empty[0]} (of {len(empty)} such, of {num_classes}): give the "
             'whole dataset, not a sorted part; or leave out the class by labels="none", or leave it '
@@ -83,7 +91,7 @@ def fit_flow(
 
 
 def fitting_batches(
-    loader: Any, size: tuple[int, int, int], num_classes: int, mean: Any = None, std: Any = None
+    loader: Any, size: tuple[int, int, int], num_classes: int, scale: Scale = PLAIN
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields images (B, C, h, w) of size (C, h, w) in [-1, 1], and labels (B,), from a loader.
 
@@ -98,11 +106,68 @@ def fitting_batches(
     """
     for batch in naming(loader):
         x, y = _images_and_labels(batch, pooled=not num_classes)
-        check_image(x, size[0])
-        check_range(x, mean, std)
-        x = lift.down(to_model(x, mean, std), size[1:])
+        check_image(x, size[0], scale)
+        check_range(x, scale)
+        x = lift.down(to_model(x, scale), size[1:])
         none = torch.zeros(len(x), dtype=torch.int64)
         yield x, labels_of(y, len(x), num_classes) if num_classes else none
+
+
+class Opened:
+    """A loader whose first batch has been read; the first pass over it does not read that again.
+
+    >>> Opened([(torch.rand(2, 13, 64, 20), torch.tensor([0, 1]))]).input_size
+    (13, 32, 20)
+    """
+
+    def __init__(self, loader: Any):
+        check_loader(loader)
+        self.loader, self.dataset = loader, getattr(loader, "dataset", None)
+        self._started: Any = naming(loader)
+        self._first = list(itertools.islice(self._started, 1))
+
+    def __iter__(self) -> Iterator[Any]:
+        started, self._started = self._started, None
+        if started is not None:
+            return itertools.chain(self._first, started)
+        if isinstance(self.loader, Iterator):
+            raise NFAError(
+                f"a {type(self.loader).__name__} gives its images once, and their range has to be "
+                "found first: pass value_range=(low, high), or give a DataLoader or a list"
+            )
+        return naming(self.loader)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of modes for its images: their channels, and up to 32 x 32."""
+        if not self._first:
+            raise NFAError(EMPTY)
+        c, h, w = _images_and_labels(self._first[0], pooled=True)[0].shape[1:]
+        return c, min(32, h), min(32, w)
+
+    def in_range(self, fitted: Callable[[Any], Fitted], value_range: Any, mean: Any) -> Fitted:
+        """What `fitted` makes of a value_range: the given one, or the images' own if it needs one."""
+        try:
+            return fitted(value_range)
+        except RangeError:
+            if value_range is not None or mean is not None:
+                raise
+        return fitted(self.find_range())
+
+    def find_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and greatest value of each channel in all images; another pass over them."""
+        ends = []
+        for i, batch in enumerate(self):
+            x = widened(_images_and_labels(batch, pooled=True)[0])
+            if not x.isfinite().all():
+                c = int((~x.isfinite()).any((0, 2, 3)).nonzero()[0])
+                what = f"batch {i} of the loader holds NaN or infinite values in channel {c}"
+                raise NFAError(f"{what}; fill them: torch.nan_to_num(images)")
+            ends.append(torch.stack(channel_ends(x)).cpu())
+        found = torch.stack(ends)  # (batches, 2, C)
+        low, high = (tuple(v.tolist()) for v in (found[:, 0].amin(0), found[:, 1].amax(0)))
+        _logger.info("NFA: value_range found in the images: (%s, %s)", low, high)
+        return low, high
 
 
 def count_classes(
@@ -155,6 +220,8 @@ def _class_names(dataset: Any) -> list | None:
 def _images_and_labels(batch: Any, pooled: bool) -> tuple[Tensor, Any]:
     """Splits a batch into images (B, C, H, W) and labels, or None where they are not needed."""
     x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if isinstance(x, np.ndarray) and x.ndim == 4:  # (B, H, W, C)
+        x = batch_of(x)
     if not (isinstance(x, Tensor) and x.ndim == 4 and (rest or pooled)):
         got = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(

@@ -1,8 +1,10 @@
 """Finds the images in what a transform is called with, and refuses what it cannot take."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -10,7 +12,17 @@ from torch.utils import _pytree as pytree
 from torchvision import tv_tensors
 
 from .labels import find_labels, is_row, labels_of
-from .pixels import channel_stats
+from .pixels import PLAIN, Scale, batch_of, widened
+
+ARRAYS = (Tensor, np.ndarray)
+
+
+class RangeError(ValueError):
+    """Says that the values of images lie outside of their range, or that nobody said their range.
+
+    >>> issubclass(RangeError, ValueError)
+    True
+    """
 
 
 class Inputs(NamedTuple):
@@ -35,9 +47,10 @@ class Inputs(NamedTuple):
 def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
     """Finds images and labels among the arguments of a call, at any depth of lists and dicts.
 
-    Images are PIL images and `tv_tensors.Image`; where there is neither, the first tensor of 3 or 4
-    dimensions is. Labels are found as `timm_nfaug.labels.find_labels` says. Raises where no image
-    came, or what stands where a label belongs is none.
+    Images are PIL images and `tv_tensors.Image`; where there is neither, the first tensor or array
+    of 3 or 4 dimensions is, or else the first array (H, W). Labels are found as
+    `timm_nfaug.labels.find_labels` says. Raises where no image came, or what stands where a label
+    belongs is none.
 
     Args:
         num_classes: K that labels must be below; 0: labels are not looked for.
@@ -58,82 +71,129 @@ def find_inputs(inputs: tuple[Any, ...], num_classes: int) -> Inputs:
     flat = [leaf for _, leaf in leaves]
     where = _image_positions(flat)
     if not where:
-        shapes = [f" {tuple(v.shape)}" if isinstance(v, Tensor) else "" for v in flat]
+        shapes = [f" {tuple(v.shape)}" if isinstance(v, ARRAYS) else "" for v in flat]
         kinds = ", ".join(sorted({type(v).__name__ + s for v, s in zip(flat, shapes, strict=True)}))
-        if "ndarray" in kinds:
-            kinds += "; an array (H, W, C) becomes one by PIL.Image.fromarray"
-        raise TypeError(
-            f"NFAugment found no image (PIL, tensor of 3 or 4 dimensions, tv_tensor) among: {kinds}"
-        )
+        wanted = "PIL, tensor of 3 or 4 dimensions, tv_tensor, array (H, W, C)"
+        raise TypeError(f"NFAugment found no image ({wanted}) among: {kinds}")
     count = count_images(flat[where[0]])
     labels = find_labels(leaves, where, count, num_classes) if num_classes else None
     return Inputs(flat, spec, where, labels)
 
 
 def count_images(image: Any) -> int:
-    """B of a batch (B, C, H, W), 1 of a single image.
+    """B of a batch (B, C, H, W) or array (B, H, W, C), 1 of a single image.
 
     >>> count_images(torch.zeros(4, 3, 8, 8))
     4
     """
-    return len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
+    return len(image) if isinstance(image, ARRAYS) and image.ndim == 4 else 1
 
 
-def check_image(image: Any, channels: int) -> None:
-    """Raises where a PIL image or tensor (..., C, H, W) has another mode, channels or dtype.
+def check_image(image: Any, channels: int, scale: Scale = PLAIN) -> None:
+    """Raises where an image or batch, of any kind, has another mode, channels or dtype.
 
     >>> check_image(torch.zeros(3, 8, 8), channels=3)
+
+    Raises:
+        RangeError: integers other than uint8, whose range `scale` does not say.
     """
     if isinstance(image, PIL.Image.Image):
-        if image.mode != (mode := {1: "L", 3: "RGB"}.get(channels)):
+        mode = {1: "L", 3: "RGB"}.get(channels)
+        deep = scale.value_range is not None and channels == 1 and image.mode[0] in "IF"
+        if image.mode != mode and not deep:
             raise ValueError(
                 f"this flow takes PIL images of mode {mode}, got {image.mode}; "
                 + _mode_remedy(image, mode)
             )
-    elif image.shape[-3] != channels:
-        got, size = image.shape[-3], tuple(min(32, n) for n in image.shape[-2:])
-        remedy = f"NFAugment.from_data(loader, input_size={(got, *size)}) makes a flow of such"
-        if image.shape[-1] == channels:
-            remedy = "its last dimension may be the channels: permute it to (C, H, W)"
+        return
+    x = image if isinstance(image, Tensor) else batch_of(image)
+    if (got := x.shape[-3]) != channels:
         raise ValueError(
-            f"this flow takes images of {channels} channels, got {got}; convert them; {remedy}"
+            f"this flow takes images of {channels} channels, got {got}; convert them; "
+            + _channels_remedy(image, x, channels)
         )
-    elif image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(
-            f"NFAugment takes uint8 or float images, got {image.dtype}; "
-            "bring them to levels 0..255 as uint8, or to floats in [0, 1], first"
+    if x.dtype == torch.bool or x.is_complex():
+        raise TypeError(f"NFAugment takes integers or floats for images, got {x.dtype}")
+    if not (scale.is_levels(x) or scale.value_range or x.is_floating_point()):
+        raise RangeError(
+            f"NFAugment takes uint8 or float images, got {x.dtype}; bring them to levels 0..255 "
+            "as uint8, or pass value_range=(low, high), e.g. (0, 4095) for 12 bits"
         )
+
+
+def _channels_remedy(image: Any, x: Tensor, channels: int) -> str:
+    if isinstance(image, np.ndarray) and channels in image.shape[-3:-1]:
+        return "an array has its channels last: transpose it to (H, W, C)"
+    if x.shape[-1] == channels:
+        return "its last dimension may be the channels: permute it to (C, H, W)"
+    size = (x.shape[-3], *(min(32, n) for n in x.shape[-2:]))
+    return f"NFAugment.from_data(loader, input_size={size}) makes a flow of such"
 
 
 def _mode_remedy(image: PIL.Image.Image, mode: str | None) -> str:
     if mode is None:
-        return "give tensors (C, H, W), or take a flow of 1 or 3 channels"
+        return "give tensors (C, H, W) or arrays (H, W, C), or take a flow of 1 or 3 channels"
     if image.mode[0] in "IF":  # which convert() would clip to black and white
-        return "bring them to 8 bits first"
+        return (
+            "bring them to 8 bits first, or take a flow of 1 channel with value_range=(low, high)"
+        )
     size = (min(32, image.height), min(32, image.width))
     grey = f"; NFAugment.from_data(loader, input_size={(1, *size)}) makes a flow of grey images"
     return f'convert first: image.convert("{mode}")' + grey * (image.mode == "L")
 
 
-def check_range(x: Tensor, mean: Any = None, std: Any = None) -> None:
-    """Raises ValueError where float images lie outside [0, 1], or far outside once un-normalised.
+def check_range(x: Tensor, scale: Scale = PLAIN) -> None:
+    """Raises a RangeError where images (B, C, H, W) lie outside of the range that `scale` says.
+
+    1% of the range is allowed for, and half of it once normalisation by mean and std is undone.
 
     >>> check_range(torch.zeros(1, 3, 8, 8))
     """
-    if x.dtype == torch.uint8 or not len(x):
+    if scale.is_levels(x) or not x.numel():
         return
-    slack, undone = 0.01, ""
-    if mean is not None:
-        mean, std = channel_stats(mean, std, x)
-        x, slack, undone = x * std + mean, 0.5, " once normalisation by mean and std is undone"
-    low, high = (float(v) for v in x.aminmax())
-    if not (low >= -slack and high <= 1 + slack):
-        near = "resizing with antialiasing, or bicubic, may leave it: images.clamp(0, 1) after it; "
-        raise ValueError(
-            f"float images must be in [0, 1]{undone}, got {low:.3g} to {high:.3g}; "
-            + near * (low > -0.5 and high < 1.5)
-            + "for normalised images pass mean= and std=, for levels 0..255 use uint8"
-        )
+    low, high = (float(v) for v in x.aminmax()) if scale.is_plain else _unit_ends(x, scale)
+    slack = 0.01 if scale.mean is None else 0.5
+    if low >= -slack and high <= 1 + slack:
+        return
+    if not math.isfinite(low + high):
+        raise RangeError("images hold NaN or infinite values; fill them: torch.nan_to_num(images)")
+    if scale.value_range:
+        raise RangeError(_outside(x, scale))
+    undone = "" if scale.mean is None else " once normalisation by mean and std is undone"
+    near = "resizing with antialiasing, or bicubic, may leave it: images.clamp(0, 1) after it; "
+    raise RangeError(
+        f"float images must be in [0, 1]{undone}, got {low:.3g} to {high:.3g}; "
+        + near * (low > -0.5 and high < 1.5)
+        + "for normalised images pass mean= and std=, for levels 0..255 use uint8, for any other "
+        "range pass value_range=(low, high)"
+    )
+
+
+def channel_ends(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and greatest value of each channel of images (B, C, H, W): (C,), float64.
+
+    >>> channel_ends(torch.ones(2, 3, 8, 8))[0].tolist()
+    [1.0, 1.0, 1.0]
+    """
+    x = widened(x)
+    return x.amin((0, 2, 3)).double(), x.amax((0, 2, 3)).double()
+
+
+def _unit_ends(x: Tensor, scale: Scale) -> tuple[float, float]:
+    low, high = (scale.to_unit(v.view(-1, 1, 1)) for v in channel_ends(x))
+    return float(low.min()), float(high.max())  # NaN where one is
+
+
+def _outside(x: Tensor, scale: Scale) -> str:
+    """Says which channel lies outside of the value_range, and its values."""
+    low, high = (scale.to_unit(v.view(-1, 1, 1)).flatten() for v in channel_ends(x))
+    c = int(torch.maximum(-low, high - 1).argmax())
+    least, most = (v.flatten()[c % v.numel()] for v in scale.bounds(x))
+    a, b = (v[c] for v in channel_ends(x))
+    return (
+        f"value_range is {least:g} to {most:g} in channel {c}, got {a:g} to {b:g}; give one that "
+        "holds all of your images: value_range=(low, high)"
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -145,5 +205,15 @@ def _one_label(label: int, num_classes: int) -> Tensor:
 
 def _image_positions(flat: list[Any]) -> list[int]:
     typed = [i for i, v in enumerate(flat) if isinstance(v, (PIL.Image.Image, tv_tensors.Image))]
-    large = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.ndim in (3, 4)]
-    return typed or [i for i in large if not isinstance(flat[i], tv_tensors.TVTensor)][:1]
+    if typed:
+        return typed
+    plain = [i for i, v in enumerate(flat) if _is_plain(v)]
+    large = [i for i in plain if flat[i].ndim in (3, 4)]
+    grey = [i for i in plain if flat[i].ndim == 2 and isinstance(flat[i], np.ndarray)]
+    return (large or grey)[:1]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor or array that says nothing of what it holds."""
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "uif"
+    return numbers or (isinstance(value, Tensor) and not isinstance(value, tv_tensors.TVTensor))

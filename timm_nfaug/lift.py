@@ -4,6 +4,7 @@ The change is enlarged smoothly and added, so that every fine detail of the orig
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,21 +32,25 @@ def down(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def add(x: Tensor, change: Tensor, low: Limits, high: Limits, rows: Tensor | None = None) -> Tensor:
+def add(
+    x: Tensor, change: Tensor, low: Limits, high: Limits, rows: Tensor | None = None,
+    keep: bool = False,
+) -> Tensor:  # fmt: skip
     """Adds a change (b, C, h, w), enlarged, to images (B, C, H, W); returns a new tensor like x.
 
     Args:
-        x: uint8 levels, or floats of any range.
+        x: uint8 levels, or floats of any range; with `keep` integers, too.
         change: float32, in the units of x; for uint8 within +-256.
         low, high: the range that each channel is clamped to.
         rows: indices (b,) of the images that change; None: all, in order.
+        keep: values outside of the range are left there, and move no further out.
 
     >>> x = torch.full((1, 1, 2, 2), 250, dtype=torch.uint8)
     >>> add(x, torch.full((1, 1, 1, 1), 9.0), [0], [255]).unique()
     tensor([255], dtype=torch.uint8)
     """
     out = torch.empty_like(x) if rows is None else x.clone()
-    levels = x.dtype == torch.uint8
+    levels = x.dtype == torch.uint8 and not keep
     if levels:
         change = change + SHIFT
         low, high = ([int(v + SHIFT) for v in limits] for limits in (low, high))
@@ -54,9 +59,11 @@ def add(x: Tensor, change: Tensor, low: Limits, high: Limits, rows: Tensor | Non
         for i in range(0, len(change), step):
             where = slice(i, i + step) if rows is None else rows[i : i + step]
             part = enlarged(change[i : i + step], x.shape[2:])
-            # integers are faster than floats, which would have to be converted back
-            part = part.to(torch.int16).add_(x[where]) if levels else part + x[where]
-            part = _clamped(part, low, high)
+            if keep:
+                part = _added_within(x[where], part, low, high)
+            else:  # integers are faster than floats, which would have to be converted back
+                part = part.to(torch.int16).add_(x[where]) if levels else part + x[where]
+                part = _clamped(part, low, high)
             out[where] = part if rows is None else part.to(x.dtype)  # a slice converts as it copies
     return out
 
@@ -68,6 +75,19 @@ def _clamped(x: Tensor, low: Limits, high: Limits) -> Tensor:
     for c, limits in enumerate(zip(low, high, strict=True)):
         x[:, c].clamp_(*limits)
     return x
+
+
+def _added_within(x: Tensor, change: Tensor, low: Limits, high: Limits) -> Tensor:
+    """Adds a change, rounded for integers, up to the ends of each channel, or the value itself."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    if not x.is_floating_point():
+        change, kind = change.round(), torch.float32
+        low, high = [math.ceil(v) for v in low], [math.floor(v) for v in high]
+        if max(map(abs, (*low, *high))) > 2**23:  # integers that float32 does not hold exactly
+            kind = torch.float64
+    x = x.to(kind)
+    least, most = (x.new_tensor(v).view(-1, 1, 1) for v in (low, high))
+    return torch.clamp(x + change, torch.minimum(x, least), torch.maximum(x, most))
 
 
 def add_to_image(image: PIL.Image.Image, change: np.ndarray) -> PIL.Image.Image:

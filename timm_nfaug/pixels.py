@@ -1,15 +1,17 @@
-"""Pixel ranges: uint8 levels, floats in [0, 1], normalised floats, and the flow's range [-1, 1].
+"""Pixel ranges: uint8 levels, floats in [0, 1], other ranges, and the flow's range [-1, 1].
 
 A level u of ``2**bits`` is the interval [u, u + 1), mapped linearly onto [-1, 1]: a flow sees its
 centre, and in training uniform noise inside it (Theis et al., 2016: dequantisation).
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 
 
 def levels_to_model(levels: Tensor) -> Tensor:
@@ -80,6 +82,141 @@ def channel_stats(mean, std, like: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(f"std must be positive in every channel, got {got}")
         found.append(values)
     return found[0], found[1]
+
+
+class Scale(NamedTuple):
+    """What the values of images mean; without arguments uint8 levels, or floats in [0, 1].
+
+    Args:
+        mean, std: per channel, of floats normalised as (x - mean) / std.
+        value_range: (low, high), numbers or one for each channel, of floats or integers.
+
+    >>> Scale(value_range=(0, 4095)).to_unit(torch.full((1, 1, 1), 1638.0)).item()
+    0.4...
+    """
+
+    mean: Any = None
+    std: Any = None
+    value_range: Any = None
+
+    def checked(self, channels: int) -> "Scale":
+        """The same for images of so many channels, with value_range as floats or tuples of floats.
+
+        A channel may hold one value alone, and then never changes, where the ends are given for
+        each channel.
+
+        >>> Scale(value_range=[0, 4095]).checked(13).value_range
+        (0.0, 4095.0)
+        """
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if (given := self.value_range) is None:
+            return self
+        if self.mean is not None:
+            raise ValueError("value_range takes the place of mean and std: give one or the other")
+        try:
+            low, high = (np.asarray(v, dtype=np.float64).reshape(-1) for v in given)
+        except (TypeError, ValueError):
+            low = high = np.empty(0)
+        fits = len(low) in (1, channels) and len(low) == len(high)
+        rises = fits and (low <= high).all() and (low < high).any()
+        if not rises or not np.isfinite([low, high]).all():
+            wanted = f"(low, high), each a number or one for each of the {channels} channels"
+            raise ValueError(f"value_range must be {wanted}, low below high; got {given!r:.200}")
+        ends = [v.tolist()[0] if len(v) == 1 else tuple(v.tolist()) for v in (low, high)]
+        return self._replace(value_range=tuple(ends))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether floats are in [0, 1]."""
+        return self.mean is None and self.value_range is None
+
+    def is_levels(self, x: Tensor) -> bool:
+        """Whether these are uint8 levels 0..255."""
+        return x.dtype == torch.uint8 and self.value_range is None
+
+    def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands for 0 and 1, float32 (1 or C, 1, 1), in images as `like` (.., C, H, W)."""
+        if self.mean is not None:
+            mean, std = channel_stats(self.mean, self.std, like)
+            return -mean / std, (1 - mean) / std
+        low, high = self.value_range or (0.0, 1.0)
+        view = lambda v: torch.tensor(v, dtype=torch.float32, device=like.device).view(-1, 1, 1)
+        return view(low), view(high)
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Images (.., C, H, W) as float32 in [0, 1]; a channel without a range as 0."""
+        x = widened(x).to(torch.float32)
+        if self.is_plain:
+            return x
+        low, high = self.bounds(x)
+        return (x - low) / torch.where(high > low, high - low, 1.0)
+
+    def limits(self, image: Tensor) -> tuple[list[float], list[float]]:
+        """The least and greatest value that each channel of images (.., C, H, W) can take."""
+        if self.is_levels(image):
+            return [0.0] * image.shape[-3], [255.0] * image.shape[-3]
+        ends = self.value_range or (0.0, 1.0)
+        if self.mean is not None:
+            ends = tuple(v.flatten().tolist() for v in self.bounds(image))
+        low, high = (np.broadcast_to(np.ravel(v), image.shape[-3]).tolist() for v in ends)
+        if not image.is_floating_point():
+            info = torch.iinfo(image.dtype)
+            low, high = [max(v, info.min) for v in low], [min(v, info.max) for v in high]
+        return low, high
+
+
+PLAIN = Scale()
+
+
+def widened(x: Tensor) -> Tensor:
+    """The same values; of unsigned integers that torch lacks kernels for in a signed type.
+
+    >>> widened(torch.zeros(2, dtype=torch.uint16)).dtype
+    torch.int32
+    """
+    wide = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+    return x.to(wide.get(x.dtype, x.dtype))
+
+
+def batch_of(image: Any) -> Tensor:
+    """A tensor or tv_tensor, an array or a PIL image as a tensor (B, C, H, W), B 1 for one image.
+
+    Arrays are (H, W, C) or (B, H, W, C), or (H, W) in grey.
+
+    >>> batch_of(np.zeros((6, 4, 3), np.uint16)).shape
+    torch.Size([1, 3, 6, 4])
+    """
+    if isinstance(image, Tensor):
+        x = image.as_subclass(Tensor).detach()
+        return x if x.ndim == 4 else x.unsqueeze(0)
+    array = np.asarray(image)
+    array = array if array.ndim > 2 else array[..., None]
+    array = array if array.ndim == 4 else array[None]
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if not native.flags.writeable or min(native.strides, default=0) < 0:  # which torch lacks
+        native = native.copy()
+    return torch.from_numpy(native).permute(0, 3, 1, 2)
+
+
+def as_came(x: Tensor, image: Any) -> Any:
+    """A tensor (B, C, H, W) as what `batch_of` made it from: kind, shape, dtype; info of PIL images.
+
+    >>> image = PIL.Image.new("I;16", (6, 4))
+    >>> as_came(batch_of(image), image).mode
+    'I;16'
+    """
+    if isinstance(image, tv_tensors.TVTensor):
+        return tv_tensors.wrap(x.reshape(image.shape), like=image)
+    if isinstance(image, Tensor):
+        return x.reshape(image.shape)
+    like = np.asarray(image)
+    array = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy().reshape(like.shape), like.dtype)
+    if isinstance(image, np.ndarray):
+        return array
+    new = PIL.Image.fromarray(array)
+    new.info = image.info.copy()
+    return new
 
 
 def dequantize(levels: Tensor, bits: int = 8, generator: torch.Generator | None = None) -> Tensor:

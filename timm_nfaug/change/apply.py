@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import lift, pixels
 from ..moves.base import draw_noise
+from ..pixels import PLAIN, Scale
 
 LEVELS = np.float32(128)  # uint8 levels in a unit of the range [-1, 1]
 
@@ -43,30 +44,23 @@ def _nothing(noise_size: int) -> tuple[Tensor, Tensor]:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, noise_size)
 
 
-def to_model(x: Tensor, mean: Any = None, std: Any = None) -> Tensor:
-    """Images (B, C, H, W), uint8, in [0, 1] or normalised by mean and std, as float32 in [-1, 1].
+def to_model(x: Tensor, scale: Scale = PLAIN) -> Tensor:
+    """Images (B, C, H, W), uint8 or as `scale` says, as float32 in [-1, 1].
 
     >>> to_model(torch.tensor([[[[0.0, 1.0]]]])).round(decimals=2).tolist()
     [[[[-1.0, 1.0]]]]
     """
-    if x.dtype == torch.uint8:
-        return pixels.levels_to_model(x)
-    x = x.float()
-    if mean is not None:
-        mean, std = pixels.channel_stats(mean, std, x)
-        x = x * std + mean
-    return pixels.unit_to_model(x)
+    return (
+        pixels.levels_to_model(x) if scale.is_levels(x) else pixels.unit_to_model(scale.to_unit(x))
+    )
 
 
-def add_change(
-    image: Any, change: Tensor, rows: Tensor | None = None, mean: Any = None, std: Any = None
-) -> Any:
+def add_change(image: Any, change: Tensor, rows: Tensor | None = None, scale: Scale = PLAIN) -> Any:
     """Adds a change (b, c, h, w) in units of [-1, 1]: a new image of the kind that came.
 
     Args:
-        image: a PIL image (b is 1), or images (B, C, H, W), uint8, in [0, 1] or normalised.
+        image: a PIL image of levels (b is 1), or images (B, C, H, W), uint8 or as `scale` says.
         rows: indices (b,) of the images that change; None: all of them.
-        mean, std: per channel, of normalised floats.
 
     >>> levels = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
     >>> add_change(levels, torch.full((2, 3, 1, 1), 0.5))[0, 0, 0].tolist()
@@ -75,12 +69,12 @@ def add_change(
     if isinstance(image, PIL.Image.Image):
         own = change if change.is_cpu else change.cpu()
         return lift.add_to_image(image, own.numpy()[0] * LEVELS)
-    c, scale = image.shape[1], torch.tensor(LEVELS / 255)
-    low, high = [0.0] * c, [1.0] * c
-    if image.dtype == torch.uint8:
-        scale, low, high = torch.tensor(float(LEVELS)), [0.0] * c, [255.0] * c
-    elif mean is not None:
-        mean, std = pixels.channel_stats(mean, std, change)
-        scale = scale / std
-        low, high = (((v - mean) / std).expand(c, 1, 1).flatten().tolist() for v in (0.0, 1.0))
-    return lift.add(image, (change * scale.to(change.device)).to(image.device), low, high, rows)
+    unit = torch.tensor(LEVELS if scale.is_levels(image) else LEVELS / 255).to(change.device)
+    if not scale.is_levels(image):
+        low, high = scale.bounds(change)
+        unit = unit * (high - low)
+    ends = scale.limits(image)
+    change = (change * unit).to(image.device)
+    if scale.value_range is None:
+        return lift.add(image, change, *ends, rows)
+    return lift.add(pixels.widened(image), change, *ends, rows, keep=True).to(image.dtype)

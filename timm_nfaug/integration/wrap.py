@@ -24,7 +24,7 @@ from .loader import NFALoader, _find_mixup, _say_on
 
 def wrap_loader(
     loader: Any, args: Any, mean: Any = None, std: Any = None, num_classes: int | None = None,
-    fit_dataset: Any = None, erasing: RandomErasing | None = None,
+    fit_dataset: Any = None, erasing: RandomErasing | None = None, value_range: Any = None,
 ) -> Any:  # fmt: skip
     """Adds the augmentation that flags ask for to a training loader; returns it as is for none.
 
@@ -39,6 +39,7 @@ def wrap_loader(
         fit_dataset: for the fit: a dataset, stream or loader of (PIL image or tensor, label) without
             random augmentation; needed for a dataset of your own that has a `transform`.
         erasing: timm's RandomErasing, to run after NFA.
+        value_range: of images of other ranges, as for `NFAugment`.
 
     >>> import argparse
     >>> wrap_loader([], argparse.Namespace(aug=None))
@@ -58,9 +59,11 @@ def wrap_loader(
         loader = _bare(loader)
     if _needs_fit(args):
         with random_numbers_apart():
-            augment = _sized(augment, args, loader).replace(mean=mean, std=std)
+            scale = {"mean": mean, "std": std, "value_range": value_range}
+            augment = _sized(augment, args, loader).replace(**scale)
             augment = _fit(augment, args, loader, num_classes, fit_dataset)
     else:
+        augment = augment.replace(value_range=value_range)
         fit._check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     _say_on(augment, "batch")
@@ -144,6 +147,9 @@ def _fit(
     known = by_timm or isinstance(base, (ImageDataset, IterableImageDataset, VisionDataset))
     own_transform = getattr(base, "transform", None) is not None
     if fit_dataset is not None or (known and own_transform) or fit._is_scheduled(dataset):
+        if fit_dataset is None and augment.value_range is not None:
+            of = "value_range is of the images after the dataset's transform"
+            raise NFAError(f"{of}, which a fit leaves out; {fit.REMEDY}")
         how = getattr(inner, "num_workers", 0), device, fit_dataset, inner
         return fit._fit_to_dataset(augment, dataset, num_classes, *how)
     if own_transform:
