@@ -12,12 +12,13 @@ from torch.utils.data import Dataset, IterableDataset
 from . import lift
 from ._utils.checks import check_modes
 from ._utils.notices import NFAError
+from ._utils.progress import progress
 from .change import to_model
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .inputs import check_image, check_range
 from .labels import labels_of
-from .reading import naming
+from .reading import count_images, naming
 
 SHRINKAGE = 100.0  # images; about the best for 20 to 500 images per class, 2% of 5,000
 
@@ -87,13 +88,15 @@ def fitting_batches(
     >>> x.shape, y.tolist()
     (torch.Size([2, 3, 4, 4]), [0, 1])
     """
-    for batch in naming(loader):
-        x, y = _images_and_labels(batch, pooled=not num_classes)
-        check_image(x, size[0])
-        check_range(x, mean, std)
-        x = lift.down(to_model(x, mean, std), size[1:])
-        none = torch.zeros(len(x), dtype=torch.int64)
-        yield x, labels_of(y, len(x), num_classes) if num_classes else none
+    with progress(count_images(loader), "NFA fit", "images") as bar:
+        for batch in naming(loader):
+            x, y = _images_and_labels(batch, pooled=not num_classes)
+            check_image(x, size[0])
+            check_range(x, mean, std)
+            x = lift.down(to_model(x, mean, std), size[1:])
+            none = torch.zeros(len(x), dtype=torch.int64)
+            yield x, labels_of(y, len(x), num_classes) if num_classes else none
+            bar.update(len(x))
 
 
 def count_classes(
