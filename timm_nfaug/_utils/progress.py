@@ -30,11 +30,10 @@ def progress(total: int | None, desc: str, unit: str, initial: int = 0) -> "_Bar
     >>> with progress(100, "NFA fit", "images") as bar:
     ...     bar.update(64)
     """
-    hidden = process_rank() > 0 or _is_quiet() or sys.stderr is None
-    if hidden or sys.stderr.isatty():
+    if (hidden := is_hidden()) or sys.stderr.isatty():
         return _Bar(
             total=total, desc=desc, unit=f" {unit}", initial=initial, disable=hidden,
-            delay=DELAY, miniters=1, dynamic_ncols=True,
+            delay=DELAY, miniters=1, dynamic_ncols=True, leave=None,
         )  # fmt: skip
     return _Lines(total, desc, unit, initial)
 
@@ -48,12 +47,18 @@ def say(line: str) -> None:
         return
     if _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers():
         _logger.info(line)
-    elif not _is_quiet() and sys.stderr is not None:
+    elif not is_hidden():
         print(line, file=sys.stderr)
 
 
-def _is_quiet() -> bool:
-    return os.environ.get(QUIET, "0") not in ("", "0")
+def is_hidden() -> bool:
+    """Whether this process shows nothing: it is not the first, or quiet, or has no stderr.
+
+    >>> is_hidden()
+    False
+    """
+    quiet = os.environ.get(QUIET, "0") not in ("", "0")
+    return quiet or process_rank() > 0 or sys.stderr is None
 
 
 class _Bar(tqdm):

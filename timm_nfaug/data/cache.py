@@ -193,8 +193,11 @@ class _Source:
             raise ValueError(f"a cache is for moves along modes, {what}")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
             raise ValueError(f"step must be a finite number above 0, e.g. 0.5; got {step!r}")
-        for name, value in (("batch_size", batch_size), ("workers", workers)):
-            if value is not None and (not is_int(value) or value < 1):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("workers", 1 if workers is None else workers),
+        ):
+            if not is_int(value) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not hasattr(base, "__len__"):
             raise TypeError(f"expected a map-style dataset (with len), got {type(base).__name__}")
