@@ -93,7 +93,7 @@ class _Lines:
 
     def close(self) -> None:
         """Says how many were done, and in what time."""
-        if time.monotonic() - self.start >= DELAY:
+        if self.n > self.initial and time.monotonic() - self.start >= DELAY:
             self._print(ended=True)
 
     def _print(self, ended: bool = False) -> None:
