@@ -139,12 +139,12 @@ def test_a_cache_says_its_cost_first_then_how_far_it_is(tmp_path):
     found = parts(shown(CACHE, tmp_path / "cache"))
     cost = f"NFA cache {tmp_path / 'cache'}: 0.0 GB for 256 images, "
     first, *lines = found["new"].splitlines()
-    assert first == cost + "of which 0 are there; stopped, the same call resumes it"
+    assert first == cost + "of which 0 are there; if stopped, the same command resumes it"
     done = [m["n"] for line in lines if (m := LINE.fullmatch(line)) and m["desc"] == "NFA cache"]
     assert done == [str(n) for n in range(32, 257, 32)], "after each batch"
     assert found["complete"].splitlines()[-1] == cost + "complete"
     first, *lines = found["resumed"].splitlines()
-    assert first == cost + "of which 128 are there; stopped, the same call resumes it"
+    assert first == cost + "of which 128 are there; if stopped, the same command resumes it"
     done = [m["n"] for line in lines if (m := LINE.fullmatch(line)) and m["desc"] == "NFA cache"]
     assert done == ["160", "192", "224", "256"]
     assert any(line.startswith("NFA cache, checksums: 128 of 128 images") for line in lines)

@@ -197,7 +197,7 @@ class Store:
 
     def _write(self, key: Index, source: Source) -> None:
         self._read_own(key)
-        self._say(f"of which {self._done():,} are there; stopped, the same call resumes it")
+        self._say(f"of which {self._done():,} are there; if stopped, the same command resumes it")
         trusted, arrays = self._is_trusted(), self._map("r+")  # which may touch the files
         stale, notes = self._stale(arrays, trusted, source), self.index["shards"]
         if any(name in notes for name, _ in stale):  # so that nobody reads them meanwhile
