@@ -14,13 +14,14 @@ from torch.utils.data import Dataset, IterableDataset
 from . import lift
 from ._utils.checks import check_modes
 from ._utils.notices import NFAError
+from ._utils.progress import progress
 from .change import to_model
 from .flows.model import ConditionalFlow
 from .flows.prior import ClassGaussians
 from .inputs import RangeError, channel_ends, check_image, check_range
 from .labels import labels_of
 from .pixels import PLAIN, Scale, batch_of, widened
-from .reading import naming
+from .reading import count_images, naming
 
 _logger = logging.getLogger(__name__)
 
@@ -104,13 +105,15 @@ def fitting_batches(
     >>> x.shape, y.tolist()
     (torch.Size([2, 3, 4, 4]), [0, 1])
     """
-    for batch in naming(loader):
-        x, y = _images_and_labels(batch, pooled=not num_classes)
-        check_image(x, size[0], scale)
-        check_range(x, scale)
-        x = lift.down(to_model(x, scale), size[1:])
-        none = torch.zeros(len(x), dtype=torch.int64)
-        yield x, labels_of(y, len(x), num_classes) if num_classes else none
+    with progress(count_images(loader), "NFA fit", "images") as bar:
+        for batch in naming(loader):
+            x, y = _images_and_labels(batch, pooled=not num_classes)
+            check_image(x, size[0], scale)
+            check_range(x, scale)
+            x = lift.down(to_model(x, scale), size[1:])
+            none = torch.zeros(len(x), dtype=torch.int64)
+            yield x, labels_of(y, len(x), num_classes) if num_classes else none
+            bar.update(len(x))
 
 
 class Opened:

@@ -78,6 +78,22 @@ class WorkerLoader(DataLoader):
             ) from e
 
 
+def count_images(loader: Any) -> int | None:
+    """How many images a loader gives, for a rate; None where it cannot know.
+
+    >>> count_images(DataLoader([1, 2, 3], batch_size=2)), count_images([])
+    (3, None)
+    """
+    if hasattr(loader, "expected"):  # which knows when it stops
+        return loader.expected
+    inner = getattr(loader, "loader", loader)  # of timm's prefetcher
+    batches = getattr(inner, "batch_sampler", None)
+    try:
+        return len(batches.sampler)  # type: ignore[union-attr]
+    except (AttributeError, TypeError):  # of a stream, or of batches that somebody else makes
+        return None
+
+
 def message_of(error: BaseException) -> str:
     """The message of an error, without the traceback that a worker puts before it.
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ._utils.files import write_atomically
 from ._utils.notices import warn
+from ._utils.progress import is_hidden
 
 T = TypeVar("T")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -142,7 +143,7 @@ def _load(source: Source, commit: str) -> None:
     from huggingface_hub import hf_hub_download
 
     own: dict[str, Any] = {"token": source.token, "cache_dir": source.cache_dir}
-    with _no_waits():
+    with _no_waits(), _bars():
         for file in source.files:
             hf_hub_download(source.id, file, revision=commit, **own)
 
@@ -172,6 +173,23 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[None]:
+    """Hides the bars of huggingface_hub where no progress is to be shown."""
+    from huggingface_hub import constants
+    from huggingface_hub import utils as hub
+
+    decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user
+    if decided or not is_hidden() or hub.are_progress_bars_disabled():
+        yield
+        return
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub.enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -7,11 +7,14 @@ import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
 from pathlib import Path
 
 import torch
+
+from timm_nfaug._utils.progress import QUIET
 
 from .checkpoint import hold
 from .config import list_configs, load_config
@@ -26,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _make_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.quiet:
+        os.environ[QUIET] = "1"
     code = 2
     try:
         with interruptible():
@@ -70,6 +75,8 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help=resume)
     limit = "stop, resumably, after this"
     add("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help=limit)
+    quiet = "show no progress, as the environment variable TIMM_NFAUG_QUIET=1 asks for everywhere"
+    add("--quiet", action="store_true", help=quiet)
     return parser
 
 

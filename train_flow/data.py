@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from timm_nfaug._utils.progress import progress
 from timm_nfaug.pixels import dequantize
 from timm_nfaug.reading import read_image
 
@@ -237,8 +238,12 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
     names = sorted(d.name for d in root.iterdir() if d.is_dir())
     files = _list_files(root, names)
     levels = np.empty((len(files), in_chans, size, size), dtype=np.uint8)
-    with ThreadPoolExecutor() as pool:
-        errors = list(pool.map(lambda i: _read(files[i][0], levels[i]), range(len(files))))
+    errors = []
+    bar = progress(len(files), f"train_flow, reading {root}", "images")
+    with ThreadPoolExecutor() as pool, bar:
+        for error in pool.map(lambda i: _read(files[i][0], levels[i]), range(len(files))):
+            errors.append(error)
+            bar.update()
     bad = [e for e in errors if e]
     for error in bad:
         _logger.warning(error)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_nfaug import pixels
+from timm_nfaug._utils.progress import progress
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.moments import ClassMoments
 
@@ -25,6 +26,14 @@ def batches(data: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield data.levels[i : i + size], data.labels[i : i + size]
 
 
+def _shown(data: Images, size: int, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, with a bar that says what they are for."""
+    with progress(len(data), f"train_flow, {purpose}", "images") as bar:
+        for levels, y in batches(data, size):
+            yield levels, y
+            bar.update(len(y))
+
+
 def evenly(data: Images, limit: int) -> Images:
     """`limit` images evenly spaced over `data`, which may be sorted by class; 0: all.
 
@@ -39,7 +48,7 @@ def evenly(data: Images, limit: int) -> Images:
 
 def code_moments(flow: ConditionalFlow, data: Images) -> ClassMoments:
     """Moments of the codes of `data`, with as many modes as the flow stores."""
-    pairs = ((pixels.levels_to_model(levels), y) for levels, y in batches(data, 512))
+    pairs = ((pixels.levels_to_model(levels), y) for levels, y in _shown(data, 512, "modes"))
     return flow.moments(pairs, num_modes=flow.prior.num_modes)
 
 
@@ -65,7 +74,7 @@ def evaluate(
     flow.eval()
     g = torch.Generator().manual_seed(seed)
     nll, correct, worst, count = 0.0, 0.0, 0.0, 0
-    for levels, y in batches(evenly(data, limit), batch_size):
+    for levels, y in _shown(evenly(data, limit), batch_size, "evaluation"):
         x = pixels.dequantize(levels, flow.config.bits, g).to(flow.device)
         y = y.to(flow.device)
         nll += flow.bits_per_dim(x, y).double().sum().item()

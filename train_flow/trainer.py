@@ -16,9 +16,9 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from timm_nfaug._utils.notices import warn
+from timm_nfaug._utils.progress import progress
 from timm_nfaug.flows.model import ConditionalFlow
 
 from .alternation import Alternation, split_gaussian_images
@@ -215,17 +215,15 @@ class Trainer:
         c = self.config
         start = saved = since = time.monotonic()
         before, rows = self.seconds, []
-        hidden = self.processes.rank > 0 or not self.steps
-        with tqdm(
-            total=self.steps, initial=self.step, disable=hidden, unit="step", mininterval=1
-        ) as bar:
+        with progress(self.steps, "train_flow", "steps", self.step) as bar:
             while self.step < self.steps:
                 rows.append(self.take_step())
                 self.seconds = before + time.monotonic() - start
-                bar.update()
                 if self.step % c.log_every == 0 or self.step == self.steps:
-                    bar.set_postfix_str(self._log_steps(rows, time.monotonic() - since))
+                    text = self._log_steps(rows, time.monotonic() - since)
+                    bar.set_postfix_str(text, refresh=False)
                     rows, since = [], time.monotonic()
+                bar.update()
                 looked = self._snapshot(), self._validate()
                 if any(looked):
                     since = time.monotonic()  # neither counts as time of the steps

@@ -118,11 +118,14 @@ class InUseError(OSError):
 
 
 @contextlib.contextmanager
-def locked(directory: Path, wait: bool = True) -> Iterator[None]:
+def locked(
+    directory: Path, wait: bool = True, meanwhile: Callable[[], Any] | None = None
+) -> Iterator[None]:
     """Lets one process at a time into a directory; a killed one leaves no lock behind.
 
     Args:
         wait: until the other process is done; else raise an `InUseError` that names it.
+        meanwhile: is called twice a second while it waits.
 
     >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
     ...     os.listdir(folder)
@@ -130,7 +133,7 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
     """
     path = Path(directory) / ".lock"
     with open(path, "a+", encoding="utf-8") as f:
-        _lock(f, path, wait)
+        _lock(f, path, wait, meanwhile)
         f.truncate(0)
         who = f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}: {_command()}"
         with contextlib.suppress(OSError):  # a full disk holds the lock, if not its holder's name
@@ -156,7 +159,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_child)
 
 
-def _lock(f: Any, path: Path, wait: bool) -> None:
+def _lock(f: Any, path: Path, wait: bool, meanwhile: Callable[[], Any] | None) -> None:
     try:
         import fcntl
     except ImportError:  # on Windows there is no fcntl, and no lock
@@ -170,12 +173,26 @@ def _lock(f: Any, path: Path, wait: bool) -> None:
             where = f"{path.parent} is in use by {holder}"
             raise InUseError(f"{where}; wait until it ends, or name another directory") from None
         _logger.info("waiting for %s, in use by %s", path.parent, holder)
+        while meanwhile and _is_held(f):
+            meanwhile()
+            time.sleep(0.5)
         fcntl.flock(f, fcntl.LOCK_EX)
     except OSError as e:
         if e.errno not in _NO_LOCKS:
             raise
         where = f"{path.parent} is on a file system without locks"
         warn(f"{where}: see to it that one process at a time writes there")
+
+
+def _is_held(f: Any) -> bool:
+    """Whether another process holds a lock; else this one does now."""
+    import fcntl
+
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _command() -> str:

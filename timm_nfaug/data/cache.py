@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from .. import lift, pixels
 from .._utils.checks import check_probability, check_strength, is_int
 from .._utils.notices import FEW, NFAError, Notices
+from .._utils.progress import progress
 from ..augment import NFAugment
 from ..change import FlowChange, add_change, draw
 from ..change.tangents import TangentChange, packed, tangents
@@ -64,10 +65,11 @@ class NFACache:
     @classmethod
     def build(
         cls, augment: NFAugment, base: Any, path: StrPath, step: float = 0.5, batch_size: int = 64,
-        workers: int = 1,
+        workers: int | None = None,
     ) -> "NFACache":  # fmt: skip
         """Makes the cache of a dataset, resumes a build, or repairs what is damaged or has changed.
 
+        It says what it takes before it starts; stopped at any moment, it resumes by the same call.
         Other processes that call this wait. Files that nobody wrote to since are not read again; a
         complete cache is neither locked nor written to, and may lie on a read-only disk.
 
@@ -75,7 +77,8 @@ class NFACache:
             augment: its flow, modes, kind and labels count; strength and p are chosen at use.
             base: dataset of (PIL image or uint8 tensor (C, H, W), label); without its transform.
             step: strength of the moves that the pictures are fitted to, about the one used later.
-            workers: processes, one or more, that read the images; this process reads none.
+            workers: processes that read the images; by default one a CPU, at most 4. The flow runs
+                in this process, on its device, or on the CPU in torch's own threads.
 
         Raises:
             OSError: the disk has no room for it, or an image cannot be read.
@@ -174,7 +177,9 @@ def digest(flow: ConditionalFlow) -> str:
 class _Source:
     """What a cache is filled from: a dataset, a flow and its moves."""
 
-    def __init__(self, augment: NFAugment, base: Any, step: float, batch_size: int, workers: int):
+    def __init__(
+        self, augment: NFAugment, base: Any, step: float, batch_size: int, workers: int | None
+    ):
         change = augment.change
         if type(change) is not FlowChange or change.flow.config.code_rows:  # as a LinearChange
             if not isinstance(change, FlowChange):
@@ -188,7 +193,10 @@ class _Source:
             raise ValueError(f"a cache is for moves along modes, {what}")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
             raise ValueError(f"step must be a finite number above 0, e.g. 0.5; got {step!r}")
-        for name, value in (("batch_size", batch_size), ("workers", workers)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("workers", 1 if workers is None else workers),
+        ):
             if not is_int(value) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not hasattr(base, "__len__"):
@@ -211,23 +219,29 @@ class _Source:
     def unchanged(self, arrays: store.Arrays, shards: list[range]) -> list[bool]:
         """Looks at a few of the images; each is looked at again when it is used."""
         some = [rows[:: max(1, len(rows) // 8)] for rows in shards]
-        return [
-            arrays["crc"][list(rows)].tolist() == crc.tolist()
-            for rows, (_, _, crc) in zip(some, self._read(some), strict=True)
-        ]
+        same = []
+        with progress(sum(map(len, some)), "NFA cache, comparing", "images") as bar:
+            for rows, (_, _, crc) in zip(some, self._read(some), strict=True):
+                same.append(arrays["crc"][list(rows)].tolist() == crc.tolist())
+                bar.update(len(rows))
+        return same
 
     def fill(self, arrays: store.Arrays, shards: list[range]) -> Iterator[int]:
         """Fills the rows of each shard; yields how many of them the flow could not move."""
         size = self.batch_size
         batches = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in shards]
         read = self._read([rows for own in batches for rows in own])
-        for own in batches:
-            unmoved = 0
-            for rows, (x, y, crc) in zip(own, read):
-                found, where = self._tangents(x, y), slice(rows.start, rows.stop)
-                arrays["tangents"][where], arrays["crc"][where] = packed(found).numpy(), crc.numpy()
-                unmoved += int((found == 0).all((1, 2, 3, 4)).sum())
-            yield unmoved
+        count = len(self.base)
+        with progress(count, "NFA cache", "images", count - sum(map(len, shards))) as bar:
+            for own in batches:
+                unmoved = 0
+                for rows, (x, y, crc) in zip(own, read):
+                    found, where = self._tangents(x, y), slice(rows.start, rows.stop)
+                    arrays["tangents"][where] = packed(found).numpy()
+                    arrays["crc"][where] = crc.numpy()
+                    unmoved += int((found == 0).all((1, 2, 3, 4)).sum())
+                    bar.update(len(rows))
+                yield unmoved
 
     def check(self, unmoved: int) -> None:
         count, broken = len(self.base), "their change is not finite; load the flow anew"
@@ -244,7 +258,8 @@ class _Source:
             return
         classes = self.flow.num_classes if self.labels == "given" else 0
         data = _Rows(self.base, self.flow.config.input_size, classes)
-        how: dict[str, Any] = {"batch_size": None, "num_workers": self.workers}
+        workers = self.workers or min(4, _cpus(), len(batches))
+        how: dict[str, Any] = {"batch_size": None, "num_workers": workers}
         for found in WorkerLoader(data, sampler=batches, **how):
             if isinstance(found, Exception):
                 raise found
@@ -289,6 +304,12 @@ class _Rows(Dataset):
         levels, (c, h, w) = pixels.levels_of(image).unsqueeze(0), self.size
         check_image(image, c)
         return lift.down(pixels.levels_to_model(levels), (h, w))
+
+
+def _cpus() -> int:
+    """How many CPUs this process may use."""
+    known = hasattr(os, "sched_getaffinity")  # not on macOS or Windows
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def _crc(image: Any, label: int = 0) -> int:

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .._utils.files import locked, make_directory, reserve, write_atomically
+from .._utils.progress import progress, say
 from ..change.tangents import BENDS
 
 Index = dict[str, Any]
@@ -31,8 +31,6 @@ DTYPES: dict[str, np.dtype] = {"crc": np.dtype(np.uint32), "tangents": np.dtype(
 # what numpy raises for the header of a damaged file
 DAMAGED = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, TokenError)
 SHARD = 1024  # images between two notes of what is done
-
-_logger = logging.getLogger(__name__)
 
 
 def _is_count(value: Any) -> bool:
@@ -137,8 +135,8 @@ class Store:
         if not self.index["complete"]:
             raise ValueError(f"the cache in {self.path} is not complete; call NFACache.build again")
         arrays = self._map("r")
-        for name, rows in self._shards() if verify else ():
-            if self.index["shards"].get(name) != _checksum(arrays, rows):
+        for _, rows, same in self._compared(arrays, self._shards() if verify else []):
+            if not same:
                 what = f"rows {rows.start} to {rows.stop - 1} of the cache in {self.path}"
                 raise ValueError(f"{what} are damaged; call NFACache.build again to repair them")
         return arrays
@@ -152,13 +150,28 @@ class Store:
         """
         key = source.key()  # with a checksum of all weights
         if self._is_done(key, source):
+            self._say("complete")
             return source.check(self._unmoved())
         make_directory(self.path)
         if not os.access(self.path, os.W_OK):
             what = f"{self.path} cannot be written to, and holds no complete cache of this dataset"
             raise OSError(errno.EROFS, f"{what}; name another directory")
-        with locked(self.path):
+        with self._locked(key["count"]):
             self._write(key, source)
+
+    @contextlib.contextmanager
+    def _locked(self, count: int) -> Iterator[None]:
+        """Keeps other processes out; shows how far one has come that is in already."""
+
+        def look() -> None:
+            with contextlib.suppress(OSError, ValueError):  # there is no index yet
+                self.read()
+                bar.update(self._done() - int(bar.n))
+
+        with contextlib.ExitStack() as held:
+            with progress(count, "NFA cache, made by another process", "images") as bar:
+                held.enter_context(locked(self.path, meanwhile=look))
+            yield
 
     def _is_done(self, key: Index, source: Source) -> bool:
         """Tells whether there is nothing to write; looks without a lock."""
@@ -184,7 +197,7 @@ class Store:
 
     def _write(self, key: Index, source: Source) -> None:
         self._read_own(key)
-        self._say_size()
+        self._say(f"of which {self._done():,} are there; if stopped, the same command resumes it")
         trusted, arrays = self._is_trusted(), self._map("r+")  # which may touch the files
         stale, notes = self._stale(arrays, trusted, source), self.index["shards"]
         if any(name in notes for name, _ in stale):  # so that nobody reads them meanwhile
@@ -196,12 +209,14 @@ class Store:
         source.check(self._unmoved())
         self._save(complete=True, stamps=self._stamps())
 
-    def _say_size(self) -> None:
+    def _done(self) -> int:
+        noted = self.index["shards"]
+        return sum(len(rows) for name, rows in self._shards() if name in noted)
+
+    def _say(self, state: str) -> None:
         count, shapes = self.index["count"], self.index["shapes"]
-        done = sum(len(rows) for name, rows in self._shards() if name in self.index["shards"])
         size = sum(math.prod(shapes[k]) * dtype.itemsize for k, dtype in DTYPES.items()) * count
-        what = "NFA cache %s: %.1f GB for %d images, of which %d are there"
-        _logger.info(what, self.path, size / 1e9, count, done)
+        say(f"NFA cache {self.path}: {size / 1e9:.1f} GB for {count:,} images, {state}")
 
     def _note(self, arrays: Arrays, name: str, rows: range, unmoved: int) -> None:
         for array in arrays.values():
@@ -209,22 +224,27 @@ class Store:
         self.index["shards"][name] = _checksum(arrays, rows)
         self.index["unmoved"][name] = unmoved
         self._save()
-        _logger.info("NFA cache %s: %d of %d images", self.path, rows.stop, self.index["count"])
 
     def _unmoved(self) -> int:
         return sum(self.index["unmoved"].values())
 
     def _stale(self, arrays: Arrays, trusted: bool, source: Source) -> Shards:
         """The shards that are to be filled."""
-        shards, known = self._shards(), self.index["shards"]
-        intact = [
-            (name, rows)
-            for name, rows in shards
-            if name in known and (trusted or known[name] == _checksum(arrays, rows))
-        ]
+        shards = self._shards()
+        intact = [(name, rows) for name, rows in shards if name in self.index["shards"]]
+        if not trusted:
+            intact = [(name, rows) for name, rows, same in self._compared(arrays, intact) if same]
         same = source.unchanged(arrays, [rows for _, rows in intact])
         kept = {name for (name, _), ok in zip(intact, same, strict=True) if ok}
         return [(name, rows) for name, rows in shards if name not in kept]
+
+    def _compared(self, arrays: Arrays, shards: Shards) -> Iterator[tuple[str, range, bool]]:
+        """Reads shards through, and tells of each whether it has its checksum."""
+        total = sum(len(rows) for _, rows in shards)
+        with progress(total, "NFA cache, checksums", "images") as bar:
+            for name, rows in shards:
+                yield name, rows, self.index["shards"].get(name) == _checksum(arrays, rows)
+                bar.update(len(rows))
 
     def _save(self, **changes: Any) -> None:
         self.index.update(changes)

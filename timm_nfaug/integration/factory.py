@@ -10,11 +10,12 @@ from timm.data.loader import adapt_to_chs
 from timm.data.random_erasing import RandomErasing
 
 from .._utils.notices import NFAError
+from .._utils.progress import say
 from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
 from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
-from .loader import NFALoader, _find_mixup, _say, _say_on
+from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
 
@@ -56,7 +57,7 @@ class _Factory:
         given = dict(zip(bound.signature.parameters, bound.args)) | bound.kwargs
         if not given.get("is_training") or given.get("no_aug"):
             if given.get("is_training"):
-                _say("NFA off: --no-aug switches it off, too")
+                say("NFA off: --no-aug switches it off, too")
             return self.create_loader(dataset, *args, **kwargs)
         self._check(given)
         if mixup := _find_mixup(given.get("collate_fn")):

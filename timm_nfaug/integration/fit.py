@@ -22,7 +22,7 @@ from .._utils.notices import NFAError
 from .._utils.random import process_rank
 from ..augment import NFAugment
 from ..data.transforms import set_transform
-from ..reading import WorkerLoader, message_of, naming
+from ..reading import WorkerLoader, count_images, message_of, naming
 from ..unchanged import say_fitted
 
 _logger = logging.getLogger(__name__)
@@ -133,6 +133,8 @@ class _Reader:
 
     def __init__(self, loader: Any, count: float = math.inf):
         self.loader, self.count, self.read = loader, count, 0
+        most = min(count_images(loader) or count, count)
+        self.expected = None if most == math.inf else int(most)
         self.dataset = getattr(loader, "dataset", None)  # which may know its classes
 
     def __iter__(self) -> Iterator[Any]:

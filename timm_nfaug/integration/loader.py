@@ -1,8 +1,6 @@
 """NFALoader: NFA on a loader's batches with hard labels, then the mixup and erasing of timm."""
 
 import copy
-import logging
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from .._utils.notices import FEW, INACTIVE, NFAError, Notices, warn
+from .._utils.progress import say
 from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
@@ -20,7 +19,6 @@ from ..reading import message_of
 from .fit import _check_channels, _on_device
 from .workers import _WorkerDataset
 
-_logger = logging.getLogger(__name__)
 REMEDY = (
     "give each class more images or take the modes of all together by -lnone (no modes), take "
     "another flow (not finite); --nfa-strict makes it an error"
@@ -128,18 +126,11 @@ def _say_on(augment: NFAugment, place: str) -> None:
     size = " x ".join(map(str, augment.change.size))
     name = kind if flow is None else flow.config.architecture
     space = kind if flow is None else "linear" if flow.is_linear else "deep"
-    line = (
+    say(
         f"NFA on: flow {name} of {augment.change.num_classes} classes at {size}, space {space}, "
         f"s {augment.strength:g}, k {augment.modes}, p {augment.p:g}, m {augment.kind}, "
         f"place {place}, labels {augment.labels}"
     )
-    _say(line)
-
-
-def _say(line: str) -> None:
-    if process_rank() == 0:
-        heard = _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers()
-        _logger.info(line) if heard else print(line, file=sys.stderr)
 
 
 def _checked(batch: Any) -> Any:
