@@ -1,12 +1,11 @@
-"""The recipes of docs/timm.md, as they stand there, each with its library."""
+"""The recipes of docs/loops.md, as they stand there, each with its library."""
 
 import argparse
-import re
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
+import recipes
 import timm
 import torch
 import torch.nn.functional as F
@@ -18,12 +17,9 @@ from torchvision.transforms import v2
 
 import timm_nfaug as nfa
 
-TEXT = (Path(__file__).parent.parent / "docs" / "timm.md").read_text()
-
 
 def run_recipe(name: str, **given) -> dict:
     """Runs the code under a recipe's mark with these names defined; returns what it defined."""
-    (code,) = re.findall(rf"<!-- recipe: {name} -->\n```python\n(.*?)```", TEXT, re.S)
     names = {
         "argparse": argparse,
         "torch": torch,
@@ -33,8 +29,7 @@ def run_recipe(name: str, **given) -> dict:
         "epochs": 2,
         **given,
     }
-    exec(compile(code, f"recipe {name}", "exec"), names)
-    return names
+    return recipes.run_recipe("loops.md", name, names)
 
 
 class Seen(nn.Module):
