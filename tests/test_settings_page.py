@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import timm_nfaug as nfa
 from tests import recipes
 from timm_nfaug import preview
-from timm_nfaug.spec import KEYS
+from timm_nfaug.spec import parse_config
 from train_flow.config import load_config
 
 TEXT = (recipes.DOCS / "settings.md").read_text(encoding="utf-8")
@@ -51,9 +51,11 @@ def defaults_of(function) -> dict[str, str]:
 
 
 def test_the_string_has_its_letters():
-    assert {row[0]: row[1] for row in ROWS if row[0]} == KEYS
-    found = "-".join(f"{row[0]}{row[4]}" for row in ROWS if row[0])
-    assert f"`nfa-{found}`" in TEXT
+    lettered = [row for row in ROWS if row[0]]
+    usual = "nfa-" + "-".join(f"{row[0]}{row[4]}" for row in lettered)
+    assert f"`{usual}`" in TEXT
+    found = {name: str(value) for name, value in parse_config(usual).items()}
+    assert found == {row[1]: row[4] for row in lettered}
 
 
 def test_arguments_of_the_class_and_their_defaults():
