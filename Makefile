@@ -1,4 +1,4 @@
-# make test, make demo: from a fresh clone, with nothing but Python >= 3.10.
+# make test, make demo, make docs: from a fresh clone, with nothing but Python >= 3.10.
 #   PYTHON=python3.12     the Python that creates .venv (an existing .venv is reused)
 #   DATA=dir              make demo: the data set's folder
 #   CONSTRAINTS=file      versions for pip, e.g. .ci/oldest.txt
@@ -6,7 +6,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: test demo clean
+.PHONY: test demo docs clean
 
 test: .venv/.installed
 	$(PY) -m ruff check .
@@ -16,6 +16,10 @@ test: .venv/.installed
 
 demo: .venv/.installed
 	$(PY) -m benchmarks.demo $(if $(DATA),--data-dir "$(DATA)")
+
+# site/index.html opens in a browser; its search needs a server: python -m http.server -d site
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 .venv/.installed: setup.cfg pyproject.toml
 	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv || { \
@@ -27,5 +31,5 @@ demo: .venv/.installed
 
 # keeps .venv, data/ and runs/
 clean:
-	rm -rf build dist demo output *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist demo output site *.egg-info .pytest_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

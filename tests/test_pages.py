@@ -116,11 +116,12 @@ def test_flags_are_those_of_the_commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_configs_of_train_flow_exist(page):
-    for config in re.findall(r"train_flow --config ([\w.]+)", TEXT[page]):
-        assert config in list_configs()
-    for setting in re.findall(r"--set (\w+=\w+)", TEXT[page] if page in OWN else ""):
-        if setting != "key=value":
-            load_config("conv_p4_tiny.digits", [setting])
+    for command in re.sub(r"\\\n", " ", TEXT[page]).splitlines():
+        config = re.search(r"train_flow --config ([\w.]+)", command)
+        assert config is None or config[1] in list_configs()
+        settings = re.findall(r"--set (\w+=\w+)", command) if page in OWN else []
+        if settings != ["key=value"]:
+            load_config(config[1] if config else "conv_p4_tiny.digits", settings)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

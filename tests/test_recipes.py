@@ -1,4 +1,4 @@
-"""The recipes of docs/timm.md, as they stand there, each with its library."""
+"""The recipes of docs/loops.md, as they stand there, each with its library."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ def run_recipe(name: str, **given) -> dict:
         "epochs": 2,
         **given,
     }
-    return recipes.run_recipe("timm.md", name, names)
+    return recipes.run_recipe("loops.md", name, names)
 
 
 class Seen(nn.Module):

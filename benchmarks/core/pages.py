@@ -58,7 +58,7 @@ def source(*names: str) -> str:
 def pages() -> list[Path]:
     """The documents with generated tables."""
     fixed = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
-    fixed += [ROOT / "docs" / "timm.md", ROOT / "docs" / "reliability.md"]
+    fixed += [ROOT / "docs" / "timm_flags.md", ROOT / "docs" / "reliability.md"]
     return [*fixed, *sorted(RESULTS.glob("*.md"))]
 
 
