@@ -1,6 +1,5 @@
 """The pages say what is so: links, commands, flags, code blocks, and figures that are typed by hand."""
 
-import argparse
 import ast
 import importlib.util
 import json
@@ -12,16 +11,17 @@ import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.transforms.v2.functional import to_pil_image
 
 import timm_nfaug as nfa
 from benchmarks.cifar import comparison
 from benchmarks.core import records
 from benchmarks.core.common import RESULTS, ROOT
 from benchmarks.core.pages import SECTION
+from timm_nfaug.integration.fit import FIT_IMAGES_POOLED
 from train_flow.config import list_configs, load_config
 
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+EVIDENCE = ROOT / "docs" / "evidence.md"
 OWN = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*OWN, *sorted((ROOT / "benchmarks").rglob("*.md"))]
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -53,9 +53,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-def table(mark: str) -> list[list[str]]:
-    """The cells of the README's table under ``<!-- checked: MARK -->``, a row a list."""
-    (text,) = re.findall(rf"<!-- checked: {mark} -->\n(.*?)<!-- end -->", TEXT[README], re.S)
+def checked(mark: str, page: Path) -> str:
+    """What stands under ``<!-- checked: MARK -->``."""
+    (text,) = re.findall(rf"<!-- checked: {mark} -->\n(.*?)<!-- end -->", TEXT[page], re.S)
+    return text
+
+
+def table(mark: str, page: Path) -> list[list[str]]:
+    """The cells of such a table, a row a list."""
+    text = checked(mark, page)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return [rows[0], *rows[2:]]
 
@@ -69,10 +75,11 @@ def source_of(module: str) -> str:
 
 
 def test_the_first_screen_of_the_readme_has_install_and_a_first_command():
-    first = "\n".join(TEXT[README].splitlines()[:30])
-    assert INSTALL in first and "package index" in first
-    assert "python -m timm_nfaug.train" in first and "make demo" in first
-    assert "import timm_nfaug as nfa" in first
+    lines = TEXT[README].splitlines()
+    first = "\n".join(lines[:55])
+    assert INSTALL in first and "package index" in first and "docs/figures/moves.jpg" in first
+    assert "timm-nfaug train train.py" in first and "import timm_nfaug as nfa" in first
+    assert len(lines) <= 150
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -143,19 +150,14 @@ def test_the_first_block_of_the_readme_runs(toy_images):
 
 def test_the_other_blocks_of_the_readme_run(toy_images):
     levels, labels = toy_images
-    base = TensorDataset(levels, labels)
-    base.classes = ["a", "b", "c"]
-    asked = argparse.ArgumentParser()
-    nfa.add_args(asked)
-    names = {
-        "nfa": nfa, "loader": DataLoader(base, batch_size=60), "images": levels, "labels": labels, "base": base,
-        "pil_image": to_pil_image(levels[0]), "label": 0, "parser": argparse.ArgumentParser(),
-        "args": asked.parse_args(["--aug", "nfa-lgiven"]), "x": levels[:4] / 127.5 - 1, "y": labels[:4],
-    }  # fmt: skip
+    dataset = TensorDataset(levels, labels)
+    aug = nfa.NFAugment.from_data(DataLoader(dataset, batch_size=60))
+    names = {"nfa": nfa, "dataset": dataset, "aug": aug}
     for code in blocks(README, "python")[1:]:
         exec(compile(code, "README", "exec"), names)
-    assert len(names["train_set"]) == 4 * 60 and names["samples"].shape == (4, 3, 32, 32)
-    assert names["moved"].shape == levels.shape and iter(names["loader"])
+    moved = torch.stack([names["train_set"][i][0] for i in range(60)])
+    assert 10 < int((moved != levels).flatten(1).any(1).sum()) < 50, "p is 0.5"
+    assert (names["deep"](levels) != levels).any()
 
 
 def run_contributing(word: str) -> dict:
@@ -230,7 +232,7 @@ def test_controls_are_those_of_the_record():
         "CutMix": "cutmix", "NFA": "linear s{}-k32-p0.5", "CutMix + NFA": "cutmix+linear s{}-k32-p0.5 shrinkage 100",
         "NFA, deep flow of the same 500 images": few,
     }  # fmt: skip
-    head, *rows = table("controls")
+    head, *rows = table("controls", EVIDENCE)
     assert [row[0] for row in rows] == list(arms)
     for column, (fraction, epochs, metric, strength) in columns.items():
         own = {
@@ -247,10 +249,40 @@ def test_controls_are_those_of_the_record():
                 assert row[column] == f"{mean:.1f}", (row[0], head[column])
 
 
+def test_help_is_that_of_the_record():
+    """Each gain in the README stands in the table of wins or losses, for the cell named beside it."""
+    wins_and_losses = TEXT[ROOT / "benchmarks" / "README.md"]
+    record = set()
+    for line in re.findall(r"^\| (?:CIFAR|Tiny).*top-1, points.*$", wins_and_losses, re.M):
+        data, images, network, epochs, _, over, _, _, gain, seeds = line.strip("| ").split(" | ")
+        rounded = " ± ".join(f"{float(part):+.1f}" for part in gain.split(" ± ")).replace(
+            "± +", "± "
+        )
+        record.add((data, images, network, epochs, over.split(" + ")[0], rounded, seeds))
+    _, *rows = table("help", README)
+    assert len(rows) <= 6
+    for case, gains, cell in rows:
+        data, images, epochs = re.search(r"(\w.*?), (\d+) images per class.*?(\d+) epochs", cell).groups()  # fmt: skip
+        network = "ResNet18" if "ResNet18" in cell else "quarter-width ResNet10"
+        network += ", fine-tuned" * ("pretrained" in cell)
+        said = re.findall(r"([+-]?\d\.\d(?: ± \d\.\d)?)\W+(?:over|on top of) (it|[\w ]+)", gains)
+        assert said, case
+        for gain, over in said:
+            over = {"it": "RandAugment", "RandAugment": "RandAugment"}.get(over, "crop and flip")
+            gain = gain if gain[0] in "+-" else f"+{gain}"
+            found = [r for r in record if r[:6] == (data, images, network, epochs, over, gain)]
+            assert found, (case, gain, over)
+            assert ("one seed" in gains) == (found[0][6] == "1")
+        for images, epochs, gain in re.findall(r"With (\d+) and (\d+) epochs: (\S+ ± \S+)", cell):
+            assert any(
+                (data, images, network, epochs, "crop and flip", gain) == r[:6] for r in record
+            )
+
+
 def test_costs_are_those_of_the_record():
     results = json.loads((RESULTS / "throughput.json").read_text())["results"]["rows"]
     cost = {(r["name"], f"{r['size']} px"): f"{r['us_per_image']:.0f}" for r in results}
-    head, *rows = table("throughput")
+    head, *rows = table("throughput", EVIDENCE)
     assert [row[1:] for row in rows] == [[cost[row[0], px] for px in head[1:]] for row in rows]
     results = json.loads((RESULTS / "throughput_cuda.json").read_text())["results"]["rows"]
     us = {(r["name"], r["size"]): r["us_per_image"] for r in results}
@@ -260,8 +292,14 @@ def test_costs_are_those_of_the_record():
         for arm in ("linear", "conv_p4_small")
         for size in (32, 224)
     ]
-    (said,) = re.findall(r"On an H100, (.*?)\. ", " ".join(TEXT[README].split()))
+    (said,) = re.findall(r"On an H100, (.*?)\. ", " ".join(TEXT[EVIDENCE].split()))
     assert re.findall(r"\d+%", said) == shares
+    linear, policy = "NFA linear (uint8 batch)", "timm RandAugment (PIL)"
+    known = [cost[name, px] for px in ("224 px", "32 px") for name in (linear, policy)] + [
+        shares[1]
+    ]
+    said = re.findall(r"(?<![\w-])\d[\d,]*%?(?! px)(?![\d,])", checked("costs", README))
+    assert said == [*known, f"{FIT_IMAGES_POOLED:,}"]
 
 
 def test_the_citation_and_the_package_agree():

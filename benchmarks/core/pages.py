@@ -57,8 +57,8 @@ def source(*names: str) -> str:
 
 def pages() -> list[Path]:
     """The documents with generated tables."""
-    fixed = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
-    fixed += [ROOT / "docs" / "timm_flags.md", ROOT / "docs" / "reliability.md"]
+    docs = ("evidence", "reliability", "timm_flags", "train_flow")
+    fixed = [ROOT / "benchmarks" / "README.md", *(ROOT / "docs" / f"{name}.md" for name in docs)]
     return [*fixed, *sorted(RESULTS.glob("*.md"))]
 
 
