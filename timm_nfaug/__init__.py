@@ -15,7 +15,7 @@ from .flows.registry import create_flow, list_flows
 from .integration import add_args, wrap_loader
 from .moves import perturb
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CachedNFADataset",

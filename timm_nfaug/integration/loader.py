@@ -126,8 +126,10 @@ def _say_on(augment: NFAugment, place: str) -> None:
     size = " x ".join(map(str, augment.change.size))
     name = kind if flow is None else flow.config.architecture
     space = kind if flow is None else "linear" if flow.is_linear else "deep"
+    classes = augment.change.num_classes
+    whose = "all images" if classes == 1 else f"{classes} classes"
     say(
-        f"NFA on: flow {name} of {augment.change.num_classes} classes at {size}, space {space}, "
+        f"NFA on: flow {name}, modes of {whose} at {size}, space {space}, "
         f"s {augment.strength:g}, k {augment.modes}, p {augment.p:g}, m {augment.kind}, "
         f"place {place}, labels {augment.labels}"
     )
