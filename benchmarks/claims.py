@@ -88,7 +88,7 @@ def memory() -> Iterator[Figure]:
 
 def errors(data_dir: str) -> Iterator[Figure]:
     """The error of tangents on real images."""
-    flow = ConditionalFlow.from_pretrained("conv_p4_small.cifar10_jpeg").eval()
+    flow = ConditionalFlow.from_pretrained("conv_p4_small.cifar10").eval()
     _, data = load_data("folder", data_dir, image_size=32)
     if data is None:
         raise SystemExit(

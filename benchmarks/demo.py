@@ -84,10 +84,10 @@ def folder_task(data_dir: str, per_class: int) -> Task:
             f"{data_dir} has no val/ folder beside train/; the demonstration tests on it"
         )
     train, val = first_of_each_class(train, per_class), first_of_each_class(val, 200)
-    flow = "conv_p4_small.cifar10_jpeg"
+    flow = "conv_p4_small.cifar10"
     note = (
         f"{len(train)} training images ({per_class} a class), {len(val)} test images. {flow} was trained on all 50,000 "
-        "training images of CIFAR-10 (JPEG) with their labels, so its row knows more than the others."
+        "training images of CIFAR-10 with their labels, so its row knows more than the others."
     )
     return Task(str(Path(data_dir).name), train, val, flow, 0.5, note)
 

@@ -40,7 +40,7 @@ from timm_nfaug.preview import find_images
 from timm_nfaug.reading import read_image
 
 # what the pictures of flows show; a change here and `all` draw them anew
-FLOW, CONTROL = "conv_p4_small.cifar10_jpeg", "linear.cifar10_jpeg"
+FLOW, CONTROL = "conv_p4_small.cifar10", "linear.cifar10"
 LABELS = "given"  # modes of the class
 STRENGTHS = (0.5, 1.0)  # of `moves`
 PHOTOGRAPHS, SIDE = 5, 224

@@ -37,9 +37,7 @@ def images_for(flow, photos):
 
 
 def test_the_promised_flows_are_there():
-    assert {"conv_p4_small.cifar10_jpeg", "linear.cifar10_jpeg", "conv_p4_tiny.digits"} <= set(
-        NAMES
-    )
+    assert {"conv_p4_small.cifar10", "linear.cifar10", "conv_p4_tiny.digits"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,11 +73,11 @@ def test_files(name):
     assert log and log[-1]["final"]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("cifar10_jpeg")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("cifar10")])
 def test_recorded_report_is_of_this_file(name):
     report = json.loads((RESULTS / f"flow_{name}.json").read_text())
     found = report["results"]
-    assert "CIFAR-10 (JPEG)" in report["data"] and found["images"] == 10_000
+    assert "CIFAR-10" in report["data"] and found["images"] == 10_000
     assert found["file_bytes"] == (BUNDLED / name / WEIGHTS_NAME).stat().st_size
     metrics = nfa.create_flow(name, pretrained=True).config.info["metrics"]
     assert found["class_accuracy"] == pytest.approx(

@@ -538,7 +538,7 @@ def test_jobs_give_the_runs_of_one_after_another_and_outlast_a_failure(tree, tmp
         code = main([*common, *SMALL, "--fraction", "0.5", *more])
         return code, {r["arm"]: r for r in records.read(record)}
 
-    flow = ["--flow", "glem=conv_p4_small.cifar10_jpeg", "--flow-trained-on", "other images"]
+    flow = ["--flow", "glem=conv_p4_small.cifar10", "--flow-trained-on", "other images"]
     code, alone = run("alone", "--arms", "baseline", "sa")
     # tangent is not for after the crop
     also, beside = run(
@@ -810,7 +810,7 @@ def test_a_flow_is_trained_on_the_runs_own_images(tree, tmp_path, monkeypatch):
         (["--arms", "sa", "--flow", "sa=x"], "--flow takes ARM=NAME with an arm of"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (
-            ["--jobs", "2", "--arms", "glem", "--flow", "glem=train:linear.cifar10_jpeg"],
+            ["--jobs", "2", "--arms", "glem", "--flow", "glem=train:linear.cifar10"],
             "so it needs --jobs 1",
         ),
         (["--fraction", "0"], "--fraction must be above 0"),

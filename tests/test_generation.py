@@ -246,7 +246,7 @@ def test_training_set_time():
 
 def test_arms_differ_in_the_objective_only():
     configs = {
-        arm: load_config("conv_p4_tiny.cifar10_jpeg", settings).to_dict()
+        arm: load_config("conv_p4_tiny.cifar10", settings).to_dict()
         for arm, settings in ARMS.items()
     }
     for arm in ("ml", "random", "joint", "ce"):

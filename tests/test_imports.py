@@ -21,6 +21,7 @@ LAYERS = [
     {"spec"},
     {"fit", "saved", "unchanged"},
     {"augment"},
+    {"from_string"},
     {"data"},
     {"integration"},
     {"preview", "train"},

@@ -56,7 +56,7 @@ def ended():
 
 
 def cifar_bits(x):
-    flow = nfa.create_flow("linear.cifar10_jpeg", pretrained=True)
+    flow = nfa.create_flow("linear.cifar10", pretrained=True)
     return flow.bits_per_dim(x, torch.tensor([0]))
 
 
@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "the string for flags": (lambda: nfa.wrap_loader(LOADER, "nfa-lgiven"), NFAError, r"got a str"),
     "a flow without --aug": (
-        lambda: wrap("--nfa-flow", "conv_p4_small.cifar10_jpeg"),
+        lambda: wrap("--nfa-flow", "conv_p4_small.cifar10"),
         NFAError,
         r"--nfa-flow does nothing without --aug: add --aug nfa",
     ),

@@ -393,8 +393,8 @@ def test_create_flow_names_the_closest():
             "unknown flow 'conv_p4_tinny'.*did you mean 'conv_p4_tiny'",
         ),
         (
-            lambda: nfa.create_flow("linear.cifar10_jpeg"),
-            "^linear.cifar10_jpeg is a pretrained flow: pass pretrained=True",
+            lambda: nfa.create_flow("linear.cifar10"),
+            "^linear.cifar10 is a pretrained flow: pass pretrained=True",
         ),
         (lambda: nfa.create_flow("conv_p4_tiny", dept=3), "unknown key 'dept'.*'depth'"),
         (
@@ -437,7 +437,7 @@ def test_list_flows():
     assert nfa.list_flows("conv_p4*", exclude_filters=["*base", "*tiny"]) == ["conv_p4_small"]
     assert (
         nfa.list_flows("linear", pretrained=True)
-        == ["linear.cifar10_jpeg"]
+        == ["linear.cifar10"]
         == nfa.list_flows("*.cifar10*", True, "conv*")
     )
     assert all("." in name for name in nfa.list_flows(pretrained=True)) and not nfa.list_flows(

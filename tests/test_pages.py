@@ -181,7 +181,7 @@ def test_the_move_of_contributing_works(monkeypatch, small_flow, toy_images):
     monkeypatch.setattr(base, "_MOVES", dict(base._MOVES))
     run_contributing("class Signs")
     levels, labels = toy_images
-    for flow in (small_flow, "conv_p4_small.cifar10_jpeg"):
+    for flow in (small_flow, "conv_p4_small.cifar10"):
         augment = nfa.nf_augment_transform("nfa-s1-k4-p1-msigns-lgiven", flow)
         assert (augment(levels, labels)[0] != levels).flatten(1).any(1).all()
 

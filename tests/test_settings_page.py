@@ -91,7 +91,7 @@ def test_settings_of_flow_trainings_exist():
     found = re.findall(r"^\| `(\w+=\w+)` \|", text, re.M)
     assert len(found) >= 7
     for setting in found:
-        load_config("conv_p4_small.cifar10_jpeg_unlabelled", [setting])
+        load_config("conv_p4_small.cifar10_unlabelled", [setting])
 
 
 def test_the_example(toy_images):

@@ -268,7 +268,7 @@ REFUSED = {
         "other classes|knows the classes",
     ),
     "channels of colour": (
-        ["--in-chans", 1, "--nfa-flow", "conv_p4_small.cifar10_jpeg"],
+        ["--in-chans", 1, "--nfa-flow", "conv_p4_small.cifar10"],
         "images of 3 channels, --in-chans",
     ),
     "a place that is none": (

@@ -144,7 +144,7 @@ def test_numbers_out_of_bounds_are_refused_with_the_bounds(name, bounds):
             else {"inf": ".inf", "-inf": "-.inf"}.get(str(value), ".nan")
         )
         with pytest.raises(ValueError, match=re.escape(expected)):
-            load_config("linear.cifar10_jpeg", [f"{name}={text}"])
+            load_config("linear.cifar10", [f"{name}={text}"])
     for value in ("many", True, [1], {}, b"3", torch.ones(1)):
         with pytest.raises(ValueError, match=f"{name} must be (int|float)"):
             TrainConfig(**{"image_size": 32, name: value})
@@ -474,9 +474,9 @@ def test_stratified_split(fraction):
             ["--config", "conv_p4_tiny.digits", "--set", "batch_size=5000"],
             "batch_size 5000 exceeds",
         ),
-        (["--config", "linear.cifar10_jpeg"], "needs --data-dir"),
-        (["--config", "linear.cifar10_jpeg", "--data-dir", "/nowhere"], "no directory /nowhere"),
-        (["--config", "linear.cifar10_jpeg", "--set", "objective=ml"], "needs --data-dir"),
+        (["--config", "linear.cifar10"], "needs --data-dir"),
+        (["--config", "linear.cifar10", "--data-dir", "/nowhere"], "no directory /nowhere"),
+        (["--config", "linear.cifar10", "--set", "objective=ml"], "needs --data-dir"),
         (["--config", "conv_p4_tiny.digits", "--device", "tpu9"], "--device tpu9 cannot be used"),
         (
             ["--config", "conv_p4_tiny.digits", "--set", "clip_grad=-1"],

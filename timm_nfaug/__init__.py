@@ -1,7 +1,7 @@
 """timm_nfaug: learned augmentation for timm by class-conditional normalizing flows."""
 
 from ._utils.notices import NFAError, NFAWarning
-from .augment import NFAugment, nf_augment_transform
+from .augment import NFAugment
 from .data import (
     CachedNFADataset,
     NFACache,
@@ -12,6 +12,7 @@ from .data import (
 )
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow, list_flows
+from .from_string import nf_augment_transform
 from .integration import add_args, wrap_loader
 from .moves import perturb
 

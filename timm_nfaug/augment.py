@@ -18,9 +18,8 @@ from .flows.registry import create_flow
 from .hub import LINEAR
 from .inputs import check_image, check_range, count_images, find_inputs
 from .labels import GUESSED, LABELS, check_pooled
-from .moves import Move, create_move, usual_modes
+from .moves import Move, create_move
 from .saved import SavedMixin
-from .spec import parse_config
 from .unchanged import say_fitted, say_unchanged
 
 
@@ -330,34 +329,3 @@ class NFAugment(SavedMixin, v2.Transform):
         replica = super()._replicate_for_data_parallel()
         replica._stream = self._stream.branch()
         return replica
-
-
-def nf_augment_transform(
-    config: str, flow: ConditionalFlow | str = LINEAR, mean=None, std=None, seed=None,
-    strict: bool = False, data: Any = None, num_classes: int | None = None,
-) -> NFAugment:  # fmt: skip
-    """Makes an `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
-
-    Args:
-        config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind) and l
-            (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca-lnone``.
-        flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`; a saved
-            augmentation brings the settings that the string does not name.
-        data: for "linear", a loader of batches (images, labels, ...); `num_classes` as for
-            `NFAugment.from_data`.
-
-    >>> nf_augment_transform("nfa-s0.25-p1", "conv_p4_tiny.digits").strength
-    0.25
-    """
-    values = dict(mean=mean, std=std, seed=seed, strict=strict) | parse_config(config)
-    if isinstance(flow, ConditionalFlow):
-        values.setdefault("modes", usual_modes(flow))
-        return NFAugment(flow, **values)
-    if flow != LINEAR:
-        return NFAugment.from_pretrained(flow, **values)
-    if data is None:
-        raise ValueError(
-            "linear takes its modes from your images: pass data=loader, or a trained flow by name, "
-            "as in flow='conv_p4_small.cifar10'"
-        )
-    return NFAugment.from_data(data, num_classes, **values)

@@ -22,16 +22,31 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "checkpoints"
 LINEAR = "linear"  # as the name of a flow: eigen-images of the user's own data, without a file
 Name = str | os.PathLike
+SUCCESSORS = {
+    "conv_p4_small.cifar10_jpeg": "conv_p4_small.cifar10",
+    "linear.cifar10_jpeg": "linear.cifar10",
+}
 Picture = Image.Image | Name  # a picture, or the path of one
 
 
 def bundled_flows() -> list[str]:
     """Lists the names of the flows that come with the package.
 
-    >>> "linear.cifar10_jpeg" in bundled_flows()
+    >>> "linear.cifar10" in bundled_flows()
     True
     """
     return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CONFIG_NAME}"))
+
+
+def similar(name: str) -> str:
+    """What to say of a name that no bundled flow has: what took its place, or the nearest name.
+
+    >>> similar("linear.cifar100")
+    " (did you mean 'linear.cifar10'?)"
+    """
+    if name not in SUCCESSORS:
+        return closest(name, bundled_flows())
+    return f" any more, as it knew CIFAR-10 saved as JPEG; take {SUCCESSORS[name]!r}, of CIFAR-10"
 
 
 def resolve(
@@ -49,8 +64,8 @@ def resolve(
         revision: branch, tag or commit on the Hub, instead of ``@revision``; by default main.
         token, cache_dir, local_files_only: as in huggingface_hub, for a flow on the Hub.
 
-    >>> resolve("linear.cifar10_jpeg").name
-    'linear.cifar10_jpeg'
+    >>> resolve("linear.cifar10").name
+    'linear.cifar10'
 
     Raises:
         ValueError: the name cannot be one.
@@ -69,7 +84,7 @@ def resolve(
         return _checked_directory(path)
     if not on_hub and (text.partition("@")[0].count("/") != 1 or text.startswith((".", "/", "~"))):
         raise ValueError(
-            f"no flow named {text!r}{closest(text, bundled_flows())}; expected a bundled name "
+            f"no flow named {text!r}{similar(text)}; expected a bundled name "
             f"({', '.join(bundled_flows())}), a directory, local-dir:PATH, or a Hub id org/name"
         )
     files = (CONFIG_NAME, WEIGHTS_NAME)
@@ -90,7 +105,7 @@ class HubMixin(torch.nn.Module):
     """Loads, saves and uploads a module that `from_config` makes of its `config`.
 
     >>> from timm_nfaug import ConditionalFlow
-    >>> ConditionalFlow.from_pretrained("linear.cifar10_jpeg").num_classes
+    >>> ConditionalFlow.from_pretrained("linear.cifar10").num_classes
     10
     """
 

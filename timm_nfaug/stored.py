@@ -93,7 +93,7 @@ def read_flow(directory: Path, make: Make) -> "ConditionalFlow":
     """Reads the flow that `make` makes of its config, in evaluation mode.
 
     >>> from timm_nfaug import ConditionalFlow
-    >>> bundled = Path(__file__).parent / "checkpoints" / "linear.cifar10_jpeg"
+    >>> bundled = Path(__file__).parent / "checkpoints" / "linear.cifar10"
     >>> read_flow(bundled, ConditionalFlow.from_config).num_classes
     10
 

@@ -44,7 +44,6 @@ def export_flow(
     name = folder.parent.name + folder.name.removeprefix("flow").replace("-", "_")
     info: dict[str, Any] = {
         "data": config.data_name or train.name or config.data,
-        "license": "apache-2.0",
         "training_seconds": round(seconds, 1),
     }
     flow.config.info = info

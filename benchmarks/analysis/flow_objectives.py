@@ -2,7 +2,7 @@
 
     python -m benchmarks.analysis.flow_objectives --data-dir DIR
 
-Claim: none beforehand. Data: the images of --config (CIFAR-10 (JPEG)), one seed unless `--seeds`
+Claim: none beforehand. Data: the images of --config (CIFAR-10), one seed unless `--seeds`
 says more; nothing is chosen by these numbers. Every arm trains the same network from the same
 weights on the same images in the same order for the same number of steps; only the Gaussians
 differ. `glem` separates them gently, `glem, strong` as hard as the likelihood. `glem+disc` adds the
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
         prog="python -m benchmarks.analysis.flow_objectives", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
-    add("--config", default="conv_p4_tiny.cifar10_jpeg")
+    add("--config", default="conv_p4_tiny.cifar10")
     add("--data-dir", required=True)
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     add("--seeds", type=int, nargs="+", default=[0])

@@ -3,7 +3,7 @@
     python -m benchmarks.analysis.flow_pareto --data-dir DIR --plot docs/figures/flow_pareto.png
 
 Claim: `conv_p4_tiny`, `conv_p4_small` and `conv_p4_base` lie on the front: no other depth and width
-has both fewer bits/dim and more images a second. Data: CIFAR-10 (JPEG), training and validation
+has both fewer bits/dim and more images a second. Data: CIFAR-10, training and validation
 images; one seed.
 
 Every point is trained from the same seed on the same images in the same order for the same number
@@ -60,7 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data-dir", required=True)
     config = "of the trainings, and of the data"
-    add("--config", default="conv_p4_small.cifar10_jpeg_unlabelled", help=config)
+    add("--config", default="conv_p4_small.cifar10_unlabelled", help=config)
     override = "override a setting in every point"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     add("--depths", type=int, nargs="+", default=[3, 6, 12, 24])

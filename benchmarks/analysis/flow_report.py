@@ -1,6 +1,6 @@
 """What the flows are worth: bits/dim, class accuracy, exactness, separation and stability on held-out images.
 
-    python -m benchmarks.analysis.flow_report --flow conv_p4_small.cifar10 --data-dir DIR --data-name "CIFAR-10 (JPEG)"
+    python -m benchmarks.analysis.flow_report --flow conv_p4_small.cifar10 --data-dir DIR --data-name "CIFAR-10"
     python -m benchmarks.analysis.flow_report --flow conv_p4_tiny.digits --data digits
 
 Claim: none beforehand. Data: the validation images of --data-dir, all of them unless `--limit` says

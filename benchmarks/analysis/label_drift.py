@@ -1,7 +1,7 @@
 """How far augmentations take images, and how often past the border of their class.
 
-    python -m benchmarks.cifar.resnet18 --data DIR --data-name "CIFAR-10 (JPEG)" --arms baseline --epochs 8 --save WEIGHTS
-    python -m benchmarks.analysis.label_drift --data-dir DIR --data-name "CIFAR-10 (JPEG)" --classifier WEIGHTS/FILE.safetensors
+    python -m benchmarks.cifar.resnet18 --data DIR --data-name "CIFAR-10" --arms baseline --epochs 8 --save WEIGHTS
+    python -m benchmarks.analysis.label_drift --data-dir DIR --data-name "CIFAR-10" --classifier WEIGHTS/FILE.safetensors
 
 Claim: none beforehand. Data: validation images, every one augmented twice, shown to a classifier
 that was trained on all training images with crop and flip alone; one seed. NFA's modes are fitted

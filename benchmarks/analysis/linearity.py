@@ -1,6 +1,6 @@
 """What a flow's augmentation does that its linear special case does not: shares of the energy of its change.
 
-    python -m benchmarks.analysis.linearity --flow conv_p4_small.cifar10_jpeg linear --data-dir DIR --data-name "CIFAR-10 (JPEG)"
+    python -m benchmarks.analysis.linearity --flow conv_p4_small.cifar10 linear --data-dir DIR --data-name "CIFAR-10"
 
 Claim: none beforehand. Data: validation images, `--images` of each class; one seed. Class Gaussians
 and modes of all flows are fitted to the images measured on. Images of a class are moved by the same

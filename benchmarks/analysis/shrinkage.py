@@ -1,6 +1,6 @@
 """How well modes found from few images fit other images of the class, over the shrinkage toward all classes.
 
-    python -m benchmarks.analysis.shrinkage --data-dir DIR --data-name "CIFAR-10 (JPEG)"
+    python -m benchmarks.analysis.shrinkage --data-dir DIR --data-name "CIFAR-10"
 
 Claim: none beforehand. Data: training images alone, three seeds; test images play no part. The
 eigen-images of a class, as `linear` takes them, and the variances along them are found from

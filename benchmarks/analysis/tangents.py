@@ -1,6 +1,6 @@
 """How far tangents are from the exact flow: the error of the change they make, and what they take on disk.
 
-    python -m benchmarks.analysis.tangents --flow conv_p4_small.cifar10_jpeg --data-dir DIR --data-name "CIFAR-10 (JPEG)"
+    python -m benchmarks.analysis.tangents --flow conv_p4_small.cifar10 --data-dir DIR --data-name "CIFAR-10"
 
 Claim: the median error of tangents is at most 0.15 at strength 0.5 and 32 modes, the defaults.
 Data: validation images, `--images` of them; one seed.

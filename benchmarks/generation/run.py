@@ -1,9 +1,9 @@
 """Generation: FID, Coverage, class accuracy and time of what flows of every objective sample, at one equal budget.
 
     python -m benchmarks.generation.run --data-dir DIR --steps 1500
-    python -m benchmarks.generation.run --data-dir DIR --flows glem=conv_p4_small.cifar10_jpeg --record generation_bundled
+    python -m benchmarks.generation.run --data-dir DIR --flows glem=conv_p4_small.cifar10 --record generation_bundled
 
-Claim: none beforehand. Data: CIFAR-10 (JPEG), training and validation images; one seed unless
+Claim: none beforehand. Data: CIFAR-10, training and validation images; one seed unless
 `--seeds` says more. Every arm trains the same network from the same seed for the same number of
 steps; `ce` on 8 more rows, its label code. `linear` is the control, class means and eigen-images
 without any training, and the floor is what training images score against the reference. All
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data-dir", required=True)
-    add("--config", default="conv_p4_tiny.cifar10_jpeg", help="of the trainings, and of the data")
+    add("--config", default="conv_p4_tiny.cifar10", help="of the trainings, and of the data")
     override = "override a setting in every arm"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     add("--steps", type=int, help="of every arm (default: the config's)")

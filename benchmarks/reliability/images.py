@@ -49,7 +49,7 @@ def try_one(index: int, seed: int, folder: Path) -> Tried:
 
 @functools.lru_cache
 def _augment(channels: int, strength: float) -> nfa.NFAugment:
-    name = "linear.cifar10_jpeg" if channels == 3 else "conv_p4_tiny.digits"
+    name = "linear.cifar10" if channels == 3 else "conv_p4_tiny.digits"
     return nfa.NFAugment.from_pretrained(name, modes=4, strength=strength, p=1.0, seed=0)
 
 

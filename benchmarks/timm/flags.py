@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     add("--train-py", nargs="+", required=True, metavar="VERSION=FILE")
     tree = "ImageFolder tree of ten classes with train/ and val/"
     add("--data-dir", type=Path, required=True, help=tree)
-    add("--data-name", default="CIFAR-10 (JPEG)")
+    add("--data-name", default="CIFAR-10")
     args = parser.parse_args()
     args.scripts = [item.partition("=")[::2] for item in args.train_py]
     if any(not Path(path).is_file() for _, path in args.scripts):

@@ -27,7 +27,7 @@ from benchmarks.core.common import ROOT, command_line, environment, markdown_tab
 from benchmarks.timm.script import load, subset
 
 RANDAUGMENT = ["--aa", "rand-m9-mstd0.5-inc1"]
-DEEP = "conv_p4_small.cifar10_jpeg"
+DEEP = "conv_p4_small.cifar10"
 # with modes of all images: the few images of each of many classes have none
 NFA = ["--aug", "nfa-s1-k32-p0.5-lnone"]
 ARMS = {
@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     add("--train-py", type=Path, required=True)
     small = "ImageFolder tree of CIFAR-10's classes, train/ and val/"
     add("--data-dir", type=Path, required=True, help=small)
-    add("--data-name", default="CIFAR-10 (JPEG)")
+    add("--data-name", default="CIFAR-10")
     large = "the same of larger images, any classes"
     add("--photos-dir", type=Path, required=True, help=large)
     add("--photos-name", default="ImageNet photographs")

@@ -56,7 +56,7 @@ def option(action: argparse.Action) -> dict:
 
 def strings() -> dict[str, dict | str]:
     """What each string of timm's idiom makes, or the kind of its error."""
-    found, linear = {}, nfa.ConditionalFlow.from_pretrained("linear.cifar10_jpeg")
+    found, linear = {}, nfa.ConditionalFlow.from_pretrained("linear.cifar10")
     for text in (*GOOD, *BAD):
         try:
             t = nfa.nf_augment_transform(text, linear)

@@ -4,7 +4,6 @@ import fnmatch
 from typing import Any
 
 from .. import hub
-from .._utils.checks import closest
 from ..config import FlowConfig
 from .architectures import ARCHITECTURES
 from .model import ConditionalFlow
@@ -70,5 +69,5 @@ def _with_tag(name: str) -> str:
     tagged = [n for n in bundled if name in (n, n.split(".", 1)[0])]
     if len(tagged) == 1:
         return tagged[0]
-    similar, known = closest(name, bundled), ", ".join(bundled)
-    raise ValueError(f"no pretrained flow named {name!r}{similar}; known: {known}")
+    known = ", ".join(bundled)
+    raise ValueError(f"no pretrained flow named {name!r}{hub.similar(name)}; known: {known}")

@@ -8,9 +8,10 @@ import torch
 
 from .._utils.checks import check_choice
 from .._utils.notices import NFAError
-from ..augment import NFAugment, nf_augment_transform
+from ..augment import NFAugment
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
+from ..from_string import nf_augment_transform
 from ..hub import LINEAR
 from ..moves import list_moves
 from ..spec import parse_config
