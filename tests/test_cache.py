@@ -471,9 +471,8 @@ def test_what_cannot_be_cached_is_named(augment, base, tmp_path):
         with pytest.raises(ValueError, match="step must be a finite number above 0, .* got"):
             NFACache.build(augment, base, tmp_path / "step", step=step)
     with pytest.raises(TypeError, match="PIL image of mode RGB or L, or a uint8 tensor"):
-        augment.labels = "none"
-        NFACache.build(augment, [(np.zeros((32, 32, 3), np.uint8), 0)], tmp_path / "numpy")
-    augment.labels = "given"
+        pooled = nfa.NFAugment(augment.flow, modes=4)
+        NFACache.build(pooled, [(np.zeros((32, 32, 3), np.uint8), 0)], tmp_path / "numpy")
     with pytest.raises(ValueError, match="image 0 .*expected integer labels .*got probabilities"):
         NFACache.build(augment, [(base[0][0], torch.tensor([0.5, 0.5]))], tmp_path / "soft")
     with pytest.raises(ValueError, match="PIL images of mode RGB, got L"):

@@ -141,7 +141,7 @@ def main():
             call()
         except (OSError, ValueError) as e:
             print("refused:", e)
-    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0)
+    augment = nfa.NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0, labels="given")
     base = [(Image.new("L", (8, 8), 20 * i), i) for i in range(4)]
     data = nfa.NFAugmentedDataset(base[:3], augment, cache=f"{disk}/copies")
     print("copies:", len({data[i][0].tobytes() for i in range(6)}))

@@ -162,11 +162,15 @@ class Opened:
         ends = []
         for i, batch in enumerate(self):
             x = widened(_images_and_labels(batch, pooled=True)[0])
+            if not x.numel():
+                continue
             if not x.isfinite().all():
                 c = int((~x.isfinite()).any((0, 2, 3)).nonzero()[0])
                 what = f"batch {i} of the loader holds NaN or infinite values in channel {c}"
                 raise NFAError(f"{what}; fill them: torch.nan_to_num(images)")
             ends.append(torch.stack(channel_ends(x)).cpu())
+        if not ends:
+            raise NFAError(EMPTY)
         found = torch.stack(ends)  # (batches, 2, C)
         low, high = (tuple(v.tolist()) for v in (found[:, 0].amin(0), found[:, 1].amax(0)))
         _logger.info("NFA: value_range found in the images: (%s, %s)", low, high)
