@@ -169,7 +169,10 @@ def test_fit_without_classes_reads_a_part_of_all_images(tmp_path, monkeypatch, c
     augment = to_fit(modes=1, labels="none")
     with caplog.at_level("INFO"):
         augment = _fit_to_dataset(augment, dataset)
-    assert "modes of 1 classes from 8 of 24 images" in caplog.text and augment.flow.num_classes == 1
+    assert (
+        "modes of all images together from 8 of 24 images" in caplog.text
+        and augment.flow.num_classes == 1
+    )
     x = torch.rand(4, 3, 40, 40)
     assert not torch.equal(augment(x, torch.tensor([0, 7, 900, 3]))[0], x)
 
@@ -351,7 +354,7 @@ def test_the_launcher_changes_nothing_but_the_training_images(launch, image_fold
         assert done.returncode == 0, done.stderr
         assert "timm_nfaug" not in done.stderr and "Warning" not in done.stderr, done.stderr
         # of a script that logs nothing
-        assert done.stderr.count("NFA on: flow conv_p4_tiny of 3 classes") == (name == "on")
+        assert done.stderr.count("NFA on: flow conv_p4_tiny, modes of 3 classes") == (name == "on")
         return torch.load(launch.out / name / "seen.pt"), yaml.safe_load(
             (launch.out / name / "args.yaml").read_text()
         )
@@ -375,7 +378,9 @@ def test_the_launcher_changes_nothing_but_the_training_images(launch, image_fold
 
 
 def test_config_file_and_args_yaml_round_trip(launch):
-    (launch.out / "config.yaml").write_text(f"aug: nfa-s0.5-k4-p1\nnfa_flow: {launch.flow[-1]}\n")
+    (launch.out / "config.yaml").write_text(
+        f"aug: nfa-s0.5-k4-p1-lgiven\nnfa_flow: {launch.flow[-1]}\n"
+    )
     direct, _ = launch(*launch.flow, name="direct")
     config, args = launch("--config", str(launch.out / "config.yaml"), name="config")
     assert config["losses"] == direct["losses"] and args["aug"] == "nfa-s0.5-k4-p1-lgiven"

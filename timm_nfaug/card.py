@@ -43,7 +43,7 @@ flow = nfa.ConditionalFlow.from_pretrained({source})
 z, log_det = flow(images / 127.5 - 1{labels})  # x (B, {size}) in [-1, 1]
 """
 AUGMENT = """
-augment = nfa.NFAugment.from_pretrained({source}, strength=0.5, p=0.5)
+augment = nfa.NFAugment.from_pretrained({source}, strength=0.5, p=0.5{band})
 images, labels = augment(images, labels)
 """
 POOLED = """
@@ -121,10 +121,11 @@ def _usage(config: FlowConfig, source: str) -> str:
     if config.augment:
         usage = POOLED if config.augment.get("labels") == "none" else GIVEN
         return usage.format(source=source, classes=config.num_classes).lstrip("\n")
+    band = ', labels="given"' if config.code_rows else ""  # which has to be encoded, too
     return FLOW.format(
         size=", ".join(map(str, config.input_size)),
         classes=config.num_classes,
-        augment=AUGMENT.format(source=source) if config.prior.get("num_modes") else "",
+        augment=AUGMENT.format(source=source, band=band) if config.prior.get("num_modes") else "",
         source=source,
         labels=", labels" if config.code_rows else "",
     )

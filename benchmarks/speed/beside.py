@@ -51,7 +51,8 @@ levels = torch.from_numpy(rng.integers(0, 256, (256, 3, 32, 32), dtype=np.uint8)
 large = torch.from_numpy(rng.integers(0, 256, (32, 3, 224, 224), dtype=np.uint8))
 y = torch.arange(256) % 10
 pil = {s: Image.fromarray(rng.integers(0, 256, (s, s, 3), dtype=np.uint8)) for s in (32, 224)}
-make = lambda **kw: nfa.NFAugment.from_data([(levels, y)], modes=16, labels="given", seed=0, **kw)
+given = {"modes": 16, "labels": "given", "seed": 0}
+make = lambda **kw: nfa.NFAugment.from_data([(levels, y)], **given | kw)
 each, half = make(num_classes=10, p=1.0), make(num_classes=10, p=0.5)
 one, unit = make(labels="none", p=1.0), levels.float() / 255
 calls = {
