@@ -41,7 +41,7 @@ for name, default in (("aug-splits", 0), ("seed", 42), ("start-epoch", 0), ("epo
                       ("grad-accum-steps", 1), ("img-size", 32), ("in-chans", None), ("num-classes", 3)):  # fmt: skip
     parser.add_argument(f"--{name}", type=int, default=default)
 for name, default in (("aa", None), ("mixup-mode", "batch"), ("remode", "const"), ("model-dtype", "float32"), ("dataset", ""),
-                      ("device", "cpu")):  # fmt: skip
+                      ("device", "cpu"), ("model", "toy")):  # fmt: skip
     parser.add_argument(f"--{name}", default=default)
 for name, kind in (("mean", float), ("std", float), ("train-img-sizes", int)):
     parser.add_argument(f"--{name}", type=kind, nargs="+")
