@@ -21,7 +21,7 @@ import timm_nfaug as nfa
 
 CALLS = {
     "load": lambda **own: nfa.ConditionalFlow.from_pretrained(**own),
-    "augment": lambda **own: nfa.NFAugment.from_pretrained(**own).flow,
+    "augment": lambda **own: nfa.NFAugment.from_pretrained(**own, labels="given").flow,
     "run": lambda name, code: exec(code, {}) or "ran",
     "push": lambda name, **own: nfa.ConditionalFlow.from_pretrained(name).push_to_hub(**own),
 }

@@ -41,8 +41,8 @@ def bundled_flows() -> list[str]:
 def similar(name: str) -> str:
     """What to say of a name that no bundled flow has: what took its place, or the nearest name.
 
-    >>> similar("linear.cifar100")
-    " (did you mean 'linear.cifar10'?)"
+    >>> similar("conv_p4_tiny.digitz")[:39]
+    " (did you mean 'conv_p4_tiny.digits' or"
     """
     if name not in SUCCESSORS:
         return closest(name, bundled_flows())
