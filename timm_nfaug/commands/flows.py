@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from .. import hub
-from ..stored import CONFIG_NAME, WEIGHTS_NAME, _read_config
+from ..stored import CONFIG_NAME, WEIGHTS_NAME, read_config
 
 LINEAR = {"name": "linear", "about": "modes of your own data: no file"}
 COLUMNS = ("name", "size", "classes", "data", "bits/dim", "class accuracy", "file")
@@ -21,7 +21,7 @@ def describe(name: str) -> dict[str, Any]:
         ValueError, OSError: there is no such flow, or its config.json is damaged.
     """
     folder = hub.resolve(name)
-    config, _ = _read_config(folder / CONFIG_NAME)
+    config, _ = read_config(folder / CONFIG_NAME)
     metrics = config.info.get("metrics", {})
     return {
         "name": name,
