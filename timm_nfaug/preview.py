@@ -22,7 +22,7 @@ from .augment import NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .hub import LINEAR
-from .integration.fit import _evenly
+from .integration.classes import evenly
 from .integration.folder import fit_to, training_set
 from .moves import list_moves, usual_modes
 from .reading import read_image
@@ -101,7 +101,7 @@ def find_images(
     by_folder: dict[Path, list[Path]] = {}
     for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist():
         by_folder.setdefault(files[i].parent, []).append(files[i])
-    folders = _evenly([by_folder[k] for k in sorted(by_folder)], count)
+    folders = evenly([by_folder[k] for k in sorted(by_folder)], count)
     turns = itertools.zip_longest(*folders)  # one of each folder, a second one of each, ...
     picked = [p for turn in turns for p in turn if p is not None][:count]
     labels = {name: k for k, name in enumerate(class_names)}

@@ -16,7 +16,7 @@ from ..config import settings_string
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..hub import LINEAR
-from ..integration.fit import _evenly
+from ..integration.classes import evenly
 from ..integration.folder import describe, fit_to, training_set
 from ..preview import LARGEST, Labelled, preview_augmentation, usual_strengths
 from ..spec import parse_config
@@ -44,7 +44,7 @@ def _examples(dataset: Any, channels: int, labelled: bool) -> Labelled:
     if isinstance(dataset, IterableDataset):
         samples = list(itertools.islice(dataset, ROWS))
     else:
-        samples = [dataset[i] for i in _evenly(list(range(len(dataset))), ROWS)]
+        samples = [dataset[i] for i in evenly(list(range(len(dataset))), ROWS)]
     mode = "L" if channels == 1 else "RGB"
     found: Labelled = [(image.convert(mode), k if labelled else None) for image, k, *_ in samples]
     for image, _ in found:
