@@ -17,13 +17,12 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import pil_to_tensor
 
-from .._utils.files import write_atomically
 from .._utils.notices import NFAWarning
 from ..augment import NFAugment
 from ..integration.classes import evenly
 from ..integration.flags import nfa_string
 from ..integration.pillow import guard_posterize
-from ..preview import FORMATS, SMALL, Labelled, preview_augmentation
+from ..preview import SMALL, Labelled, check_picture_name, preview_augmentation, write_picture
 from ..spec import parse_config
 from .survey import SIDE, Survey, few, file_of, problems_of_folders, square, survey
 
@@ -197,8 +196,7 @@ def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
     sheet = preview_augmentation(
         augment.flow, images, strengths, 2, *how, 0, cell, folders, labels="none"
     )
-    kind = FORMATS[out.suffix.lower()]
-    write_atomically(out, lambda path: sheet.save(path, format=kind))
+    write_picture(sheet, out)
 
 
 def _report(found: Survey, args: argparse.Namespace) -> tuple[list[Line], bool]:
@@ -229,22 +227,13 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="folder of class folders, with or without train/")
     add("--dataset", default="", metavar="NAME", help="with DATA as its root, as train.py takes it")
-    add(
-        "--img-size",
-        type=int,
-        metavar="N",
-        help="of the training (default: 224; small images' own)",
-    )
-    add(
-        "--aug",
-        type=nfa_string,
-        metavar="NFA",
-        help="settings to look at (default: recommended ones)",
-    )
+    size = "of the training (default: 224; small images' own)"
+    add("--img-size", type=int, metavar="N", help=size)
+    settings = "settings to look at (default: recommended ones)"
+    add("--aug", type=nfa_string, metavar="NFA", help=settings)
     add("--out", type=Path, default=Path("preview.png"), help="picture (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.out.suffix.lower() not in FORMATS:
-        parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {args.out}")
+    check_picture_name(parser, args.out)
     if args.img_size is not None and args.img_size < 8:
         parser.error(f"--img-size takes at least 8 pixels, got {args.img_size}")
     try:
