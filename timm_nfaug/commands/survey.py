@@ -8,27 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
-from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
 from ..integration.classes import class_names, evenly, stored_labels
+from ..integration.folder import TRAIN, training_set
 from ..preview import EXTENSIONS
 from ..reading import name_of
 
 LOOKED_AT = 512  # images that are opened, spread evenly over the dataset
 SIDE = 32  # of the small copies that modes are found in
-SPLITS = {
-    "train",
-    "training",
-    "val",
-    "valid",
-    "validation",
-    "eval",
-    "evaluation",
-    "test",
-    "testing",
-}
+SPLITS = {*TRAIN, "val", "valid", "validation", "eval", "evaluation", "test", "testing"}
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -98,10 +88,7 @@ def survey(data: Path, name: str = "") -> Survey:
     """
     if not data.is_dir():
         raise FileNotFoundError(f"no directory {data}")
-    try:
-        dataset = create_dataset(name, root=str(data), split="train")
-    except (RuntimeError, AssertionError, ImportError) as e:
-        raise ValueError(str(e)) from None
+    dataset = training_set(data, name)
     labels = None if isinstance(dataset, IterableDataset) else stored_labels(dataset)
     if labels is None:
         raise ValueError(f"{name} is a stream, or does not know its labels: the doctor needs both")
@@ -201,7 +188,7 @@ def _problems_of_val(found: Survey) -> list[str]:
             f"on: move it out of {root}"
         ]
     val = next((root.parent / n for n in ("val", "validation") if (root.parent / n).is_dir()), None)
-    if val is None or root.name not in ("train", "training"):
+    if val is None or root.name not in TRAIN:
         return []
     own, other = ({p.name for p in folder.iterdir() if p.is_dir()} for folder in (root, val))
     if own == other:

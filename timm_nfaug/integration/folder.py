@@ -12,7 +12,7 @@ from ..reading import message_of, read_image
 from .classes import class_to_idx
 from .fit import _fit_to_dataset
 
-TRAIN = ("train", "training")  # of such folders the one above has the data's own name
+TRAIN = ("train", "training")  # folders of training images; the one above has the data's own name
 
 
 class ImageFiles(ImageDataset):
