@@ -12,7 +12,7 @@ import pytest
 from benchmarks.core.common import ROOT
 from timm_nfaug import __main__ as command
 from timm_nfaug import train as launcher
-from timm_nfaug.integration.flags import _augment_from_args
+from timm_nfaug.integration.flags import augment_from_args
 from train_flow.__main__ import main as train_flow
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,7 +47,7 @@ def launch(words: list[str]) -> None:
     launcher.add_args(module.parser)
     assert words[0] == "train.py"
     args = module.parser.parse_args(words[1:])
-    assert _augment_from_args(args) is not None
+    assert augment_from_args(args) is not None
 
 
 def run(line: str, here, capsys) -> None:

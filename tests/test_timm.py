@@ -33,8 +33,9 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_pi
 import timm_nfaug as nfa
 from timm_nfaug.integration import NFAError, NFALoader, loader_factory
 from timm_nfaug.integration import fit as timm_fit
+from timm_nfaug.integration.classes import spread, stored_labels
 from timm_nfaug.integration.fit import _fit_to_dataset
-from timm_nfaug.integration.flags import _augment_from_args
+from timm_nfaug.integration.flags import augment_from_args
 from timm_nfaug.integration.workers import _WorkerDataset
 
 SCRIPT = Path(__file__).parent / "toy_train.py"
@@ -125,15 +126,13 @@ def test_fit_reads_tar_files_and_through_augmix(tmp_path):
 
 def test_fit_reads_a_part_of_a_large_data_set(tmp_path, monkeypatch, caplog):
     """The same images, spread over each class, from every kind of dataset that tells its labels."""
-    assert timm_fit._spread([0, 1, 0, 0, 1, 0, 0], 2) == [0, 1, 3, 4] and timm_fit._spread(
-        [3, 3], 5
-    ) == [0, 1]
+    assert spread([0, 1, 0, 0, 1, 0, 0], 2) == [0, 1, 3, 4] and spread([3, 3], 5) == [0, 1]
     root = tree(tmp_path / "data", ["a", "b"], count=12)
     with tarfile.open(tmp_path / "data.tar", "w") as tar:
         tar.add(root, arcname=".")
     folder = create_dataset("", root=str(root))
     samples = folder.reader.samples
-    for i in timm_fit._spread([k for _, k in samples], 8):  # 8 a mode
+    for i in spread([k for _, k in samples], 8):  # 8 a mode
         few = tmp_path / "few" / Path(samples[i][0]).relative_to(root)
         few.parent.mkdir(parents=True, exist_ok=True)
         few.symlink_to(samples[i][0])
@@ -311,7 +310,7 @@ def test_labels_come_from_a_reader_that_gives_them_one_by_one():
         def iter_targets(self):
             yield from (2, 0, 1)
 
-    assert timm_fit._labels(Reader("abc")) == [2, 0, 1]
+    assert stored_labels(Reader("abc")) == [2, 0, 1]
 
 
 @pytest.mark.parametrize("targets", [torch.zeros(6, 8), [[0, 1]] * 6, ["cat"] * 6, [0] * 5, None])
@@ -321,9 +320,9 @@ def test_labels_that_are_not_one_a_sample_are_left_alone(targets):
 
     data = Data(range(6))
     data.targets = targets
-    assert timm_fit._labels(data) is None
+    assert stored_labels(data) is None
     data.targets = torch.arange(6)
-    assert timm_fit._labels(data) == list(range(6))
+    assert stored_labels(data) == list(range(6))
 
 
 def test_what_cannot_be_fitted_is_named(tmp_path):
@@ -599,7 +598,7 @@ def parsed(*flags):
 )
 def test_sizes_as_scripts_give_them(sizes, wanted):
     args = argparse.Namespace(**vars(parsed("--aug", "nfa-lgiven")), **sizes)
-    assert tuple(_augment_from_args(args).flow.config.input_size) == wanted
+    assert tuple(augment_from_args(args).flow.config.input_size) == wanted
 
 
 def test_wrapping_a_plain_loader(toy_images):
@@ -1014,7 +1013,7 @@ def test_the_networks_of_a_flow_follow_a_training_in_mixed_precision(toy_images,
         flags = (
             vars(parsed("--aug", "nfa-s0.5-k4-p1-lgiven", "--nfa-flow", str(flow_dir))) | elsewhere
         )
-        augment = _augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
+        augment = augment_from_args(argparse.Namespace(**flags, amp=True, amp_dtype=dtype))
         assert {m.net_dtype for m in augment.flow.modules() if hasattr(m, "net_dtype")} == {None}
 
 

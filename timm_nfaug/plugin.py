@@ -13,7 +13,7 @@ import shlex
 import sys
 
 from .integration import add_args
-from .train import _hook, _names_of
+from .train import hook, names_of
 
 VARIABLE = "TIMM_NFAUG"
 LAUNCHERS = ("timm_nfaug.train", "timm_nfaug.__main__")  # as `python -m` starts them
@@ -25,7 +25,7 @@ def _install() -> None:
     started = getattr(getattr(script, "__spec__", None), "name", None)
     if started in LAUNCHERS or "timm_nfaug.__main__" in sys.modules:  # the console script
         raise SystemExit("error: the launcher needs no plugin; drop it from --device-modules")
-    names, text = _names_of(script), os.environ.get(VARIABLE, "")
+    names, text = names_of(script), os.environ.get(VARIABLE, "")
     usage = f'{VARIABLE}="--aug nfa-s0.5-k32-p0.5 [--nfa-flow NAME] ..."'
     parser = argparse.ArgumentParser(prog=VARIABLE, usage=usage, add_help=False)
     add_args(parser)
@@ -33,7 +33,7 @@ def _install() -> None:
     if not own.aug:
         parser.error(f"expected --aug in the environment variable {VARIABLE}, got {text!r}")
     parse = getattr(script, "_parse_args", lambda: (script.parser.parse_args(),))
-    _hook(script, names, argparse.Namespace(**vars(parse()[0]) | vars(own)))
+    hook(script, names, argparse.Namespace(**vars(parse()[0]) | vars(own)))
     logging.getLogger(__name__).info("NFA: %s from %s", own.aug, VARIABLE)
 
 

@@ -22,7 +22,7 @@ from .augment import NFAugment
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .hub import LINEAR
-from .integration.fit import _evenly
+from .integration.classes import evenly
 from .integration.folder import fit_to, training_set
 from .moves import list_moves, usual_modes
 from .reading import read_image
@@ -101,7 +101,7 @@ def find_images(
     by_folder: dict[Path, list[Path]] = {}
     for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist():
         by_folder.setdefault(files[i].parent, []).append(files[i])
-    folders = _evenly([by_folder[k] for k in sorted(by_folder)], count)
+    folders = evenly([by_folder[k] for k in sorted(by_folder)], count)
     turns = itertools.zip_longest(*folders)  # one of each folder, a second one of each, ...
     picked = [p for turn in turns for p in turn if p is not None][:count]
     labels = {name: k for k, name in enumerate(class_names)}
@@ -115,6 +115,35 @@ def usual_strengths(strength: float = 0.5) -> list[float]:
     [0.25, 0.5, 1.0]
     """
     return [strength / 2, strength, strength * 2]
+
+
+def check_picture_name(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Ends the program where ``--out`` names no file that a picture can be written to.
+
+    >>> check_picture_name(argparse.ArgumentParser(), Path("a.png"))
+    """
+    if out.suffix.lower() not in FORMATS:
+        parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {out}")
+
+
+def write_picture(picture: Image.Image, out: Path) -> None:
+    """Writes a picture in the format that its name ends in, one of `FORMATS`.
+
+    >>> import tempfile
+    >>> write_picture(Image.new("L", (8, 8)), Path(tempfile.mkdtemp(), "a.webp"))
+    """
+    kind = FORMATS[out.suffix.lower()]
+    write_atomically(out, lambda path: picture.save(path, format=kind))
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """Shrinks an image in place to sides of at most `LARGEST`; a smaller one stays as it is.
+
+    >>> shrink(Image.new("L", (2 * LARGEST, 8))).size
+    (1024, 4)
+    """
+    image.thumbnail((LARGEST, LARGEST))
+    return image
 
 
 def to_pil(x: Tensor) -> Image.Image:
@@ -156,23 +185,24 @@ def preview_augmentation(
     augment = NFAugment(flow, modes=modes, p=1.0, kind=kind, **settings)
     at = [augment.replace(strength=s) for s in strengths for _ in range(per_strength)]
     _, labels, names = _read(flow, images)
-    rows, guessing = [[image] for image, _ in images], flow.num_classes > 1
-    guessing = guessing and augment.labels != "none" and any(own is None for _, own in images)
+    rows = [[image] for image, _ in images]
+    guessing = flow.num_classes > 1 and augment.labels != "none"
+    guessing = guessing and any(own is None for _, own in images)
     for i, (image, own) in enumerate(images):
         if own is None:
             names[i] = f"({names[i]})" if guessing else folders[i] if folders else ""
-        for j, augment in enumerate(at):  # the same directions at every strength
+        for j, moved in enumerate(at):  # the same directions at every strength
             g = torch.Generator().manual_seed(seed + 1000 * i + j % per_strength)
-            rows[i].append(augment(image, int(labels[i]), generator=g)[0])
+            rows[i].append(moved(image, int(labels[i]), generator=g)[0])
     space = flow.config.architecture
     titles = ["original", *(f"{space}, s {a.strength:g}" for a in at)]
     caption = (
         f"A row is one image: as it is, then moved {per_strength} times at each strength s, along "
         f"{modes} modes of the flow {space}. s 0.5 is the default of --aug nfa. The moves "
         "are random; under each strength the same ones come in the same order."
-        + " A name in brackets is the flow's guess of the class."
-        * guessing
     )
+    if guessing:
+        caption += " A name in brackets is the flow's guess of the class."
     return draw_grid(rows, titles, names, cell or _cell(images), caption)
 
 
@@ -227,8 +257,7 @@ def preview_interpolation(
 
 
 def _draw(args: argparse.Namespace) -> Image.Image:
-    linear = args.flow == "linear"
-    flow = _fitted(args) if linear else ConditionalFlow.from_pretrained(args.flow)
+    flow = _fitted(args) if args.flow == LINEAR else ConditionalFlow.from_pretrained(args.flow)
     if args.samples:
         return _preview_samples(flow, args)
     found = find_images(args.images, args.count, args.seed, flow.config.class_names)
@@ -241,12 +270,11 @@ def _draw(args: argparse.Namespace) -> Image.Image:
         return preview_interpolation(flow, images, cell=args.cell or CELL, caption=caption)
     saved = flow.config.augment  # settings that hold where flags do not say
     strengths = args.strengths or usual_strengths(saved.get("strength", 0.5))
-    modes = saved.get("modes") if args.modes is None else args.modes
-    kind, own = args.kind or saved.get("kind", "pca"), {k: saved[k] for k in saved if k == "labels"}
+    settings: dict[str, Any] = {k: saved[k] for k in ("modes", "kind", "labels") if k in saved}
+    given = {"modes": args.modes, "kind": args.kind, "seed": args.seed, "cell": args.cell}
+    settings |= {k: v for k, v in given.items() if v is not None}
     folders = [_folder(p, args.images) for p, _ in found]
-    return preview_augmentation(
-        flow, images, strengths, 2, modes, kind, args.seed, args.cell, folders, **own
-    )
+    return preview_augmentation(flow, images, strengths, folders=folders, **settings)
 
 
 def _folder(path: Path, root: Path) -> str:
@@ -262,9 +290,7 @@ def _fitted(args: argparse.Namespace) -> ConditionalFlow:
 
 
 def _shown(path: Path, channels: int) -> Image.Image:
-    image = read_image(path, channels)
-    image.thumbnail((LARGEST, LARGEST))  # leaves a smaller one as it is
-    return image
+    return shrink(read_image(path, channels))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -290,20 +316,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.samples and args.interpolate:
         parser.error("--samples and --interpolate are two pictures: choose one")
-    if args.out.suffix.lower() not in FORMATS:
-        parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {args.out}")
+    check_picture_name(parser, args.out)
     if args.cell is not None and not 16 <= args.cell <= LARGEST:
         parser.error(f"--cell takes 16 to {LARGEST} pixels, got {args.cell}")
     if args.count < 1:
         parser.error(f"--count takes at least 1 image, got {args.count}")
-    if args.images is None and (args.flow == "linear" or not args.samples):
+    if args.images is None and (args.flow == LINEAR or not args.samples):
         parser.error(
             "--images is required: a folder of images (only --samples of a pretrained --flow NAME "
             "goes without)"
         )
     try:
-        sheet, kind = _draw(args), FORMATS[args.out.suffix.lower()]
-        write_atomically(args.out, lambda p: sheet.save(p, format=kind))
+        sheet = _draw(args)
+        write_picture(sheet, args.out)
     except (ValueError, OSError, Warning) as e:  # Warning: python -W error
         parser.exit(2, f"error: {e}\n")
     print(f"{args.out}: {sheet.width} x {sheet.height}")

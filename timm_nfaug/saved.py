@@ -13,6 +13,16 @@ from .hub import LINEAR, Name, Picture, resolve, write_preview
 from .moves import usual_modes
 
 
+def settings_of(augment: Any) -> dict[str, Any]:
+    """The settings of an `NFAugment` that are saved with its flow.
+
+    >>> from timm_nfaug import NFAugment
+    >>> settings_of(NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0))["p"]
+    1.0
+    """
+    return {name: getattr(augment, name) for name in SETTINGS.values()}
+
+
 class SavedMixin:
     """Saves, loads and uploads an `NFAugment`.
 
@@ -100,7 +110,6 @@ class SavedMixin:
                 f"{type(self.change).__name__}: save the arguments that you make it from, or make "
                 "one by NFAugment.from_data(loader) or NFAugment.from_pretrained(name)"
             )
-        settings: dict[str, Any] = {key: getattr(self, key) for key in SETTINGS.values()}
         saved = copy.copy(flow)
-        saved.config = dataclasses.replace(flow.config, augment=settings)
+        saved.config = dataclasses.replace(flow.config, augment=settings_of(self))
         return saved

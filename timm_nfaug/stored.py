@@ -102,7 +102,7 @@ def read_flow(directory: Path, make: Make) -> "ConditionalFlow":
         OSError: a file cannot be read.
     """
     path, config_path = directory / WEIGHTS_NAME, directory / CONFIG_NAME
-    config, digest = _read_config(config_path)
+    config, digest = read_config(config_path)
     with _named(path, AGAIN), open(path, "rb") as f:  # once: a save may put another in its place
         shapes, inside = _read_header(f)
         tied = digest == _digest(f)
@@ -138,8 +138,16 @@ def _named(path: Path, remedy: str) -> Iterator[None]:
         raise ValueError(f"{path}: {e}; {remedy}") from e
 
 
-def _read_config(path: Path) -> tuple[FlowConfig, str | None]:
-    """The config, and the digest of its weights where it holds one."""
+def read_config(path: Path) -> tuple[FlowConfig, str | None]:
+    """Reads a config.json: the config, and the digest of its weights where it holds one.
+
+    >>> bundled = Path(__file__).parent / "checkpoints" / "linear.cifar10"
+    >>> read_config(bundled / CONFIG_NAME)[0].num_classes
+    10
+
+    Raises:
+        ValueError, OSError: the file is damaged or missing; names it.
+    """
     with _named(path, f"correct it, or {AGAIN}"):
         with open(path, "rb") as f:
             values = _parsed(f.read(MAX_CONFIG + 1), MAX_CONFIG)

@@ -17,7 +17,7 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.flags import _augment_from_args, _needs_fit, _useless
+from .integration.flags import augment_from_args, needs_fit, useless_flag
 from .integration.pillow import guard_posterize
 
 USAGE = "python -m timm_nfaug.train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
@@ -47,7 +47,7 @@ def install(module: ModuleType) -> None:
     Traceback (most recent call last):
     SystemExit: the running program is no timm train.py: expected a module-level parser, ...
     """
-    own, parser = _names_of(module), module.parser
+    own, parser = names_of(module), module.parser
     parse = parser.parse_args
     add_args(parser)
 
@@ -57,16 +57,21 @@ def install(module: ModuleType) -> None:
             if values.aug:
                 parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
             values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
-        if flag := _useless(values):
+        if flag := useless_flag(values):
             parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
-        _hook(module, own, values)
+        hook(module, own, values)
         return values
 
     parser.parse_args = parse_args
 
 
-def _names_of(module: ModuleType) -> dict[str, Any]:
-    """The names of a loaded train.py; raises SystemExit where it has not the shape of timm's."""
+def names_of(module: ModuleType) -> dict[str, Any]:
+    """The names of a loaded train.py; raises SystemExit where it has not the shape of timm's.
+
+    >>> names_of(ModuleType("script"))
+    Traceback (most recent call last):
+    SystemExit: the running program is no timm train.py: expected a module-level parser, ...
+    """
     own, path = dict(vars(module)), getattr(module, "__file__", None) or "the running program"
     lacks = [name for name in ("parser", "create_loader", "main") if name not in own]
     if lacks or not isinstance(own["parser"], argparse.ArgumentParser):
@@ -78,16 +83,24 @@ def _names_of(module: ModuleType) -> dict[str, Any]:
     return own
 
 
-def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -> None:
-    """Puts the augmentation that parsed flags ask for into the functions of a train.py."""
+def hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -> None:
+    """Puts the augmentation that parsed flags ask for into the functions of a train.py.
+
+    Args:
+        own: the names of the module before, as `names_of` gives them.
+
+    >>> hook(script := ModuleType("script"), {"create_loader": len}, argparse.Namespace(aug=None))
+    >>> script.create_loader([1, 2])
+    2
+    """
     factory = create = own["create_loader"]
     try:
-        augment = _augment_from_args(values)
+        augment = augment_from_args(values)
     except (ValueError, OSError) as e:
         raise SystemExit(f"error: {e}") from None
     if augment is not None:
         seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
-        fit, place, cache = _needs_fit(values), values.nfa_place, values.nfa_cache
+        fit, place, cache = needs_fit(values), values.nfa_place, values.nfa_cache
         factory = loader_factory(create, augment, seed, fit, classes, place, cache)
     if factory is not create and getattr(values, "naflex_loader", False):  # its batches are patches
         raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")
@@ -103,8 +116,8 @@ def _hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) -
                 loader.epoch = epoch
         return own["train_one_epoch"](epoch, *args, **kwargs)
 
-    for hook in (create_loader, train_one_epoch):
-        setattr(module, hook.__name__, hook)
+    for function in (create_loader, train_one_epoch):
+        setattr(module, function.__name__, function)
 
 
 def _one_line(function: Callable) -> Callable:

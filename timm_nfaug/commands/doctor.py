@@ -17,15 +17,14 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import pil_to_tensor
 
-from .._utils.files import write_atomically
 from .._utils.notices import NFAWarning
 from ..augment import NFAugment
-from ..integration.fit import _evenly
-from ..integration.flags import _checked
+from ..integration.classes import evenly
+from ..integration.flags import nfa_string
 from ..integration.pillow import guard_posterize
-from ..preview import FORMATS, SMALL, Labelled, preview_augmentation
+from ..preview import SMALL, Labelled, check_picture_name, preview_augmentation, write_picture
 from ..spec import parse_config
-from .survey import SIDE, Survey, _few, _problems_of_folders, file_of, square, survey
+from .survey import SIDE, Survey, few, file_of, problems_of_folders, square, survey
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"  # timm's usual one
 SHOWN, TIMED = 4, 10  # images in the picture, and in the timing
@@ -69,13 +68,13 @@ def rule_for(images_a_class: float) -> _Rule:
 
 def _problems(found: Survey) -> list[str]:
     """What is wrong with a dataset, each with its remedy."""
-    said = _problems_of_folders(found)
+    said = problems_of_folders(found)
     name = lambda i: file_of(found.dataset, i)
     if deep := [i for i, look in found.looks.items() if look.deep]:
         modes = ", ".join(sorted({found.looks[i].mode for i in deep}))
         said.append(
             f"{len(deep)} of {found.looked_at} images have more than 8 bits a channel (mode "
-            f"{modes}), {_few([name(i) for i in deep])}: Pillow turns all above level 255 "
+            f"{modes}), {few([name(i) for i in deep])}: Pillow turns all above level 255 "
             "white; convert them to 8 bits, or see docs/ranges.md"
         )
     for i, why in list(found.broken.items())[:3]:
@@ -85,7 +84,7 @@ def _problems(found: Survey) -> list[str]:
         said.append(f"{more} more of {found.looked_at} files cannot be read")
     if single := sorted(k for k, n in found.counts.items() if n == 1):
         said.append(
-            f"one image in {len(single)} of {len(found.counts)} classes, {_few(single)}: modes of "
+            f"one image in {len(single)} of {len(found.counts)} classes, {few(single)}: modes of "
             "the class (-lgiven) would leave it unmoved; keep -lnone, modes of all images"
         )
     return said
@@ -152,7 +151,7 @@ def _about(found: Survey) -> list[Line]:
         ("data", f"{found.root}: {len(found.dataset):,} images in {len(counts)} {classes}"),
         ("per class", f"{counts[0]} image{'s' * (counts[0] > 1)}" if counts[0] == counts[-1] else spread),
         ("labels", f"{'folder names' if found.in_folders else 'of the dataset'}: "
-                   f"{_few(list(found.counts))}"),
+                   f"{few(list(found.counts))}"),
     ]  # fmt: skip
     return lines + ([("images", _images_line(found))] if found.looks else [])
 
@@ -162,7 +161,7 @@ def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list
     rule = rule_for(statistics.median(found.counts.values()))
     sides = sorted(max(look.size) for look in found.looks.values())
     side = args.img_size or (sides[-1] if sides[-1] <= SMALL else 224)
-    images = [square(found.dataset, i, side) for i in _evenly(found.usable, TIMED)]
+    images = [square(found.dataset, i, side) for i in evenly(found.usable, TIMED)]
     nfa, policy = _cost(augment, images)
     _draw(found, args.out, augment, side)
     first = f"--aug {rule.aug}" if rule.aug else f"RandAugment first (--aa {RANDAUGMENT})"
@@ -189,7 +188,7 @@ def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list
 
 def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
     """Writes the picture of a few images before and after."""
-    shown = _evenly(found.usable, SHOWN)
+    shown = evenly(found.usable, SHOWN)
     images: Labelled = [(square(found.dataset, i, side), None) for i in shown]
     folders = [found.class_of(i) for i in shown]
     cell = 96 if side <= SMALL else min(side, 224)
@@ -197,8 +196,7 @@ def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
     sheet = preview_augmentation(
         augment.flow, images, strengths, 2, *how, 0, cell, folders, labels="none"
     )
-    kind = FORMATS[out.suffix.lower()]
-    write_atomically(out, lambda path: sheet.save(path, format=kind))
+    write_picture(sheet, out)
 
 
 def _report(found: Survey, args: argparse.Namespace) -> tuple[list[Line], bool]:
@@ -229,22 +227,13 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="folder of class folders, with or without train/")
     add("--dataset", default="", metavar="NAME", help="with DATA as its root, as train.py takes it")
-    add(
-        "--img-size",
-        type=int,
-        metavar="N",
-        help="of the training (default: 224; small images' own)",
-    )
-    add(
-        "--aug",
-        type=_checked,
-        metavar="NFA",
-        help="settings to look at (default: recommended ones)",
-    )
+    size = "of the training (default: 224; small images' own)"
+    add("--img-size", type=int, metavar="N", help=size)
+    settings = "settings to look at (default: recommended ones)"
+    add("--aug", type=nfa_string, metavar="NFA", help=settings)
     add("--out", type=Path, default=Path("preview.png"), help="picture (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.out.suffix.lower() not in FORMATS:
-        parser.error(f"--out takes a name that ends in {', '.join(FORMATS)}, got {args.out}")
+    check_picture_name(parser, args.out)
     if args.img_size is not None and args.img_size < 8:
         parser.error(f"--img-size takes at least 8 pixels, got {args.img_size}")
     try:

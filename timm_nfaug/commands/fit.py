@@ -16,9 +16,10 @@ from ..config import settings_string
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..hub import LINEAR
-from ..integration.fit import _evenly
+from ..integration.classes import evenly
 from ..integration.folder import describe, fit_to, training_set
-from ..preview import LARGEST, Labelled, preview_augmentation, usual_strengths
+from ..preview import Labelled, preview_augmentation, shrink, usual_strengths
+from ..saved import settings_of
 from ..spec import parse_config
 
 ROWS = 6  # of the picture
@@ -44,12 +45,10 @@ def _examples(dataset: Any, channels: int, labelled: bool) -> Labelled:
     if isinstance(dataset, IterableDataset):
         samples = list(itertools.islice(dataset, ROWS))
     else:
-        samples = [dataset[i] for i in _evenly(list(range(len(dataset))), ROWS)]
+        samples = [dataset[i] for i in evenly(list(range(len(dataset))), ROWS)]
     mode = "L" if channels == 1 else "RGB"
-    found: Labelled = [(image.convert(mode), k if labelled else None) for image, k, *_ in samples]
-    for image, _ in found:
-        image.thumbnail((LARGEST, LARGEST))  # leaves a smaller one as it is
-    return found
+    label = lambda k: k if labelled else None
+    return [(shrink(image.convert(mode)), label(k)) for image, k, *_ in samples]
 
 
 def _picture(augment: NFAugment, dataset: Any) -> Image.Image:
@@ -77,9 +76,9 @@ def _fit(args: argparse.Namespace) -> str:
     augment = fit_to(augment, dataset, args.num_classes, args.workers)
     augment.flow.config.info |= describe(args.data_dir, args.dataset, dataset)
     augment.save_pretrained(args.out, args.name, preview=_picture(augment, dataset))
-    info, settings = augment.flow.config.info, augment._flow_to_save().config.augment
+    info, settings = augment.flow.config.info, settings_string(settings_of(augment))
     return (
-        f"saved {args.out}: {settings_string(settings)}, modes of {info['images']:,} images of "
+        f"saved {args.out}: {settings}, modes of {info['images']:,} images of "
         f"{info['data']}; look at {args.out / 'preview.png'}\n"
         f'use it: NFAugment.from_pretrained("{args.out}"), or --aug nfa --nfa-flow {args.out}'
     )

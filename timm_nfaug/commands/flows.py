@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 from .. import hub
-from ..stored import CONFIG_NAME, WEIGHTS_NAME, _read_config
+from ..stored import CONFIG_NAME, WEIGHTS_NAME, read_config
 
-LINEAR = {"name": "linear", "about": "modes of your own data: no file"}
+WITHOUT_FILE = {"name": hub.LINEAR, "about": "modes of your own data: no file"}
 COLUMNS = ("name", "size", "classes", "data", "bits/dim", "class accuracy", "file")
 
 
@@ -21,7 +21,7 @@ def describe(name: str) -> dict[str, Any]:
         ValueError, OSError: there is no such flow, or its config.json is damaged.
     """
     folder = hub.resolve(name)
-    config, _ = _read_config(folder / CONFIG_NAME)
+    config, _ = read_config(folder / CONFIG_NAME)
     metrics = config.info.get("metrics", {})
     return {
         "name": name,
@@ -51,7 +51,7 @@ def _table(flows: list[dict[str, Any]]) -> str:
     rows = [list(COLUMNS), *map(_row, flows)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-    lines.insert(1, f"{LINEAR['name']:{widths[0]}}  {LINEAR['about']}")
+    lines.insert(1, f"{WITHOUT_FILE['name']:{widths[0]}}  {WITHOUT_FILE['about']}")
     return "\n".join(lines)
 
 
@@ -74,4 +74,4 @@ def main(argv: list[str] | None = None) -> None:
         flows = [describe(name) for name in args.names or hub.bundled_flows()]
     except (ValueError, OSError) as e:
         parser.exit(1, f"error: {e}\n")
-    print(json.dumps([LINEAR, *flows], indent=1) if args.json else _table(flows))
+    print(json.dumps([WITHOUT_FILE, *flows], indent=1) if args.json else _table(flows))

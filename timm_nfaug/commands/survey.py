@@ -8,27 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
-from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
-from ..integration.fit import _class_names, _evenly, _labels
+from ..integration.classes import class_names, evenly, stored_labels
+from ..integration.folder import TRAIN, training_set
 from ..preview import EXTENSIONS
 from ..reading import name_of
 
 LOOKED_AT = 512  # images that are opened, spread evenly over the dataset
 SIDE = 32  # of the small copies that modes are found in
-SPLITS = {
-    "train",
-    "training",
-    "val",
-    "valid",
-    "validation",
-    "eval",
-    "evaluation",
-    "test",
-    "testing",
-}
+SPLITS = {*TRAIN, "val", "valid", "validation", "eval", "evaluation", "test", "testing"}
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -98,17 +88,14 @@ def survey(data: Path, name: str = "") -> Survey:
     """
     if not data.is_dir():
         raise FileNotFoundError(f"no directory {data}")
-    try:
-        dataset = create_dataset(name, root=str(data), split="train")
-    except (RuntimeError, AssertionError, ImportError) as e:
-        raise ValueError(str(e)) from None
-    labels = None if isinstance(dataset, IterableDataset) else _labels(dataset)
+    dataset = training_set(data, name)
+    labels = None if isinstance(dataset, IterableDataset) else stored_labels(dataset)
     if labels is None:
         raise ValueError(f"{name} is a stream, or does not know its labels: the doctor needs both")
-    names = _class_names(dataset) or [str(k) for k in range(max(labels) + 1)]
+    names = class_names(dataset) or [str(k) for k in range(max(labels) + 1)]
     root = getattr(getattr(dataset, "reader", dataset), "root", data)
     found = Survey(dataset, Path(root), labels, names)
-    for i in _evenly(list(range(len(labels))), LOOKED_AT):
+    for i in evenly(list(range(len(labels))), LOOKED_AT):
         try:
             found.looks[i] = _look(dataset, i)
         except Exception as e:  # decoders of damaged files raise anything
@@ -156,8 +143,12 @@ def square(dataset: Any, i: int, side: int) -> Image.Image:
         return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
 
 
-def _problems_of_folders(found: Survey) -> list[str]:
-    """What is odd about the folders of a dataset, each with its remedy; nothing of one by name."""
+def problems_of_folders(found: Survey) -> list[str]:
+    """What is odd about the folders of a dataset, each with its remedy; nothing of one by name.
+
+    >>> problems_of_folders(Survey([], Path(), labels=[], names=[]))
+    []
+    """
     if not found.in_folders:
         return []
     root, problems = found.root, []
@@ -169,7 +160,7 @@ def _problems_of_folders(found: Survey) -> list[str]:
             empty.append(folder)
     if empty:
         problems.append(
-            f"{len(empty)} class folder{'s' * (len(empty) > 1)} without images, {_few(empty)}: "
+            f"{len(empty)} class folder{'s' * (len(empty) > 1)} without images, {few(empty)}: "
             "remove, or add images"
         )
     if others:
@@ -177,7 +168,7 @@ def _problems_of_folders(found: Survey) -> list[str]:
         problems.append(f"timm skips the files {kinds}: convert them to .png or .jpg")
     if inside := sorted(SPLITS & {name.lower() for name in found.counts}):
         problems.append(
-            f"{_few(inside)} is taken for a class: put training images into DATA/train/CLASS/, "
+            f"{few(inside)} is taken for a class: put training images into DATA/train/CLASS/, "
             "others into DATA/val/CLASS/"
         )
     if set(found.counts) == {""}:
@@ -193,20 +184,25 @@ def _problems_of_val(found: Survey) -> list[str]:
     nested = {n.lower() for n in os.listdir(root) if (root / n).is_dir()} & SPLITS
     if nested and not nested & {name.lower() for name in found.counts}:
         return [
-            f"{_few(sorted(nested))} lies among the class folders, so that its images are trained "
+            f"{few(sorted(nested))} lies among the class folders, so that its images are trained "
             f"on: move it out of {root}"
         ]
     val = next((root.parent / n for n in ("val", "validation") if (root.parent / n).is_dir()), None)
-    if val is None or root.name not in ("train", "training"):
+    if val is None or root.name not in TRAIN:
         return []
     own, other = ({p.name for p in folder.iterdir() if p.is_dir()} for folder in (root, val))
     if own == other:
         return []
     return [
-        f"{val.name} and {root.name} have other class folders ({_few(sorted(own ^ other))} in one "
+        f"{val.name} and {root.name} have other class folders ({few(sorted(own ^ other))} in one "
         "alone), so that labels do not agree: make them the same"
     ]
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first names of a list, and how many there are.
+
+    >>> few(["a", "b", "c", "d"])
+    'a, b, c, ... (4)'
+    """
     return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

@@ -93,7 +93,7 @@ class ClassMoments:
 
     def _reduced(self, rows: Tensor) -> Tensor:
         """Makes at most `sketch_rows` rows (., D) of nearly the same energy as `rows`."""
-        s, v = _thin_svd(rows)
+        s, v = thin_svd(rows)
         return s[: self.sketch_rows, None] * v[: self.sketch_rows]
 
     @torch.no_grad()
@@ -133,10 +133,10 @@ class ClassMoments:
             most = r if self.shrinkage and images else min(r, images - 1)
             if most > 0:
                 parts = [own[k] ** 0.5 * self._sketch[k], shared[k] ** 0.5 * everyone]
-                s, v = _thin_svd(torch.cat(parts))
+                s, v = thin_svd(torch.cat(parts))
                 # float32 sketches: what is below 1e-6 of the largest is rounding
                 n = min(most, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()))
-                modes[k, :n], std[k, :n] = _fix_signs(v[:n]), s[:n]
+                modes[k, :n], std[k, :n] = fix_signs(v[:n]), s[:n]
         return modes, std
 
     def _within(self) -> Tensor:
@@ -159,8 +159,12 @@ class ClassMoments:
         return mean, variance
 
 
-def _thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values, largest first, and right vectors as rows, of (n, D)."""
+def thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (m,), largest first, and right vectors (m, D) of rows (n, D), m = min(n, D).
+
+    >>> thin_svd(torch.diag(torch.tensor([3.0, 4.0])))[0]
+    tensor([4., 3.])
+    """
     rows = rows.double()
     if rows.shape[0] > rows.shape[1]:
         _, s, v = torch.linalg.svd(rows, full_matrices=False)
@@ -171,7 +175,11 @@ def _thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
     return s.float(), v.float()
 
 
-def _fix_signs(v: Tensor) -> Tensor:
-    """Makes the largest entry of each row positive: the same data give the same modes anywhere."""
+def fix_signs(v: Tensor) -> Tensor:
+    """Makes the largest entry of each row positive: the same data give the same modes anywhere.
+
+    >>> fix_signs(torch.tensor([[1.0, -2.0]]))
+    tensor([[-1.,  2.]])
+    """
     top = v.gather(1, v.abs().argmax(1, keepdim=True))
     return v * torch.where(top < 0, -1.0, 1.0)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .moments import ClassMoments, _fix_signs, _thin_svd
+from .moments import ClassMoments, fix_signs, thin_svd
 
 Random = torch.Generator | None  # None: torch's own
 
@@ -99,9 +99,9 @@ class ClassGaussians(nn.Module):
         r, rows = self.num_modes, self.mu.new_zeros(0, self.dim)
         for k in torch.arange(self.num_classes).split(max(1, 1024 // (r + 1))):  # some at a time
             new = torch.cat([gap[k].unsqueeze(1), along[k]], 1) * w[k].sqrt().unsqueeze(2)
-            std, modes = _thin_svd(torch.cat([rows, new.flatten(0, 1)]))
+            std, modes = thin_svd(torch.cat([rows, new.flatten(0, 1)]))
             rows = (std.unsqueeze(1) * modes)[: 2 * r + 16]  # what is dropped lies far below
-        modes, std = _padded(_fix_signs(modes[:r]), r), _padded(std[:r], r)
+        modes, std = _padded(fix_signs(modes[:r]), r), _padded(std[:r], r)
         pooled = ClassGaussians(1, self.dim, None, self.c, r, self.low_rank).to(self.mu)
         pooled._set(mean, variance, modes.unsqueeze(0), std.unsqueeze(0))
         return pooled

@@ -24,6 +24,7 @@ from ..augment import NFAugment
 from ..data.transforms import set_transform
 from ..reading import WorkerLoader, count_images, message_of, naming
 from ..unchanged import say_fitted
+from .classes import class_names, class_to_idx, spread, stored_labels
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def _check_channels(augment: NFAugment, given: int, source: str = "the loader gi
 
 
 def _check_classes(dataset: Any, augment: NFAugment) -> None:
-    own, flow = _class_names(_unwrapped(dataset)), getattr(augment, "flow", None)
+    own, flow = class_names(_unwrapped(dataset)), getattr(augment, "flow", None)
     names = [] if flow is None else flow.config.class_names
     if augment.labels == "given" and own and names and own != names:
         few, has = (", ".join(n[:4] + [f"... ({len(n)})"] * (len(n) > 4)) for n in (names, own))
@@ -84,7 +85,7 @@ def _fit_to_dataset(
     classes = _count_classes(augment, base, num_classes)
     loader = _images(augment, base, classes, workers, plain, like)
     augment = _fit_to_batches(augment, loader, classes)
-    if augment.labels != "none" and len(names := _class_names(base)) == classes:
+    if augment.labels != "none" and len(names := class_names(base)) == classes:
         augment.flow.config.class_names = names
     augment.flow.config.info["images"] = loader.read
     if process_rank() == 0:
@@ -194,9 +195,9 @@ def _images(
             data.reader = copy.copy(data.reader)
             data.set_loader_cfg(num_workers=how["num_workers"])
         return _Reader(WorkerLoader(data, like, **how), wanted * classes)
-    labels = [0] * len(base) if augment.labels == "none" else _labels(base)
+    labels = [0] * len(base) if augment.labels == "none" else stored_labels(base)
     if labels is not None:
-        how["sampler"] = _spread(labels, wanted)
+        how["sampler"] = spread(labels, wanted)
     return _Reader(WorkerLoader(data, like, **how))
 
 
@@ -224,41 +225,13 @@ def _collated(to_levels: Callable, samples: list[Any]) -> Any:
 def _count_classes(augment: NFAugment, base: Any, num_classes: int | None) -> int:
     if augment.labels == "none":
         return 1
-    if mapping := _class_to_idx(base):  # names may share a label, and labels have gaps
+    if mapping := class_to_idx(base):  # names may share a label, and labels have gaps
         return max(mapping.values()) + 1
     names = getattr(base, "classes", None)
     if count := num_classes or (len(names) if isinstance(names, (list, tuple)) else 0):
         return count
     name = type(base).__name__
     raise NFAError(f"{name} does not know its classes; say how many there are with --num-classes")
-
-
-def _labels(dataset: Any) -> list[int] | None:
-    """Label of each sample, where timm's reader or torchvision's dataset holds them, or None."""
-    if getattr(dataset, "target_transform", None) is not None:
-        return None
-    reader = getattr(dataset, "reader", dataset)
-    try:
-        if (found := getattr(reader, "targets", None)) is None:  # timm's for the Hub gives each one
-            one_by_one = hasattr(reader, "iter_targets")
-            found = list(reader.iter_targets()) if one_by_one else [k for _, k in reader.samples]
-        labels = [int(k) for k in torch.as_tensor(found).tolist()]
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # none, or no integers
-        return None
-    return labels if len(labels) == len(dataset) else None
-
-
-def _spread(labels: list[int], count: int) -> list[int]:
-    """Indices of up to `count` samples of each label, evenly spaced among its own, in order."""
-    members: dict[int, list[int]] = {}
-    for i, k in enumerate(labels):
-        members.setdefault(k, []).append(i)
-    return sorted(i for own in members.values() for i in _evenly(own, count))
-
-
-def _evenly(items: list, count: int) -> list:
-    n = min(count, len(items))
-    return [items[i * len(items) // n] for i in range(n)]
 
 
 def _unwrapped(dataset: Any) -> Any:
@@ -269,14 +242,3 @@ def _unwrapped(dataset: Any) -> Any:
 
 def _is_scheduled(dataset: Any) -> bool:
     return type(dataset).__name__ == "ScheduledTransformDataset"  # which older timms lack
-
-
-def _class_to_idx(dataset: Any) -> dict[str, int]:
-    """Labels by class name, from timm's readers (also of tar files) and torchvision's datasets."""
-    owners = (getattr(dataset, "reader", dataset), dataset)
-    found = (getattr(o, n, None) for o in owners for n in ("class_to_idx", "class_name_to_idx"))
-    return next(filter(None, found), {})
-
-
-def _class_names(dataset: Any) -> list[str]:
-    return [str(k) for k, _ in sorted(_class_to_idx(dataset).items(), key=lambda kv: kv[1])]

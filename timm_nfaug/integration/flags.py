@@ -20,8 +20,12 @@ from .fit import _check_channels
 PLACES = ("batch", "dataset")
 
 
-def _checked(text: str) -> str:
-    """Refuses a bad string at parsing, before anything is built."""
+def nfa_string(text: str) -> str:
+    """The type of ``--aug``: refuses a bad string at parsing, before anything is built.
+
+    >>> nfa_string("nfa-s1")
+    'nfa-s1'
+    """
     try:
         parse_config(text)
     except ValueError as e:
@@ -54,7 +58,7 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "that epochs need no flow; NFA then comes before crop and flip, in the loader's workers"
     )
     strict = "end with an error where NFA would warn: at images that it cannot move, or guesses"
-    add("--aug", type=_checked, metavar="NFA", help=what)
+    add("--aug", type=nfa_string, metavar="NFA", help=what)
     add("--nfa-flow", default=LINEAR, metavar="NAME", help=flow)
     add("--nfa-fit", action="store_true", help=fit)
     add("--nfa-place", choices=PLACES, default="batch", help=f"{place} (default: batch)")
@@ -86,18 +90,27 @@ def _complete(args: Any) -> Any:
     return args
 
 
-def _useless(args: Any) -> str | None:
-    """A flag of NFA that is given without --aug, and would do nothing."""
+def useless_flag(args: Any) -> str | None:
+    """A flag of NFA that is given without --aug, and would do nothing.
+
+    >>> add_args(parser := argparse.ArgumentParser())
+    >>> useless_flag(parser.parse_args(["--nfa-fit"]))
+    '--nfa-fit'
+    """
     usual = {} if args.aug else _usual()
     given = (k for k, v in usual.items() if k != "aug" and getattr(args, k) != v)
     return next((f"--{k.replace('_', '-')}" for k in given), None)
 
 
-def _augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:
+def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugment | None:
     """The augmentation that parsed flags ask for, if any; modes may have to be fitted yet.
 
     `shape` is that of the images, (C, H, W), for what `args` leave open. Raises ValueError where
     flags do not go together, and OSError where a flow cannot be loaded.
+
+    >>> add_args(parser := argparse.ArgumentParser())
+    >>> augment_from_args(parser.parse_args(["--aug", "nfa-k8"])).modes
+    8
     """
     if not getattr(args, "aug", None):
         return None
@@ -128,7 +141,12 @@ def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
     return NFAugment.to_fit(flow, strict=args.nfa_strict, **parse_config(args.aug))
 
 
-def _needs_fit(args: Any) -> bool:
+def needs_fit(args: Any) -> bool:
+    """Whether the modes of the augmentation that flags ask for have to be fitted yet.
+
+    >>> needs_fit(argparse.Namespace(nfa_flow="linear", nfa_fit=False))
+    True
+    """
     return bool(args.nfa_fit or args.nfa_flow == LINEAR)
 
 

@@ -9,9 +9,10 @@ from timm.data import ImageDataset, create_dataset
 from .._utils.notices import NFAError
 from ..augment import NFAugment
 from ..reading import message_of, read_image
-from .fit import _class_to_idx, _fit_to_dataset
+from .classes import class_to_idx
+from .fit import _fit_to_dataset
 
-TRAIN = ("train", "training")  # of such folders the one above has the data's own name
+TRAIN = ("train", "training")  # folders of training images; the one above has the data's own name
 
 
 class ImageFiles(ImageDataset):
@@ -87,5 +88,5 @@ def describe(folder: str | os.PathLike, name: str, dataset: Any) -> dict[str, An
     """
     path = Path(os.path.abspath(folder))
     own = path.parent.name if path.name.lower() in TRAIN else path.stem
-    names = _class_to_idx(dataset) or getattr(dataset, "classes", None) or ()
+    names = class_to_idx(dataset) or getattr(dataset, "classes", None) or ()
     return {"data": name or own} | ({"classes": len(names)} if names else {})

@@ -18,7 +18,7 @@ from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from ..fit import check_loader
 from . import fit
-from .flags import LINEAR, _augment_from_args, _complete, _needs_fit, _useless
+from .flags import LINEAR, _complete, augment_from_args, needs_fit, useless_flag
 from .loader import NFALoader, _find_mixup, _say_on
 
 
@@ -45,8 +45,8 @@ def wrap_loader(
     >>> wrap_loader([], argparse.Namespace(aug=None))
     []
     """
-    augment = _augment_from_args(args := _complete(args))
-    if flag := _useless(args):
+    augment = augment_from_args(args := _complete(args))
+    if flag := useless_flag(args):
         raise NFAError(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
     if augment is None or augment.idle:
         return loader
@@ -57,7 +57,7 @@ def wrap_loader(
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
         loader = _bare(loader)
-    if _needs_fit(args):
+    if needs_fit(args):
         with random_numbers_apart():
             scale = {"mean": mean, "std": std, "value_range": value_range}
             augment = _sized(augment, args, loader).replace(**scale)
@@ -131,7 +131,7 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
-            augment = _augment_from_args(args, tuple(images.shape[1:])) or augment
+            augment = augment_from_args(args, tuple(images.shape[1:])) or augment
         fit._check_channels(augment, images.shape[1])
     return augment
 
