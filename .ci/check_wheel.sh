@@ -24,6 +24,7 @@ echo "$(basename "$wheel"): $size bytes"
 
 cd "$tmp"
 venv/bin/python -m pip install -q "$wheel"
+HF_HUB_OFFLINE=1 venv/bin/timm-nfaug flows
 HF_HUB_OFFLINE=1 venv/bin/python -I - <<'PY'
 import sys
 from importlib.metadata import files

@@ -59,7 +59,7 @@ FLAGS = """
 In timm's train.py, of which `--aug nfa-s1` and the like change single settings:
 
 ```bash
-python -m timm_nfaug.train path/to/train.py --aug nfa --nfa-flow {source}
+timm-nfaug train path/to/train.py --aug nfa --nfa-flow {source}
 ```
 """
 WHERE = f"""

@@ -1,7 +1,8 @@
-"""Runs an unmodified timm train.py with NFA: ``python -m timm_nfaug.train train.py --aug nfa``.
+"""Runs an unmodified timm train.py with NFA: ``timm-nfaug train train.py --aug nfa``.
 
 The script is loaded as a module, its parser gets the flags of `add_args`, its `create_loader` is
 replaced, and its `main()` is called. All else, `--config` and `args.yaml` included, is its own.
+``python -m timm_nfaug.train`` is the same, for torchrun.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from .integration import NFAError, NFALoader, add_args, loader_factory
 from .integration.flags import augment_from_args, needs_fit, useless_flag
 from .integration.pillow import guard_posterize
 
-USAGE = "python -m timm_nfaug.train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
+USAGE = "timm-nfaug train path/to/train.py --aug nfa-s0.5-k32-p0.5 [flags]"
 WHERE = "train.py comes with timm's repository, not with its package: copy it from there"
 
 
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     path = Path(argv[0] if argv else "nothing")
     if path.suffix != ".py":
         epilog = f"{WHERE}. After its path --help shows its own."
-        parser = argparse.ArgumentParser("timm_nfaug.train", USAGE, epilog=epilog)
+        parser = argparse.ArgumentParser("timm-nfaug train", USAGE, epilog=epilog)
         add_args(parser)
         parser.parse_args([a for a in argv[:1] if a in ("-h", "--help")])  # shows it and ends
         parser.error(f"expected the path of a train.py first, got {path}; {WHERE}")
