@@ -8,6 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+import timm_nfaug as nfa
 import timm_nfaug.flows.moments
 from timm_nfaug._utils.checks import check_choice, check_labels
 from timm_nfaug.flows.moments import ClassMoments
@@ -469,3 +470,12 @@ def test_many_classes_are_pooled_some_at_a_time():
     expected = torch.linalg.svdvals(rows.flatten(0, 1).double() / 700**0.5)[:3]
     pooled = prior.pooled(torch.full((700,), 1 / 700))
     torch.testing.assert_close(pooled.mode_std[0].double(), expected, rtol=1e-5, atol=0)
+
+
+def test_a_pooled_flow_leaves_the_flow_of_classes_as_it_is():
+    flow = nfa.ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
+    flow.config.augment, before = {"strength": 1.0}, dict(flow.config.info)
+    pooled = flow.pooled()
+    assert flow.config.info == before and flow.config.augment and flow.num_classes == 10
+    assert "metrics" not in pooled.config.info and not pooled.config.augment
+    assert pooled.num_classes == 1 and not pooled.config.class_names

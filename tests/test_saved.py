@@ -456,3 +456,14 @@ def test_a_bundled_flow_brings_its_defaults():
     flow = nfa.ConditionalFlow.from_pretrained("conv_p4_tiny.digits")
     wanted = nfa.NFAugment(flow, modes=min(32, flow.prior.num_modes))
     assert settings_of(load("conv_p4_tiny.digits")) == settings_of(wanted)
+
+
+def test_a_fit_to_images_that_are_the_same_saves_nothing(tmp_path, capsys):
+    for i in range(3):
+        path = tmp_path / "my data" / "a" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (9, 99, 9)).save(path)
+    with pytest.raises(SystemExit) as e:
+        fit.main(["--data-dir", str(tmp_path / "my data"), "--out", str(tmp_path / "my out")])
+    assert e.value.code == 2 and not (tmp_path / "my out").exists()
+    assert "nothing to save: the images have no modes" in capsys.readouterr().err

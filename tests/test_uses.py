@@ -1,5 +1,6 @@
 """The everyday uses of docs/data.md as they stand there, and what augments in the workers: dataset, collate, examples."""
 
+import argparse
 import copy
 import hashlib
 import io
@@ -550,3 +551,12 @@ def test_every_recipe_of_the_page_has_its_test():
         "torchvision", "datasets", "webdataset", "albumentations", "create_loader",
     }  # fmt: skip
     assert set(recipes.recipes("data.md")) == tested
+
+
+def test_what_has_nfa_already_is_not_wrapped_again(toy_images):
+    augment = nfa.NFAugment.from_data([toy_images])
+    loader = DataLoader(nfa.NFADataset(TensorDataset(*toy_images), augment), 8)
+    nfa.add_args(parser := argparse.ArgumentParser())
+    args = parser.parse_args(["--aug", "nfa", "--nfa-flow", "linear.cifar10"])
+    with pytest.raises(nfa.NFAError, match="has NFA already"):
+        nfa.wrap_loader(loader, args)

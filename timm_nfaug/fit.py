@@ -173,6 +173,11 @@ class Opened:
             raise NFAError(EMPTY)
         found = torch.stack(ends)  # (batches, 2, C)
         low, high = (tuple(v.tolist()) for v in (found[:, 0].amin(0), found[:, 1].amax(0)))
+        if low == high:
+            raise NFAError(
+                f"all images hold the same values, {low} in their channels: there is nothing to "
+                "find modes in; give images that differ"
+            )
         _logger.info("NFA: value_range found in the images: (%s, %s)", low, high)
         return low, high
 

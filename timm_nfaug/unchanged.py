@@ -12,6 +12,7 @@ MORE = (
     "give more images of each class, or take the modes of all images together: "
     'NFAugment.from_data(loader, labels="none")'
 )
+MORE_POOLED = "give more images, and different ones"  # where modes are of all images already
 
 
 def say_unchanged(notices: Notices, change: Change, count: int, failed: int, still: int) -> None:
@@ -38,21 +39,26 @@ def say_fitted(notices: Notices, change: Change) -> None:
         wanted, classes = change.move.modes, change.num_classes
         found = (change.flow.prior.mode_std[:, :wanted] != 0).sum(1)  # (K,)
         if len(few := found[(found > 0) & (found < wanted)]):
+            fewest = f"{int(few.min())}, and moves along these"
             what = f"{len(few)} of {classes} classes have fewer than the {wanted} modes asked for"
-            fewest = f"one has {int(few.min())}, and moves along these"
-            notices.say("few modes", f"{what}: {fewest}; {MORE}, or ask for fewer", images=0)
+            said = f"{what}: one has {fewest}; {MORE}"
+            if classes == 1:
+                said = f"{wanted} modes were asked for, it found {fewest}; {MORE_POOLED}"
+            notices.say("few modes", f"{said}, or ask for fewer", images=0)
 
 
 def without_modes(change: Change) -> str:
     """Names the classes that a change cannot move as they lack modes, and the remedy; or "".
 
     >>> import timm_nfaug as nfa
-    >>> without_modes(nfa.NFAugment.to_fit(nfa.create_flow("linear")).change)[:40]
-    '1 of 1 classes (0) have no modes: give m'
+    >>> without_modes(nfa.NFAugment.to_fit(nfa.create_flow("linear")).change)[:41]
+    'the images have no modes: give more image'
     """
     if not isinstance(change, FlowChange):
         return ""
     lacking = change.move.unmoved(change.flow).nonzero().flatten().tolist()
+    if lacking and change.num_classes == 1:
+        return f"the images have no modes: {MORE_POOLED}"
     names = dict(enumerate(change.flow.config.class_names))
     some = ", ".join(names.get(k, str(k)) for k in lacking[:4]) + ", ..." * (len(lacking) > 4)
     which = f"{len(lacking)} of {change.flow.prior.num_classes} classes ({some})"

@@ -130,5 +130,7 @@ def check_labels(
         hint = "labels count from 0: subtract 1 from those that count from 1; " * one
         hint += "choose a flow of this dataset or fit one to it; for images without a class take "
         hint += 'NFAugment with labels="none" or "posterior"'
+        if num_classes == 1:
+            hint = 'its modes are of all images together: take labels="none" (nfa-lnone), or fit it'
         raise ValueError(f"{wanted}, got {low}..{high}; {hint}")
     return y.to(device)

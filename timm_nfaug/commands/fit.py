@@ -5,6 +5,7 @@ One pass over the images, no training. OUT then holds the flow, the settings, a 
 
 import argparse
 import itertools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..integration.folder import describe, fit_to, training_set
 from ..preview import Labelled, preview_augmentation, shrink, usual_strengths
 from ..saved import settings_of
 from ..spec import parse_config
+from ..unchanged import without_modes
 
 ROWS = 6  # of the picture
 
@@ -74,13 +76,17 @@ def _fit(args: argparse.Namespace) -> str:
     dataset = training_set(args.data_dir, args.dataset, augment.change.size[0])
     _check_out(args.out, dataset)
     augment = fit_to(augment, dataset, args.num_classes, args.workers)
+    assert augment.move is not None
+    if augment.move.unmoved(augment.flow).all():
+        raise ValueError(f"nothing to save: {without_modes(augment.change)}")
     augment.flow.config.info |= describe(args.data_dir, args.dataset, dataset)
     augment.save_pretrained(args.out, args.name, preview=_picture(augment, dataset))
     info, settings = augment.flow.config.info, settings_string(settings_of(augment))
+    quoted = shlex.quote(str(args.out))
     return (
         f"saved {args.out}: {settings}, modes of {info['images']:,} images of "
         f"{info['data']}; look at {args.out / 'preview.png'}\n"
-        f'use it: NFAugment.from_pretrained("{args.out}"), or --aug nfa --nfa-flow {args.out}'
+        f'use it: NFAugment.from_pretrained("{args.out}"), or --aug nfa --nfa-flow {quoted}'
     )
 
 

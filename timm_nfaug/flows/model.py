@@ -198,7 +198,10 @@ class ConditionalFlow(HubMixin):
         >>> create_flow("linear", num_classes=10).pooled().num_classes
         1
         """
-        return self.with_prior(self.prior.pooled(self.log_prior.exp()).requires_grad_(False))
+        flow = self.with_prior(self.prior.pooled(self.log_prior.exp()).requires_grad_(False))
+        info = {k: v for k, v in flow.config.info.items() if k != "metrics"}  # of the classes
+        flow.config = dataclasses.replace(flow.config, info=info, augment={})
+        return flow
 
     def sample(
         self, y: Tensor, temperature: float = 1.0, mean_scale: float = 1.0, generator: Random = None

@@ -58,6 +58,12 @@ class _WorkerDataset(_Wrapped):
         set_transform(self.base, Compose(steps[:at]))
         self._after = Compose(steps[at:])
 
+    def _label(self, rest: list[Any]) -> Any:
+        try:
+            return super()._label(rest)
+        except (TypeError, ValueError) as e:
+            raise NFAError(str(e)) from e
+
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         if not isinstance(image, Image.Image):
             raise NFAError(f"{FLAG} augments PIL images, got {type(image).__name__}; {INSTEAD}")
