@@ -199,7 +199,7 @@ class NFAugment(SavedMixin, v2.Transform):
                 )
             return self.from_change(self.change, **same | settings)
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
-        if self.labels == "none" != settings.get("labels", "none"):
+        if "flow" not in settings and self.labels == "none" != settings.get("labels", "none"):
             raise ValueError(
                 "the modes of this augmentation are those of all images together; make it anew "
                 f"with labels={settings['labels']!r}"

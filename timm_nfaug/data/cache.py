@@ -191,6 +191,9 @@ class _Source:
         if move.needs_code or move.noise_size(flow) != move.modes:
             what = f"kind pca or axes; {move.name} takes more than a number for each mode"
             raise ValueError(f"a cache is for moves along modes, {what}")
+        if augment.value_range is not None:
+            what = "a cache is of uint8 images of levels 0..255, it knows no value_range"
+            raise ValueError(f"{what}; put nfa.NFADataset around the dataset instead")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
             raise ValueError(f"step must be a finite number above 0, e.g. 0.5; got {step!r}")
         for name, value in (

@@ -128,8 +128,8 @@ def _say_on(augment: NFAugment, place: str) -> None:
     space = kind if flow is None else "linear" if flow.is_linear else "deep"
     classes = augment.change.num_classes
     whose = "all images" if classes == 1 else f"{classes} classes"
-    if flow is not None and (data := flow.config.info.get("data")):  # not fitted in this training
-        whose += f" of {data}"
+    if flow is not None and (data := flow.config.info.get("data")):  # not of this training set
+        whose += f" of {' '.join(str(data).split()):.60}"
     say(
         f"NFA on: flow {name}, modes of {whose} at {size}, space {space}, "
         f"s {augment.strength:g}, k {augment.modes}, p {augment.p:g}, m {augment.kind}, "

@@ -156,7 +156,8 @@ def _fit(
     if own_transform:
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
-    count = fit._images_wanted(augment) * (num_classes or 1) if _is_stream(loader) else math.inf
+    classes = 1 if augment.labels == "none" else num_classes or 1
+    count = fit._images_wanted(augment) * classes if _is_stream(loader) else math.inf
     batches = fit._batches_of(loader, count)
     return fit._fit_to_batches(fit._on_device(augment, device), batches, num_classes)
 
