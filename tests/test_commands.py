@@ -305,7 +305,7 @@ def test_where_nfa_would_do_nothing(look, tmp_path):
     noise().save(tmp_path / "same" / "b" / "000.png")
     for name in ("one", "same"):
         code, problems, lines = look(tmp_path / name)
-        assert code == 1 and "NFA needs 2 images that differ" in problems[-1]
+        assert code == 1 and "need 2 images that differ" in problems[-1]
         assert "next" not in lines and not (tmp_path / "preview.png").exists()
 
 

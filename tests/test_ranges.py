@@ -273,8 +273,9 @@ def test_replace_and_repr_keep_the_range(augment):
     own = augment.replace(value_range=(0, 4095))
     assert "value_range=(0.0, 4095.0)" in repr(own) and "value_range" not in repr(augment)
     assert own.replace(p=0.25).value_range == (0.0, 4095.0)
-    with pytest.raises(ValueError, match="in place of|takes the place of mean and std"):
-        own.replace(mean=0.5, std=0.5)
+    assert own.replace(mean=0.5, std=0.5).value_range is None  # which takes its place
+    with pytest.raises(ValueError, match="takes the place of mean and std"):
+        own.replace(mean=0.5, std=0.5, value_range=(0, 1))
     assert own.replace(value_range=None).value_range is None
     refitted = own.replace(labels="none").fit([(scaled("12 bits"), LABELS)])
     assert refitted is not augment and refitted.value_range == (0.0, 4095.0)
@@ -500,9 +501,14 @@ def test_16_bit_grey_files(tmp_path):
     # p is 0.5; an image that is left comes back through a division
     assert 2 <= sum(float((a - b).abs().max()) > 100 for a, b in pairs) <= 10
     slices = arrays(scaled("CT", fields(6, 1, side=40)))
-    own = names["aug"].replace(p=1.0)
     given = {"slices_hu": slices, "slice_hu": slices[0, ..., 0], "labels": np.arange(6)}
-    out = run_recipe("arrays", aug=own, **given)
+    out = run_recipe("arrays", nfa=nfa, **given)
     assert out["moved"].shape == (40, 40) and out["moved"].dtype == np.int16
-    assert (out["moved"] != given["slice_hu"]).any()
+    assert (out["batch"]["image"] != slices).any()
     assert out["batch"]["image"].shape == slices.shape and out["batch"]["label"] is given["labels"]
+
+
+@pytest.mark.parametrize("shape", [(6, 64, 64, 13), (6, 32, 32, 3), (6, 40, 20, 1)])
+def test_batches_with_channels_last_are_refused(shape):
+    with pytest.raises(nfa.NFAError, match=r"look like \(B, H, W, C\).*permute\(0, 3, 1, 2\)"):
+        nfa.NFAugment.from_data([(torch.rand(shape), None)], modes=2)

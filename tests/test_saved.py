@@ -467,3 +467,19 @@ def test_a_fit_to_images_that_are_the_same_saves_nothing(tmp_path, capsys):
         fit.main(["--data-dir", str(tmp_path / "my data"), "--out", str(tmp_path / "my out")])
     assert e.value.code == 2 and not (tmp_path / "my out").exists()
     assert "nothing to save: the images have no modes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [(0.0, 4095.0), ((0.0, 10.0), (100.0, 4095.0))])
+def test_the_range_that_modes_are_in_units_of_is_saved(ends, tmp_path):
+    x = torch.randint(10, 100, (40, 2, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    augment = nfa.NFAugment.from_data([(x, None)], value_range=ends, modes=4, p=1.0, strength=1.0)
+    again = nfa.NFAugment.from_pretrained(augment.save_pretrained(tmp_path))
+    assert again.value_range == augment.value_range == ends
+    g = lambda: torch.Generator().manual_seed(0)
+    assert torch.equal(again(x, generator=g()), augment(x, generator=g()))
+    assert nfa.NFAugment.from_pretrained(tmp_path, value_range=(0, 9)).value_range == (0.0, 9.0)
+    other = nfa.NFAugment.from_pretrained(tmp_path, mean=[0.5] * 2, std=[0.5] * 2)
+    assert other.value_range is None and again.replace(mean=[0.5] * 2, std=[0.5] * 2).std
+    FlowConfig.from_dict(
+        json.loads((tmp_path / "config.json").read_text()) | {"weights_sha256": ""}
+    )

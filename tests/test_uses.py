@@ -410,6 +410,13 @@ def run(name, names, **given):
     return recipes.run_recipe("data.md", name, names | given)
 
 
+def test_save(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    aug = run("save", names)["aug"]
+    assert torch.equal(aug.flow.prior.modes, names["aug"].flow.prior.modes)
+    assert aug.strength == names["aug"].strength == 1.0
+
+
 def plain_images(image_folder):
     return [x for x, _ in ImageFolder(str(image_folder / "train"), to_tensor)]
 
@@ -495,8 +502,8 @@ def test_recipe_torchvision(names, tmp_path, toy_images, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nfa.NFAWarning)  # ten images a class have fewer modes
         found = run("torchvision", names, root=str(tmp_path))
-    assert found["by_class"].flow.config.class_names == [f"class {k}" for k in range(10)]
-    data = nfa.NFADataset(found["train_set"], found["by_class"].replace(p=1.0))
+    assert found["aug"].labels == "none"
+    data = nfa.NFADataset(found["train_set"], found["aug"].replace(p=1.0))
     assert len(found["train_set"]) == 100 and found["train_set"][11][1] == 1
     assert not torch.equal(data[11][0], levels[11] / 255)
 
@@ -548,7 +555,7 @@ def test_recipe_create_loader(names, image_folder):
 def test_every_recipe_of_the_page_has_its_test():
     tested = {
         "modes", "transform", "dataset", "split", "loop", "compose", "collate", "copies",
-        "torchvision", "datasets", "webdataset", "albumentations", "create_loader",
+        "torchvision", "datasets", "webdataset", "albumentations", "create_loader", "save",
     }  # fmt: skip
     assert set(recipes.recipes("data.md")) == tested
 

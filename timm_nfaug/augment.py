@@ -198,6 +198,8 @@ class NFAugment(SavedMixin, v2.Transform):
                     f"a Change of your own has no {', '.join(sorted(unknown))} to replace"
                 )
             return self.from_change(self.change, **same | settings)
+        if settings.get("mean") is not None:  # which takes the place of the range
+            same["value_range"] = None
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
         if "flow" not in settings and self.labels == "none" != settings.get("labels", "none"):
             raise ValueError(

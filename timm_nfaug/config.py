@@ -44,14 +44,16 @@ class FlowConfig:
     code_rows: int = 0  # pixel rows of the band of a `LabelBandFlow`, a multiple of 4
     class_names: list[str] = field(default_factory=list)  # in label order, or none
     info: dict[str, Any] = field(default_factory=dict)  # data, metrics, license, ... for the card
-    augment: dict[str, Any] = field(default_factory=dict)  # SETTINGS of a saved NFAugment, or none
+    augment: dict[str, Any] = field(
+        default_factory=dict
+    )  # of a saved NFAugment: SETTINGS, value_range
 
     def __post_init__(self) -> None:
         for key in (f.name for f in dataclasses.fields(self)):
             given = getattr(self, key)
             setattr(self, key, _plain(given, key))
             _check(key, getattr(self, key), given)
-        check_keys(self.augment, SETTINGS.values(), "augment")
+        check_keys(self.augment, (*SETTINGS.values(), "value_range"), "augment")
         for name in ("network", "prior", "info", "augment"):
             for key, value in getattr(self, name).items():
                 _check(f"{name}.{key}", value, value)
@@ -126,6 +128,12 @@ def _is_size(v: Any) -> bool:
     return isinstance(v, list) and len(v) == 3 and all(is_int(n) and n > 0 for n in v)
 
 
+def _is_range(v: Any) -> bool:
+    ends = [end if isinstance(end, list) else [end] for end in v] if isinstance(v, list) else []
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e30
+    return len(ends) == 2 and all(0 < len(end) <= 2**14 and all(map(number, end)) for end in ends)
+
+
 def _is_blocks(v: Any) -> bool:
     each = v if isinstance(v, list) and 0 < len(v) <= 16 else [v]
     return all(is_int(n) and 0 <= n <= MAX_LAYERS for n in each)
@@ -191,6 +199,7 @@ _SCHEMA: dict[str, Rule] = {
     "augment.p": _number(0, 1),
     # the move itself may be registered by another program: `create_move` looks for it
     "augment.kind": (_is_name, "a name of letters, digits and _"),
+    "augment.value_range": (_is_range, "[low, high], numbers or lists of one a channel"),
     "augment.labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
 }
 

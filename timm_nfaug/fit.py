@@ -146,6 +146,11 @@ class Opened:
         if not self._first:
             raise NFAError(EMPTY)
         c, h, w = _images_and_labels(self._first[0], pooled=True)[0].shape[1:]
+        if c > w and (c == h or w <= 4):  # as default_collate joins arrays (H, W, C)
+            raise NFAError(
+                f"batches of shape (B, {c}, {h}, {w}) look like (B, H, W, C): bring the channels "
+                f"forward, images.permute(0, 3, 1, 2); or say input_size=({c}, {h}, {w})"
+            )
         return c, min(32, h), min(32, w)
 
     def in_range(self, fitted: Callable[[Any], Fitted], value_range: Any, mean: Any) -> Fitted:

@@ -20,7 +20,11 @@ def settings_of(augment: Any) -> dict[str, Any]:
     >>> settings_of(NFAugment.from_pretrained("conv_p4_tiny.digits", p=1.0))["p"]
     1.0
     """
-    return {name: getattr(augment, name) for name in SETTINGS.values()}
+    settings = {name: getattr(augment, name) for name in SETTINGS.values()}
+    if augment.value_range is not None:  # what the modes are in units of
+        ends = augment.value_range
+        settings["value_range"] = [list(v) if isinstance(v, tuple) else v for v in ends]
+    return settings
 
 
 class SavedMixin:
@@ -54,7 +58,12 @@ class SavedMixin:
             )
         directory = resolve(name, revision, token, cache_dir, local_files_only)
         flow = ConditionalFlow.from_pretrained(directory)
-        settings = flow.config.augment | kwargs
+        settings = dict(flow.config.augment)
+        if kwargs.get("value_range") is None:  # as it was saved, but for normalised floats
+            kwargs.pop("value_range", None)
+            if kwargs.get("mean") is not None:
+                settings.pop("value_range", None)
+        settings |= kwargs
         settings.setdefault("modes", usual_modes(flow))
         augment = cls(flow, **settings)  # type: ignore[call-arg]
         augment._shown = augment.change, directory / PREVIEW_NAME
@@ -65,7 +74,7 @@ class SavedMixin:
     ) -> Path:
         """Writes flow, settings and a card titled `name` that shows `preview`, a picture or its path.
 
-        What belongs to your loader is not saved: mean, std, value_range, seed and strict.
+        What belongs to your loader is not saved: mean, std, seed and strict.
         `ConditionalFlow.from_pretrained(directory)` loads the flow alone.
 
         >>> import tempfile

@@ -58,6 +58,9 @@ def install(module: ModuleType) -> None:
             if values.aug:
                 parser.error(f"--aa {values.aa} and --aug {values.aug} both ask for NFA; drop one")
             values.aug, values.nfa_place, values.aa = values.aa, "dataset", None
+        folder = getattr(values, "data_dir", None) if values.aug else None
+        if folder and not getattr(values, "dataset", "") and not Path(folder).exists():
+            parser.error(f"no directory {folder}, which --data-dir names")
         if flag := useless_flag(values):
             parser.error(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
         hook(module, own, values)

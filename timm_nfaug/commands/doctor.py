@@ -213,7 +213,10 @@ def _report(found: Survey, args: argparse.Namespace) -> tuple[list[Line], bool]:
             )
         about += _advice(found, args, augment)
     else:
-        said.append("NFA needs 2 images that differ and have 8 bits a channel: it would do nothing")
+        said.append(
+            "the commands need 2 images that differ and have 8 bits a channel; for others "
+            "see docs/ranges.md"
+        )
     works = bool(modes) and not any(look.deep for look in found.looks.values())
     return [*(("problem", text) for text in said), *about], works
 

@@ -39,7 +39,7 @@ def _unfitted(args: argparse.Namespace) -> NFAugment:
         raise ValueError(
             f"--size is for --flow linear, {args.flow} is of {own} pixels; drop --size"
         )
-    return NFAugment.to_fit(flow, **flow.config.augment | settings)
+    return NFAugment.to_fit(flow, **flow.config.augment | {"value_range": None} | settings)
 
 
 def _examples(dataset: Any, channels: int, labelled: bool) -> Labelled:

@@ -121,7 +121,7 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
         return _linear(args, shape)
     if args.nfa_fit:
         flow = ConditionalFlow.from_pretrained(args.nfa_flow)
-        settings = flow.config.augment | parse_config(args.aug)
+        settings = flow.config.augment | {"value_range": None} | parse_config(args.aug)
         augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
     else:
         augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict)
