@@ -101,6 +101,7 @@ QUOTED = [
     Difference(MANY, f"cutmix+linear {HALF_100}", f"linear {HALF}"),
     Difference(MANY, f"linear {HALF}", f"glem {HALF} before the crop{UNLABELLED}"),
     Difference(FEW, f"linear {ONE}", "baseline"),
+    Difference(FEW, f"linear-pooled {ONE}", "baseline"),
     Difference(FEW, f"linear-pooled {ONE}", f"linear {ONE}"),
     Difference(FEW, f"linear-pooled {ONE}", f"linear {ONE}", "ece"),
     Difference(HUNDRED, f"linear-pooled {ONE}", f"linear {ONE}"),
