@@ -567,3 +567,13 @@ def test_what_has_nfa_already_is_not_wrapped_again(toy_images):
     args = parser.parse_args(["--aug", "nfa", "--nfa-flow", "linear.cifar10"])
     with pytest.raises(nfa.NFAError, match="has NFA already"):
         nfa.wrap_loader(loader, args)
+
+
+def test_a_column_of_arrays_of_13_bands():
+    bands = np.random.default_rng(0).integers(0, 4096, (8, 16, 16, 13)).astype(np.uint16)
+    kind = datasets.Features({"image": datasets.Array3D((16, 16, 13), "uint16")})
+    rows = datasets.Dataset.from_dict({"image": list(bands)}, features=kind)
+    levels = torch.from_numpy(bands.astype(np.int32)).permute(0, 3, 1, 2)
+    aug = nfa.NFAugment.from_data([(levels, None)], value_range=(0, 4095), modes=4, p=1.0)
+    moved = rows.with_transform(nfa.NFAExamples(aug))[:3]["image"]
+    assert all(m.shape == (16, 16, 13) and (m != b).any() for m, b in zip(moved, bands))

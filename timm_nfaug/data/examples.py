@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..augment import NFAugment
 from .transforms import for_workers
 
@@ -10,7 +12,8 @@ from .transforms import for_workers
 class NFAExamples:
     """Augments the images of a dict of lists, ``{"image": [...], "label": [...]}``, one by one.
 
-    Each image has its own draw, and its label where `augment.labels` is "given". Random numbers
+    Images are PIL images, tensors, or arrays (H, W, C), also as nested lists, as `Array3D` gives them.
+    Each has its own draw, and its label where `augment.labels` is "given". Random numbers
     come from the transform's own stream, which each worker has in each pass.
 
     Args:
@@ -53,5 +56,6 @@ class NFAExamples:
         return examples[self.label] if given else [None] * count
 
     def _moved(self, image: Any, label: Any) -> Any:
+        image = np.asarray(image) if isinstance(image, list) else image  # of a column Array3D
         image = self.augment(image) if label is None else self.augment(image, label)[0]
         return image if self.transform is None else self.transform(image)
