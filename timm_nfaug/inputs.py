@@ -124,6 +124,8 @@ def check_image(image: Any, channels: int, scale: Scale = PLAIN) -> None:
 def _channels_remedy(image: Any, x: Tensor, channels: int) -> str:
     if isinstance(image, np.ndarray) and channels in image.shape[-3:-1]:
         return "an array has its channels last: transpose it to (H, W, C)"
+    if isinstance(image, np.ndarray) and channels == 1 and image.ndim == 3:
+        return "a stack of grey images needs an axis for the channel: array[..., None]"
     if x.shape[-1] == channels:
         return "its last dimension may be the channels: permute it to (C, H, W)"
     size = (x.shape[-3], *(min(32, n) for n in x.shape[-2:]))
