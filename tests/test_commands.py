@@ -184,7 +184,7 @@ def test_an_ordinary_dataset(look, image_folder, tmp_path):
     assert lines["per class"] == "20 images" and lines["labels"] == "folder names: a, b, c"
     assert lines["images"] == "32 x 32 pixels; 60 colour; 60 of 60 opened"
     assert lines["try"] == "--aug nfa-s1, for up to 50 images a class"
-    assert "+6.9 ± 1.4" in lines["measured"] and "larger" not in lines["measured"]
+    assert "+7.5 ± 2.1" in lines["measured"] and "larger" not in lines["measured"]
     assert lines["modes"] == "32 of 32, of all images together"
     assert re.fullmatch(r"\d+ us an image at 32 px, RandAugment \d+ us .+", lines["cost"])
     with Image.open(tmp_path / "preview.png") as sheet:

@@ -360,7 +360,7 @@ def test_commands_end_in_one_line(hub, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     refusing, running = "http://127.0.0.1:1", []
     for url, command in ((hub.url, PREVIEW), (refusing, PREVIEW), (hub.url, TRAIN)):
-        env, flags = environment(url, tmp_path), ["--data-dir", "x"] if command is TRAIN else []
+        env, flags = environment(url, tmp_path), ["--data-dir", "tests"] if command is TRAIN else []
         command = [sys.executable, "-m", *command, *flags]
         running.append(subprocess.Popen(command, env=env, **pipes))
     ends = [process.communicate(timeout=120) for process in running]

@@ -512,3 +512,11 @@ def test_16_bit_grey_files(tmp_path):
 def test_batches_with_channels_last_are_refused(shape):
     with pytest.raises(nfa.NFAError, match=r"look like \(B, H, W, C\).*permute\(0, 3, 1, 2\)"):
         nfa.NFAugment.from_data([(torch.rand(shape), None)], modes=2)
+
+
+def test_8_bit_images_for_modes_of_normalised_ones_are_explained(toy_images):
+    levels, _ = toy_images
+    normalised = (levels.float() / 255 - 0.5) / 0.25
+    augment = nfa.NFAugment.from_data([(normalised, None)], p=1.0)
+    with pytest.raises(ValueError, match="a loader without Normalize, or put it after it"):
+        augment(levels)

@@ -192,10 +192,13 @@ def _outside(x: Tensor, scale: Scale) -> str:
     c = int(torch.maximum(-low, high - 1).argmax())
     least, most = (v.flatten()[c % v.numel()] for v in scale.bounds(x))
     a, b = (v[c] for v in channel_ends(x))
-    return (
-        f"value_range is {least:g} to {most:g} in channel {c}, got {a:g} to {b:g}; give one that "
-        "holds all of your images: value_range=(low, high)"
-    )
+    got = f"value_range is {least:g} to {most:g} in channel {c}, got {a:g} to {b:g}"
+    if x.dtype == torch.uint8:
+        return (
+            f"{got}: the modes are of images on another scale, as Normalize makes them, and these "
+            "are of 8 bits; make the augmentation of a loader without Normalize, or put it after it"
+        )
+    return f"{got}; give one that holds all of your images: value_range=(low, high)"
 
 
 @functools.lru_cache(maxsize=4096)

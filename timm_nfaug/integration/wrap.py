@@ -16,7 +16,7 @@ from torchvision.datasets import VisionDataset
 from .._utils.notices import NFAError
 from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
-from ..data.datasets import _Wrapped
+from ..data.datasets import NFADataset
 from ..fit import check_loader
 from . import fit
 from .flags import LINEAR, _complete, augment_from_args, needs_fit, useless_flag
@@ -85,7 +85,7 @@ def _check_settings(args: Any, fit_dataset: Any, erasing: Any) -> None:
 
 
 def _check(loader: Any, dataset: Any) -> None:
-    if isinstance(loader, NFALoader) or any(isinstance(d, _Wrapped) for d in _inside(dataset)):
+    if isinstance(loader, NFALoader) or any(isinstance(d, NFADataset) for d in _inside(dataset)):
         raise NFAError("this loader has NFA already, and would move images twice; wrap it once")
     check_loader(loader)
     names = ("transform", "normalize")  # as timm's
