@@ -152,7 +152,7 @@ def test_the_other_blocks_of_the_readme_run(toy_images):
     levels, labels = toy_images
     dataset = TensorDataset(levels, labels)
     aug = nfa.NFAugment.from_data(DataLoader(dataset, batch_size=60))
-    names = {"nfa": nfa, "dataset": dataset, "aug": aug}
+    names = {"nfa": nfa, "dataset": dataset, "aug": aug, "loader": DataLoader(dataset, 60)}
     for code in blocks(README, "python")[1:]:
         exec(compile(code, "README", "exec"), names)
     moved = torch.stack([names["train_set"][i][0] for i in range(60)])
