@@ -38,7 +38,8 @@ import timm_nfaug as nfa
 
 assert Path(nfa.__file__).resolve().is_relative_to(Path(sys.prefix).resolve()), nfa.__file__
 shipped = files("timm_nfaug")
-extra = {f.parts[0] for f in shipped if not f.parts[0].endswith(".dist-info")} - {"timm_nfaug", "train_flow"}
+own = {"timm_nfaug", "train_flow", ".."}  # the last: the command timm-nfaug, in bin/
+extra = {f.parts[0] for f in shipped if not f.parts[0].endswith(".dist-info")} - own
 assert not extra, f"the wheel must ship timm_nfaug and train_flow only, not {extra}"  # benchmarks, tests
 for pattern in ("train_flow/configs/*.yaml", "timm_nfaug/py.typed"):
     assert any(f.match(pattern) for f in shipped), f"{pattern} is missing"
