@@ -483,3 +483,14 @@ def test_the_range_that_modes_are_in_units_of_is_saved(ends, tmp_path):
     FlowConfig.from_dict(
         json.loads((tmp_path / "config.json").read_text()) | {"weights_sha256": ""}
     )
+
+
+def test_wrap_loader_keeps_the_range_that_was_saved(tmp_path):
+    x = torch.randint(0, 4096, (16, 2, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    loader = DataLoader([(image, 0) for image in x], 16)
+    augment = nfa.NFAugment.from_data(loader, value_range=(0, 4095), modes=4)
+    nfa.add_args(parser := argparse.ArgumentParser())
+    flow = str(augment.save_pretrained(tmp_path))
+    args = parser.parse_args(["--aug", "nfa-s1-p1", "--nfa-flow", flow])
+    (moved, _), *_ = nfa.wrap_loader(loader, args)
+    assert (moved != x).flatten(1).any(1).all() and moved.max() > 1

@@ -182,8 +182,7 @@ class NFAugment(SavedMixin, v2.Transform):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
         pooled, size = self.labels == "none", self.change.size
         classes, names = count_classes(loader, num_classes, pooled)
-        scale = pixels.Scale(self.mean, self.std, self.value_range)
-        batches = fitting_batches(loader, size, 0 if pooled else classes, scale)
+        batches = fitting_batches(loader, size, 0 if pooled else classes, self._scale)
         flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
         return flow
@@ -207,6 +206,10 @@ class NFAugment(SavedMixin, v2.Transform):
                 f"with labels={settings['labels']!r}"
             )
         return NFAugment(**{"flow": self.flow} | same | moved | settings)
+
+    @property
+    def _scale(self) -> pixels.Scale:
+        return pixels.Scale(self.mean, self.std, self.value_range)
 
     @property
     def labels(self) -> str:
@@ -288,7 +291,7 @@ class NFAugment(SavedMixin, v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Augments one image or batch with the random numbers of `make_params`."""
-        scale = pixels.Scale(self.mean, self.std, self.value_range)
+        scale = self._scale
         check_image(inpt, self.change.size[0], scale)
         rows, noise, labels = params["rows"], params["noise"], params["labels"]
         if not noise.shape[0]:

@@ -64,7 +64,8 @@ def wrap_loader(
             augment = _sized(augment, args, loader).replace(**scale)
             augment = _fit(augment, args, loader, num_classes, fit_dataset)
     else:
-        augment = augment.replace(value_range=value_range)
+        if value_range is not None:  # else that of a saved augmentation stays
+            augment = augment.replace(value_range=value_range)
         fit._check_classes(dataset, augment)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     _say_on(augment, "batch")
