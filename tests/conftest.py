@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
@@ -123,3 +124,21 @@ def run_script(image_folder, tmp_path, monkeypatch):
         module.main()
 
     return run
+
+
+@pytest.fixture
+def script_beside_timm(tmp_path):
+    """A train.py beside a timm of its own, with a class that spawned workers have to find."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text(
+        f"beside, __path__ = True, [{str(Path(timm.__file__).parent)!r}]\nexec(open({timm.__file__!r}).read())\n"
+    )
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse, timm\nfrom torch.utils.data import DataLoader, Dataset\nparser = argparse.ArgumentParser()\n"
+        "create_loader = None\nclass Own(Dataset):\n    def __len__(self):\n        return 3\n"
+        "    def __getitem__(self, i):\n        return i\n"
+        "def main():\n    loader = DataLoader(Own(), 3, num_workers=1, multiprocessing_context='spawn')\n"
+        "    print(timm.beside, *[b.tolist() for b in loader])\nif __name__ == '__main__':\n    main()\n"
+    )
+    return script

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from conftest import TORCHRUN
 from PIL import Image
@@ -86,7 +85,7 @@ def test_train_under_torchrun(image_folder, tmp_path):
     assert len(a) == len(b) > 0 and a != b
 
 
-def test_train_by_the_console_script_finds_the_timm_beside_a_script(tmp_path):
+def test_train_by_the_console_script_finds_the_timm_beside_a_script(tmp_path, script_beside_timm):
     """It starts itself again; spawned workers find the script's classes."""
     console = tmp_path / "bin" / "timm-nfaug"  # as pip writes it
     console.parent.mkdir()
@@ -95,20 +94,8 @@ def test_train_by_the_console_script_finds_the_timm_beside_a_script(tmp_path):
         "if __name__ == '__main__':\n    sys.exit(main())\n"
     )
     console.chmod(0o755)
-    (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "__init__.py").write_text(
-        f"beside, __path__ = True, [{str(Path(timm.__file__).parent)!r}]\nexec(open({timm.__file__!r}).read())\n"
-    )
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import argparse, timm\nfrom torch.utils.data import DataLoader, Dataset\nparser = argparse.ArgumentParser()\n"
-        "create_loader = None\nclass Own(Dataset):\n    def __len__(self):\n        return 3\n"
-        "    def __getitem__(self, i):\n        return i\n"
-        "def main():\n    loader = DataLoader(Own(), 3, num_workers=1, multiprocessing_context='spawn')\n"
-        "    print(timm.beside, *[b.tolist() for b in loader])\nif __name__ == '__main__':\n    main()\n"
-    )
     done = subprocess.run(
-        [console, "train", script], capture_output=True, text=True, cwd=tmp_path,
+        [console, "train", script_beside_timm], capture_output=True, text=True, cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.strip() == "True [0, 1, 2]", done.stderr

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 import yaml
 from PIL import Image
@@ -519,22 +518,10 @@ def test_randaugment_does_not_end_a_launched_training(tmp_path):
     assert done.returncode == 0 and done.stdout.strip() == "0", done.stderr
 
 
-def test_a_launched_script_finds_what_it_finds_without_the_launcher(tmp_path):
+def test_a_launched_script_finds_what_it_finds_without_the_launcher(script_beside_timm):
     """The timm beside it, and in spawned workers its own classes."""
-    (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "__init__.py").write_text(
-        f"beside, __path__ = True, [{str(Path(timm.__file__).parent)!r}]\nexec(open({timm.__file__!r}).read())\n"
-    )
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import argparse, timm\nfrom torch.utils.data import DataLoader, Dataset\nparser = argparse.ArgumentParser()\n"
-        "create_loader = None\nclass Own(Dataset):\n    def __len__(self):\n        return 3\n"
-        "    def __getitem__(self, i):\n        return i\n"
-        "def main():\n    loader = DataLoader(Own(), 3, num_workers=1, multiprocessing_context='spawn')\n"
-        "    print(timm.beside, *[b.tolist() for b in loader])\nif __name__ == '__main__':\n    main()\n"
-    )
     done = subprocess.run(
-        [sys.executable, "-m", "timm_nfaug.train", str(script)],
+        [sys.executable, "-m", "timm_nfaug.train", str(script_beside_timm)],
         capture_output=True,
         text=True,
         cwd=ROOT,
