@@ -27,6 +27,15 @@ def settings_of(augment: Any) -> dict[str, Any]:
     return settings
 
 
+def settings_for_fit(flow: ConditionalFlow) -> dict[str, Any]:
+    """What a flow was saved with and a fit to other images keeps: all but the range of its own.
+
+    >>> settings_for_fit(ConditionalFlow.from_pretrained("conv_p4_tiny.digits"))
+    {}
+    """
+    return {k: v for k, v in flow.config.augment.items() if k in SETTINGS.values()}
+
+
 class SavedMixin:
     """Saves, loads and uploads an `NFAugment`.
 

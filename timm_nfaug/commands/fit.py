@@ -20,7 +20,7 @@ from ..hub import LINEAR
 from ..integration.classes import evenly
 from ..integration.folder import describe, fit_to, training_set
 from ..preview import Labelled, preview_augmentation, shrink, usual_strengths
-from ..saved import settings_of
+from ..saved import settings_for_fit, settings_of
 from ..spec import parse_config
 from ..unchanged import without_modes
 
@@ -39,7 +39,7 @@ def _unfitted(args: argparse.Namespace) -> NFAugment:
         raise ValueError(
             f"--size is for --flow linear, {args.flow} is of {own} pixels; drop --size"
         )
-    return NFAugment.to_fit(flow, **flow.config.augment | {"value_range": None} | settings)
+    return NFAugment.to_fit(flow, **settings_for_fit(flow) | settings)
 
 
 def _examples(dataset: Any, channels: int, labelled: bool) -> Labelled:

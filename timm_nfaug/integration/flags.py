@@ -14,6 +14,7 @@ from ..flows.registry import create_flow
 from ..from_string import nf_augment_transform
 from ..hub import LINEAR
 from ..moves import list_moves
+from ..saved import settings_for_fit
 from ..spec import parse_config
 from .fit import _check_channels
 
@@ -121,7 +122,7 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
         return _linear(args, shape)
     if args.nfa_fit:
         flow = ConditionalFlow.from_pretrained(args.nfa_flow)
-        settings = flow.config.augment | {"value_range": None} | parse_config(args.aug)
+        settings = settings_for_fit(flow) | parse_config(args.aug)
         augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
     else:
         augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict)
