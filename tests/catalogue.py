@@ -24,6 +24,8 @@ SMALL = {  # arguments that make each architecture small; a new architecture nee
     "conv_p4_tiny": CONV,
     "conv_p4_small": CONV,
     "conv_p4_base": CONV,
+    "conv_latent": CONV,
+    "jet_latent": {**CONV, "heads": 2},
     "jet_p4": {**CONV, "heads": 2},
     "resnet_ms3": {"levels": 3, "steps": 2, "blocks": [2, 1, 1], "hidden": 8},
 }

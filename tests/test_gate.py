@@ -104,7 +104,7 @@ FIELDS = sorted(_SCHEMA)
 @settings(derandomize=True, deadline=None, max_examples=150, database=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
 def test_any_value_in_any_field_is_refused_or_kept(edits):
-    own = {"network": {"depth": 1}, "augment": {"p": 0.5}}
+    own = {"network": {"depth": 1}, "augment": {"p": 0.5}, "latent": {"size": 64}}
     values = FlowConfig("conv_p4_tiny", (3, 8, 8), 2, **own).to_dict()
     for field, value in edits.items():
         part, _, key = field.partition(".")
@@ -190,8 +190,8 @@ WRONG = {
         "format_version True is not 1",
     ),
     "newer version": (
-        lambda c: c.update(format_version=2),
-        "format_version 2 .*upgrade timm_nfaug",
+        lambda c: c.update(format_version=3),
+        "format_version 3 .*upgrade timm_nfaug",
     ),
     "digest": (lambda c: c.update(weights_sha256=3), "weights_sha256 must be a text, got int"),
     "surrogate": (lambda c: c["info"].update(data="\ud800"), "surrogates not allowed"),

@@ -179,7 +179,7 @@ BROKEN = {
         "config lacks input_size",
     ),
     "new version": (
-        break_config(lambda c: c.update(format_version=2)),
+        break_config(lambda c: c.update(format_version=3)),
         ValueError,
         "format_version 2 .*upgrade",
     ),

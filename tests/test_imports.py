@@ -13,7 +13,7 @@ LAYERS = [
     {"pixels", "lift", "labels", "reading"},
     {"config"},
     {"stored", "card", "remote"},
-    {"hub"},
+    {"hub", "autoencoder"},
     {"flows"},
     {"moves"},
     {"change"},

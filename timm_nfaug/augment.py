@@ -11,8 +11,17 @@ from . import lift, pixels
 from ._utils.checks import check_choice, check_labels, check_probability, check_seed
 from ._utils.notices import Notices
 from ._utils.random import Stream
-from .change import Change, FlowChange, add_change, change_of, draw, to_model
-from .fit import SHRINKAGE, Opened, count_classes, empty_flow, fit_flow, fitting_batches
+from .autoencoder import Autoencoder, autoencoder_for, load_autoencoder
+from .change import Change, LatentChange, add_change, change_of, draw, to_model
+from .fit import (
+    SHRINKAGE,
+    Opened,
+    count_classes,
+    empty_flow,
+    fit_flow,
+    fitting_batches,
+    latent_flow,
+)  # fmt: skip
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .hub import LINEAR
@@ -21,6 +30,8 @@ from .labels import GUESSED, LABELS, check_pooled
 from .moves import Move, create_move
 from .saved import SavedMixin
 from .unchanged import say_fitted, say_unchanged
+
+PARTS = ("flow", "autoencoder")  # modules of a change
 
 
 class NFAugment(SavedMixin, v2.Transform):
@@ -49,6 +60,9 @@ class NFAugment(SavedMixin, v2.Transform):
         strict: raise an `NFAError` where an `NFAWarning` would say that it does nothing or guesses.
         value_range: (low, high) of the images' values, numbers or one for each channel, for floats
             and integers of any range; in place of mean and std.
+        autoencoder: for a flow over latents: an `Autoencoder`, a module with `encode` and `decode`,
+            or a name (`timm_nfaug.autoencoder.load_autoencoder`); by default what the flow names.
+        size: side in pixels of the square at which latents are made; by default that of the flow.
 
     Attributes:
         change: what it adds to images, a `timm_nfaug.change.Change`.
@@ -77,6 +91,8 @@ class NFAugment(SavedMixin, v2.Transform):
         seed: int | None = None,
         strict: bool = False,
         value_range: Any = None,
+        autoencoder: Any = None,
+        size: int | None = None,
     ):
         if not isinstance(flow, ConditionalFlow):
             raise TypeError(
@@ -86,7 +102,7 @@ class NFAugment(SavedMixin, v2.Transform):
         check_choice("labels", labels, LABELS)
         if labels == "none" and flow.num_classes > 1:
             flow = flow.pooled()
-        change = change_of(flow, create_move(kind, modes, strength))
+        change = self._make_change(flow, create_move(kind, modes, strength), autoencoder, size)
         self._set_up(change, p, labels, pixels.Scale(mean, std, value_range), seed, strict)
 
     def _set_up(
@@ -103,18 +119,33 @@ class NFAugment(SavedMixin, v2.Transform):
 
     def _use(self, change: Change) -> None:
         self.change = change
-        if isinstance(change, FlowChange):
-            self.flow = change.flow  # registered: `to` and `state_dict` find its weights
+        for name in PARTS:
+            if isinstance(part := getattr(change, name, None), torch.nn.Module):
+                setattr(self, name, part)  # registered: `to` and `state_dict` find its weights
+
+    @staticmethod
+    def _make_change(flow, move: Move, autoencoder: Any, size: int | None) -> Change:
+        """The change by a flow over pixels, or over the latents of an autoencoder."""
+        inner, latent = change_of(flow, move), flow.config.latent
+        if latent:
+            return LatentChange(inner, autoencoder_for(latent, autoencoder), size)
+        if autoencoder is not None or size is not None:
+            what = "an autoencoder" if autoencoder is not None else f"size={size}"
+            raise ValueError(
+                f"this flow moves pixels and takes no {what.removeprefix('an ')}; modes of latents "
+                "are found by NFAugment.from_data(loader, autoencoder=...)"
+            )
+        return inner
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "p":
             value = check_probability(value)
-        elif name in ("strength", "modes", "kind", "labels", "seed", "strict"):
+        elif name in ("strength", "modes", "kind", "labels", "seed", "strict", "size"):
             raise AttributeError(f"the {name} of an NFAugment stays; use replace({name}=...)")
-        elif name == "flow" and value is not getattr(self.change, "flow", value):
+        elif name in PARTS and value is not getattr(self.change, name, value):
             if not getattr(self, "_is_replica", False):  # which DataParallel gives another copy
-                raise AttributeError("the flow of an NFAugment stays; use replace(flow=...)")
-            self.change = self.change.with_flow(value)  # type: ignore[attr-defined]
+                raise AttributeError(f"the {name} of an NFAugment stays; use replace({name}=...)")
+            self.change = self.change.with_part(name, value)  # type: ignore[attr-defined]
         super().__setattr__(name, value)
 
     @classmethod
@@ -138,15 +169,29 @@ class NFAugment(SavedMixin, v2.Transform):
         shrinkage: float = SHRINKAGE,
         allow_empty: bool = False,
         value_range: Any = None,
+        autoencoder: Any = None,
+        size: int | None = None,
         **kwargs,
     ) -> "NFAugment":
         """The augmentation with the eigen-images of a loader's dataset: no network, no training.
 
         Arguments as for `fit` and the class. The eigen-images have `input_size` (C, H, W), by default
         that of the images up to 32 x 32. A `value_range` that the images need is found by a pass.
+
+        With an `autoencoder` (see `timm_nfaug.autoencoder.load_autoencoder`) the modes are those of
+        latents, of images brought to `size` x `size` pixels: by default the images' own size, 64 to
+        224. Texture, contrast, light and background then change at full resolution.
         """
         loader = Opened(loader)
-        flow = create_flow(LINEAR, input_size=input_size or loader.input_size)
+        if autoencoder is not None:
+            autoencoder = load_autoencoder(autoencoder)
+            if input_size is not None:
+                raise ValueError("input_size is of modes of pixels; with an autoencoder give size")
+            size = loader.side(autoencoder.factor) if size is None else size
+            flow = latent_flow(autoencoder, size)
+        else:
+            flow = create_flow(LINEAR, input_size=input_size or loader.input_size)
+        kwargs |= {"autoencoder": autoencoder, "size": size}
         fitted = lambda values: cls.to_fit(flow, value_range=values, **kwargs).fit(
             loader, num_classes, allow_empty, shrinkage
         )
@@ -172,7 +217,8 @@ class NFAugment(SavedMixin, v2.Transform):
             allow_empty, shrinkage: as for `timm_nfaug.fit.fit_flow`.
         """
         flow = self._fitted_flow(loader, num_classes, allow_empty, shrinkage)
-        self._use(change_of(flow, create_move(self.kind, self.modes, self.strength)))
+        move = create_move(self.kind, self.modes, self.strength)
+        self._use(self._make_change(flow, move, self._autoencoder, self.size))
         say_fitted(self.notices, self.change)
         return self
 
@@ -180,10 +226,16 @@ class NFAugment(SavedMixin, v2.Transform):
     def _fitted_flow(self, loader, num_classes, allow_empty, shrinkage=SHRINKAGE):
         if not hasattr(self, "flow"):
             raise TypeError("a Change of your own has no modes to fit; fit needs a flow")
-        pooled, size = self.labels == "none", self.change.size
+        pooled, change = self.labels == "none", self.change
         classes, names = count_classes(loader, num_classes, pooled)
-        batches = fitting_batches(loader, size, 0 if pooled else classes, self._scale)
-        flow = fit_flow(self.flow, batches, classes, self.modes, allow_empty, shrinkage)
+        batches = fitting_batches(loader, change.size, 0 if pooled else classes, self._scale)
+        flow = self.flow
+        if isinstance(change, LatentChange):
+            if flow.config.input_size != change.autoencoder.latent_size(change.size[1]):
+                flow = latent_flow(change.autoencoder, change.size[1])  # it works at another size
+            encode = lambda x: change.standardized(change.autoencoder.encode(x))
+            batches = ((encode(x), y) for x, y in batches)
+        flow = fit_flow(flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
         return flow
 
@@ -200,6 +252,7 @@ class NFAugment(SavedMixin, v2.Transform):
         if settings.get("mean") is not None:  # which takes the place of the range
             same["value_range"] = None
         moved = {"strength": self.strength, "modes": self.modes, "kind": self.kind}
+        moved |= {"autoencoder": self._autoencoder, "size": self.size}
         if "flow" not in settings and self.labels == "none" != settings.get("labels", "none"):
             raise ValueError(
                 "the modes of this augmentation are those of all images together; make it anew "
@@ -210,6 +263,15 @@ class NFAugment(SavedMixin, v2.Transform):
     @property
     def _scale(self) -> pixels.Scale:
         return pixels.Scale(self.mean, self.std, self.value_range)
+
+    @property
+    def _autoencoder(self) -> Autoencoder | None:
+        return self.change.autoencoder if isinstance(self.change, LatentChange) else None
+
+    @property
+    def size(self) -> int | None:
+        """Side in pixels at which latents are made; None for a flow over pixels."""
+        return self.change.size[1] if isinstance(self.change, LatentChange) else None
 
     @property
     def labels(self) -> str:
@@ -252,6 +314,8 @@ class NFAugment(SavedMixin, v2.Transform):
     def __repr__(self) -> str:  # the flow's layers would fill pages
         flow = getattr(self.change, "flow", None)
         name = flow.config.architecture if isinstance(flow, ConditionalFlow) else "none"
+        if self._autoencoder is not None:
+            name += f", autoencoder={self._autoencoder}, size={self.size}"
         values = "" if self.value_range is None else f", value_range={self.value_range}"
         return (
             f"{type(self).__name__}(flow={name}, strength={self.strength:g}, modes={self.modes}, "

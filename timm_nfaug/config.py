@@ -17,13 +17,14 @@ import numpy as np
 from ._utils.checks import check_keys, is_int
 from .labels import LABELS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of flows over latents; all others are written as 1
 WEIGHTS_KEY = "weights_sha256"  # in config.json: the digest of the weights that it belongs to
 MAX_DEPTH = 16  # of lists and dicts in one another
 MAX_CLASSES = 1_000_000
 MAX_DIM = 2**26  # pixels times channels: 4096 x 4096 in colour
 MAX_LAYERS = 1024  # steps times blocks; the largest published flows have 400
 # settings of an NFAugment that are saved with its flow, by their letter in nfa-s0.5-k32-...
+LATENT = ("autoencoder", "revision", "sha256", "size", "mean", "std")
 SETTINGS = {"s": "strength", "k": "modes", "p": "p", "m": "kind", "l": "labels"}
 
 
@@ -48,13 +49,20 @@ class FlowConfig:
         default_factory=dict
     )  # of a saved NFAugment: SETTINGS, value_range
 
+    # of a flow over latents, LATENT: the autoencoder, the side of images, and what a latent times
+    # `std` plus `mean` is, a number each channel; `input_size` is that of the latents
+    latent: dict[str, Any] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         for key in (f.name for f in dataclasses.fields(self)):
             given = getattr(self, key)
             setattr(self, key, _plain(given, key))
             _check(key, getattr(self, key), given)
         check_keys(self.augment, (*SETTINGS.values(), "value_range"), "augment")
-        for name in ("network", "prior", "info", "augment"):
+        check_keys(self.latent, LATENT, "latent")
+        if self.latent and "size" not in self.latent:
+            raise ValueError("latent lacks size, the side of the images in pixels")
+        for name in ("network", "prior", "info", "augment", "latent"):
             for key, value in getattr(self, name).items():
                 _check(f"{name}.{key}", value, value)
         c, h, w = self.input_size
@@ -84,7 +92,10 @@ class FlowConfig:
         own = dataclasses.asdict(self) | {"input_size": list(self.input_size)}
         if not self.augment:  # as files were before there was such a field
             del own["augment"]
-        return {"library": "timm_nfaug", "format_version": FORMAT_VERSION, **own}
+        if not self.latent:
+            del own["latent"]
+        version = FORMAT_VERSION if self.latent else 1
+        return {"library": "timm_nfaug", "format_version": version, **own}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FlowConfig":
@@ -99,7 +110,7 @@ class FlowConfig:
         if not is_int(version) or not 1 <= version <= FORMAT_VERSION:
             newer = is_int(version) and version > FORMAT_VERSION
             hint = "upgrade timm_nfaug" if newer else "save or download the flow again"
-            raise ValueError(f"format_version {version!r} is not {FORMAT_VERSION}: {hint}")
+            raise ValueError(f"format_version {version!r} is not 1 or {FORMAT_VERSION}: {hint}")
         check_keys(values, {f.name for f in dataclasses.fields(cls)}, "config")
         missing = {"architecture", "input_size", "num_classes"} - values.keys()
         if missing:
@@ -143,6 +154,13 @@ def _are_texts(v: Any) -> bool:
     return isinstance(v, list) and all(isinstance(t, str) for t in v)
 
 
+def _are_numbers(v: Any) -> bool:
+    number = lambda x: is_int(x) or isinstance(x, float)
+    return (
+        isinstance(v, list) and 0 < len(v) <= 2**14 and all(number(x) and abs(x) < 1e6 for x in v)
+    )
+
+
 def _is_name(v: Any) -> bool:
     return isinstance(v, str) and v.isascii() and v.isidentifier()
 
@@ -183,6 +201,7 @@ _SCHEMA: dict[str, Rule] = {
     "network.patch": _count(1, 2**12),
     "network.clamp": _number(1e-3, 20),  # exp(20) is 5e8
     "network.whiten": _FLAG,
+    "network.basis": _count(0, 2**14),
     "prior": _DICT,
     "prior.a": _or_null(_number(1e-6, 1e6)),
     "prior.c": _number(0, 1e6),
@@ -200,6 +219,13 @@ _SCHEMA: dict[str, Rule] = {
     # the move itself may be registered by another program: `create_move` looks for it
     "augment.kind": (_is_name, "a name of letters, digits and _"),
     "augment.value_range": (_is_range, "[low, high], numbers or lists of one a channel"),
+    "latent": _DICT,
+    "latent.autoencoder": _TEXT,
+    "latent.revision": _or_null(_TEXT),
+    "latent.sha256": _TEXT,
+    "latent.size": _count(1, 2**13),
+    "latent.mean": (_are_numbers, "a list of numbers, one a channel"),
+    "latent.std": (_are_numbers, "a list of numbers, one a channel"),
     "augment.labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
 }
 

@@ -15,9 +15,14 @@ from . import lift
 from ._utils.checks import check_modes
 from ._utils.notices import NFAError
 from ._utils.progress import progress
+from .autoencoder import Autoencoder
 from .change import to_model
+from .flows.basis import ROWS, SharedBasis
 from .flows.model import ConditionalFlow
+from .flows.moments import ClassMoments
 from .flows.prior import ClassGaussians
+from .flows.registry import create_flow
+from .hub import LINEAR
 from .inputs import RangeError, channel_ends, check_image, check_range
 from .labels import labels_of
 from .pixels import PLAIN, Scale, batch_of, widened
@@ -28,7 +33,24 @@ _logger = logging.getLogger(__name__)
 Fitted = TypeVar("Fitted")
 
 EMPTY = "the loader gave no images: it is empty, or an iterator that has ended"
+SIDES = (64, 224)  # pixels; least and greatest side of latents where none is given
 SHRINKAGE = 100.0  # images; about the best for 20 to 500 images per class, 2% of 5,000
+
+
+def latent_flow(autoencoder: Autoencoder, size: int) -> ConditionalFlow:
+    """A linear flow over the latents of images of `size` pixels, without modes yet.
+
+    >>> class Identity:
+    ...     def encode(self, x): return x
+    ...     decode = encode
+    >>> latent_flow(Autoencoder(Identity(), "mine"), 64).config.input_size
+    (3, 64, 64)
+    """
+    latent = {
+        "autoencoder": autoencoder.name, "revision": autoencoder.revision,
+        "sha256": autoencoder.digest(), "size": size,
+    }  # fmt: skip
+    return create_flow(LINEAR, input_size=autoencoder.latent_size(size), latent=latent)
 
 
 def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> ConditionalFlow:
@@ -76,7 +98,10 @@ def fit_flow(
     >>> flow.prior.modes.shape
     torch.Size([2, 4, 48])
     """
-    moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
+    if flow.is_linear and flow.config.latent and num_classes > 1:
+        flow, moments = _in_shared_basis(flow, batches, num_classes, modes, allow_empty, shrinkage)
+    else:
+        moments = flow.moments(batches, num_classes, modes, allow_empty, shrinkage)
     if (empty := moments.empty) and not allow_empty:
         if len(empty) == num_classes:
             raise NFAError(EMPTY)
@@ -89,6 +114,28 @@ def fit_flow(
     fitted.prior.set_moments(moments)
     fitted.log_prior[moments.empty] = -torch.inf
     return fitted
+
+
+def _in_shared_basis(
+    flow: ConditionalFlow,
+    batches,
+    num_classes: int,
+    modes: int,
+    allow_empty: bool,
+    shrinkage: float,
+) -> tuple[ConditionalFlow, ClassMoments]:
+    """A linear flow in a basis that the classes share, and the moments of its coordinates."""
+    shared = SharedBasis(max(ROWS, 4 * modes))
+    for x, y in batches:
+        shared.update(x.flatten(1), y)
+    basis, moments = shared.moments(num_classes, modes, allow_empty, shrinkage)
+    config = flow.config
+    flow = create_flow(
+        LINEAR, input_size=config.input_size, num_classes=num_classes, latent=config.latent,
+        prior=config.prior, basis=len(basis),
+    )  # fmt: skip
+    flow.network.get_buffer("basis").copy_(basis)
+    return flow, moments
 
 
 def fitting_batches(
@@ -152,6 +199,13 @@ class Opened:
                 f"forward, images.permute(0, 3, 1, 2); or say input_size=({c}, {h}, {w})"
             )
         return c, min(32, h), min(32, w)
+
+    def side(self, factor: int) -> int:
+        """Side at which latents of its images are made: theirs, 64 to 224, a multiple of `factor`."""
+        if not self._first:
+            raise NFAError(EMPTY)
+        h, w = _images_and_labels(self._first[0], pooled=True)[0].shape[2:]
+        return max(factor, min(max(min(h, w), SIDES[0]), SIDES[1]) // factor * factor)
 
     def in_range(self, fitted: Callable[[Any], Fitted], value_range: Any, mean: Any) -> Fitted:
         """What `fitted` makes of a value_range: the given one, or the images' own if it needs one."""

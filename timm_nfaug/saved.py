@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from .autoencoder import autoencoder_for
 from .card import PREVIEW_NAME
 from .change import Change
 from .config import SETTINGS
@@ -74,6 +75,11 @@ class SavedMixin:
                 settings.pop("value_range", None)
         settings |= kwargs
         settings.setdefault("modes", usual_modes(flow))
+        if flow.config.latent:  # looked for where the flow was
+            how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            settings["autoencoder"] = autoencoder_for(
+                flow.config.latent, settings.get("autoencoder"), **how
+            )
         augment = cls(flow, **settings)  # type: ignore[call-arg]
         augment._shown = augment.change, directory / PREVIEW_NAME
         return augment
@@ -130,4 +136,6 @@ class SavedMixin:
             )
         saved = copy.copy(flow)
         saved.config = dataclasses.replace(flow.config, augment=settings_of(self))
+        if saved.config.latent:  # the side that is worked at, which may differ from that of the fit
+            saved.config.latent = saved.config.latent | {"size": self.change.size[1]}
         return saved

@@ -1,7 +1,7 @@
 """Warnings about images that NFA leaves unchanged, and about fits with too few modes."""
 
 from ._utils.notices import Notices
-from .change import Change, FlowChange
+from .change import Change, FlowChange, LatentChange
 from .moves import PCA
 
 BROKEN = (
@@ -35,7 +35,7 @@ def say_fitted(notices: Notices, change: Change) -> None:
     """
     if lacking := without_modes(change):
         notices.say("no modes", lacking, images=0)
-    if isinstance(change, FlowChange) and isinstance(change.move, PCA):
+    if isinstance(change, (FlowChange, LatentChange)) and isinstance(change.move, PCA):
         wanted, classes = change.move.modes, change.num_classes
         found = (change.flow.prior.mode_std[:, :wanted] != 0).sum(1)  # (K,)
         if len(few := found[(found > 0) & (found < wanted)]):
@@ -54,7 +54,7 @@ def without_modes(change: Change) -> str:
     >>> without_modes(nfa.NFAugment.to_fit(nfa.create_flow("linear")).change)[:41]
     'the images have no modes: give more image'
     """
-    if not isinstance(change, FlowChange):
+    if not isinstance(change, (FlowChange, LatentChange)):
         return ""
     lacking = change.move.unmoved(change.flow).nonzero().flatten().tolist()
     if lacking and change.num_classes == 1:

@@ -49,10 +49,10 @@ class FlowChange(Change):
             change[move.abs().amax(1) < STILL] = 0.0
         return change
 
-    def with_flow(self, flow: ConditionalFlow) -> "FlowChange":
-        """A copy that moves codes of another copy of the flow, on a device of its own."""
+    def with_part(self, name: str, part: nn.Module) -> "FlowChange":
+        """A copy with another copy of a module, as "flow", on a device of its own."""
         change = copy.copy(self)
-        change.flow = flow
+        setattr(change, name, part)
         return change
 
     def _small(self, images: Images) -> Tensor:
@@ -84,14 +84,17 @@ class LinearChange(FlowChange):
             y = flow.gaussian_labels(y, count)
         like = flow.log_prior
         if like.is_cpu and like.dtype == torch.float32 and noise.is_cpu and y.is_cpu:
-            return self.move.displacement(flow, y, noise, z).view(count, *self.size)
-        with flow._full_precision():
-            move = self.move.displacement(flow, y.to(like.device), noise.to(like), z)
-        return move.view(count, *self.size)
+            move = self.move.displacement(flow, y, noise, z)
+        else:
+            with flow._full_precision():
+                move = self.move.displacement(flow, y.to(like.device), noise.to(like), z)
+        # of pixels a code is the image; in a basis that classes share it has fewer coordinates
+        whole = not flow.config.network.get("basis")
+        return move.view(count, *self.size) if whole else flow.inverse(move)
 
 
 def change_of(flow: ConditionalFlow, move: Move) -> FlowChange:
-    """The change that suits a flow: `LinearChange` where its codes are the pixels, else `FlowChange`.
+    """The change that suits a flow: `LinearChange` where its codes are what it is given.
 
     >>> import timm_nfaug as nfa
     >>> from timm_nfaug.moves import PCA

@@ -19,7 +19,7 @@ from .._utils.files import make_directory, remove_leftovers, write_atomically
 from .._utils.notices import Notices
 from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
-from ..change import FlowChange, add_change, draw
+from ..change import FlowChange, LatentChange, add_change, draw
 from .cache import NFACache, StrPath, digest
 from .samples import label_of, parts, with_image
 from .transforms import (
@@ -277,7 +277,10 @@ class NFAugmentedDataset(_Augmented):
 
 def _fingerprint(augment: NFAugment, seed: int) -> str:
     """Names the flow's weights, the settings and the seed, so that no cache is read for another."""
-    if not isinstance(augment.change, FlowChange):
+    change = augment.change
+    if not isinstance(change, (FlowChange, LatentChange)):
         raise TypeError("copies are kept for changes by a flow; leave cache out")
-    text = f"{augment!r} {seed} {digest(augment.change.flow)}"
+    text = f"{augment!r} {seed} {digest(change.flow)}"
+    if isinstance(change, LatentChange):
+        text += f" {change.autoencoder.digest()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

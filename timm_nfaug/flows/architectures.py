@@ -5,12 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 from .._utils.checks import check_keys, closest
+from .basis import Projection
 from .bijections import ActNorm, Bijection, Chain, Conv1x1, Flatten, Multiscale, Squeeze, Whiten
 from .bijections.coupling import AffineCoupling
 from .networks import ConvNet, ResNet, ViT
 
 # builder, its default arguments, default arguments of the prior
-Architecture = tuple[Callable[..., Bijection], dict[str, Any], dict[str, Any]]
+Architecture = tuple[Callable[..., Bijection | Projection], dict[str, Any], dict[str, Any]]
+
+
+def _linear(shape, basis=0) -> Bijection | Projection:
+    """The pixels themselves, or with `basis` their coordinates in so many directions."""
+    return Projection(shape, basis) if basis else Flatten(shape)
 
 
 def _conv_p4(shape, depth=12, hidden=128, patch=4, clamp=0.6, whiten=True) -> Bijection:
@@ -52,10 +58,12 @@ def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijectio
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "linear": (Flatten, {}, {"a": None, "num_modes": 32, "low_rank": True}),
+    "linear": (_linear, {}, {"a": None, "num_modes": 32, "low_rank": True}),
     "conv_p4_tiny": (_conv_p4, {"depth": 6, "hidden": 64}, {"num_modes": 32}),
     "conv_p4_small": (_conv_p4, {"depth": 12, "hidden": 128}, {"num_modes": 32}),
     "conv_p4_base": (_conv_p4, {"depth": 24, "hidden": 256}, {"num_modes": 32}),
+    "conv_latent": (_conv_p4, {"depth": 12, "hidden": 128, "patch": 2}, {"num_modes": 32}),
+    "jet_latent": (_jet_p4, {"depth": 16, "hidden": 128, "patch": 2}, {"num_modes": 32}),
     "jet_p4": (_jet_p4, {"depth": 32, "hidden": 128}, {"num_modes": 32}),
     "resnet_ms3": (_resnet_ms, {"levels": 3, "steps": 8, "blocks": [8, 4, 2]}, {"num_modes": 32}),
 }
@@ -75,7 +83,7 @@ def find_architecture(name: str) -> Architecture:
 
 def build_network(
     architecture: str, shape: tuple[int, ...], arguments: dict[str, Any]
-) -> Bijection:
+) -> Bijection | Projection:
     """Builds the bijection from images of `shape` (C, H, W) to codes (D,).
 
     >>> build_network("conv_p4_tiny", (3, 8, 8), {"depth": 1}).output_shape((3, 8, 8))

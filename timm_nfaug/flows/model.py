@@ -47,7 +47,7 @@ class ConditionalFlow(HubMixin):
             raise ValueError(f"code_rows={config.code_rows} is for a LabelBandFlow: use that")
         (c, h, w), gaussians = config.input_size, 1 if config.code_rows else config.num_classes
         shape = (c, h + config.code_rows, w)
-        self.dim = math.prod(shape)
+        self.dim = network.get("basis") or math.prod(shape)
         prior["num_modes"] = min(prior.get("num_modes", 0), self.dim)
         self.config = dataclasses.replace(config, network=network, prior=prior)
         self.network = build_network(config.architecture, shape, network)

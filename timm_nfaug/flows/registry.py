@@ -8,7 +8,9 @@ from ..config import FlowConfig
 from .architectures import ARCHITECTURES
 from .model import ConditionalFlow
 
-CONFIG_KEYS = ("input_size", "num_classes", "bits", "code_rows", "prior", "class_names", "info")
+CONFIG_KEYS = (
+    "input_size", "num_classes", "bits", "code_rows", "prior", "class_names", "info", "latent",
+)  # fmt: skip
 DEFAULTS: dict[str, Any] = {"input_size": (3, 32, 32), "num_classes": 10}
 Patterns = str | list[str]
 
