@@ -181,7 +181,7 @@ BROKEN = {
     "new version": (
         break_config(lambda c: c.update(format_version=3)),
         ValueError,
-        "format_version 2 .*upgrade",
+        "format_version 3 .*upgrade",
     ),
     "no version": (
         break_config(lambda c: c.pop("format_version")),
