@@ -12,7 +12,7 @@ LAYERS = [
     {"_utils"},
     {"pixels", "lift", "labels", "reading"},
     {"config"},
-    {"stored", "card", "remote"},
+    {"stored", "card", "remote", "of_diffusers"},
     {"hub", "autoencoder"},
     {"flows"},
     {"moves"},
