@@ -59,18 +59,15 @@ class TrainConfig:
     code_rows: int = 0  # pixels, height of the label band of objective ce, which makes 0 an 8
 
     # -- space
-    # pixels, or latent: the flow models the latents that an autoencoder makes of the images
-    space: str = "pixels"
-    # autoencoder: a Hub id or directory of diffusers, or FILE.py:FUNCTION (docs/latent.md)
-    autoencoder: str = ""
+    space: str = "pixels"  # pixels, or latent: what an autoencoder makes of the images
+    autoencoder: str = ""  # a Hub id or directory of diffusers, or FILE.py:FUNCTION
     latents: str = ""  # directory of the cached latents; "": OUT/latents
 
     # -- data
     data: str = "folder"  # folder (ImageFolder tree), cifar10, cifar100 or digits
     # name of the dataset in the model card, e.g. "CIFAR-10 (JPEG)"; "": the folder's, or CIFAR-10
     data_name: str = ""
-    # pixels, side of the images; required for a folder; 64 to 448 for latents
-    image_size: int | None = None
+    image_size: int | None = None  # pixels, side; required for a folder; 64 to 448 for latents
     in_chans: int = 3  # channels: 3 for RGB, 1 for greyscale
     flip: bool = True  # flip half of the images horizontally, at random
     # false: ignore the labels and train a flow of one class (objective ml, joint or moments)
@@ -152,9 +149,9 @@ class TrainConfig:
         self._check_label_band()
         self._check_without_labels()
         if self.modes_every and not (self.joint and self.prior.get("low_rank")):
+            got = f"got {self.objective} and prior {self.prior}"
             raise ValueError(
-                "modes_every goes with objective joint and prior.low_rank=true, "
-                f"got {self.objective} and prior {self.prior}"
+                f"modes_every goes with objective joint and prior.low_rank=true, {got}"
             )
 
     @property
@@ -179,9 +176,8 @@ class TrainConfig:
 
     def _check_schedules(self) -> None:
         if not all(is_int(step) and 0 < step <= 1e9 for step in self.snapshots):
-            raise ValueError(
-                f"snapshots must be steps, integers of at least 1, got {self.snapshots!r}"
-            )
+            got = f"got {self.snapshots!r}"
+            raise ValueError(f"snapshots must be steps, integers of at least 1, {got}")
         _check_schedule("gaussian_lr", self.gaussian_lr, positive=True)
         _check_schedule("kld_weight", self.kld_weight, positive=False)
         if self.lr_floor > self.lr:
@@ -208,19 +204,16 @@ class TrainConfig:
             return
         low, high = SIDES
         if not low <= (self.image_size or 0) <= high:
-            raise ValueError(
-                f"image_size must be in [{low}, {high}] with space: latent, got {self.image_size}"
-            )
-        for name, wanted in (("data", "folder"), ("in_chans", 3), ("bits", 8), ("shift", 0)):
+            got = f"got {self.image_size}"
+            raise ValueError(f"image_size must be in [{low}, {high}] with space: latent, {got}")
+        for name, wanted in {"data": "folder", "in_chans": 3, "bits": 8, "shift": 0}.items():
             if (got := getattr(self, name)) != wanted:
                 raise ValueError(f"space: latent goes with {name}: {wanted}, got {got}")
 
     def _check_classification(self) -> None:
         if self.shift and not self.discriminative:
-            raise ValueError(
-                "shift goes with discriminative above 0: "
-                "shifted images count in the cross-entropy only"
-            )
+            why = "shifted images count in the cross-entropy only"
+            raise ValueError(f"shift goes with discriminative above 0: {why}")
 
     def _check_label_band(self) -> None:
         if self.objective != "ce":
@@ -229,10 +222,8 @@ class TrainConfig:
             return
         self.code_rows = self.code_rows or 8
         if self.discriminative:
-            raise ValueError(
-                "objective: ce has one Gaussian for all classes and nothing to discriminate; "
-                "drop discriminative"
-            )
+            what = "objective: ce has one Gaussian for all classes and nothing to discriminate"
+            raise ValueError(f"{what}; drop discriminative")
 
     def _check_without_labels(self) -> None:
         possible = self.objective in ("ml", "joint", "moments") and not self.discriminative
