@@ -34,7 +34,11 @@ PAGES = [page for page in PAGES if page.name not in ELSEWHERE and commands(page)
 
 @pytest.fixture
 def here(tmp_path, image_folder, monkeypatch):
-    """A directory with DATA and train.py."""
+    """A directory with DATA, train.py and an AUTOENCODER of diffusers."""
+    diffusers = pytest.importorskip("diffusers")
+    small = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+    small |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    diffusers.AutoencoderTiny(**small).save_pretrained(tmp_path / "AUTOENCODER")
     shutil.copytree(image_folder, tmp_path / "DATA")
     shutil.copy(ROOT / "tests" / "toy_train.py", tmp_path / "train.py")
     monkeypatch.chdir(tmp_path)
@@ -67,6 +71,9 @@ def run(line: str, here, capsys) -> None:
             assert (here / words[words.index("--out") + 1]).exists()
     elif words[:3] == ["python", "-m", "train_flow"]:
         assert train_flow([*words[3:], *shlex.split(SHORT)]) == 0
+        if "--plan" in words:
+            assert "images" in capsys.readouterr().out
+            return
         assert (here / words[words.index("--out") + 1] / "flow" / "config.json").is_file()
     else:
         raise AssertionError(f"no test runs {line}")

@@ -38,7 +38,8 @@ images = torch.randint(0, 256, (4, {size}), dtype=torch.uint8)  # yours, or a PI
 {usage}```
 {training}"""
 FLOW = """labels = torch.randint(0, {classes}, (4,))
-{augment}
+{augment}"""
+ENCODE = """
 flow = nfa.ConditionalFlow.from_pretrained({source})
 z, log_det = flow(images / 127.5 - 1{labels})  # x (B, {size}) in [-1, 1]
 """
@@ -95,9 +96,9 @@ def model_card(config: FlowConfig, name: str, source: str = HERE, preview: bool 
         preview=f"\n![Originals and augmented images]({PREVIEW_NAME})\n" * preview,
         table="\n".join(f"| {_inline(k)} | {v} |" for k, v in _rows(config)),
         note=WHERE if source == HERE else "",
-        size=", ".join(map(str, config.input_size)),
+        size=", ".join(map(str, _image_size(config))),
         usage=_usage(config, json.dumps(source, ensure_ascii=False)),
-        training=(FLAGS.format(source=shlex.quote(source)) if config.augment else "") + training,
+        training=(_flags(config, source) if config.augment else "") + training,
     )
 
 
@@ -117,12 +118,25 @@ def _license(config: FlowConfig) -> str:
     return " ".join(str(config.info.get("license", "")).split())
 
 
+def _image_size(config: FlowConfig) -> tuple[int, ...]:
+    side = config.latent.get("size")
+    return (3, side, side) if side else config.input_size
+
+
+def _flags(config: FlowConfig, source: str) -> str:
+    own = bool(config.latent) and _is_own(config.latent)
+    return FLAGS.format(source=shlex.quote(source) + " --nfa-autoencoder FILE.py:FUNCTION" * own)
+
+
 def _usage(config: FlowConfig, source: str) -> str:
+    if config.latent and _is_own(config.latent):
+        source += ', autoencoder="FILE.py:FUNCTION"'
     if config.augment:
         usage = POOLED if config.augment.get("labels") == "none" else GIVEN
         return usage.format(source=source, classes=config.num_classes).lstrip("\n")
     band = ', labels="given"' if config.code_rows else ""  # which has to be encoded, too
-    return FLOW.format(
+    usage = FLOW if config.latent else FLOW + ENCODE
+    return usage.format(
         size=", ".join(map(str, config.input_size)),
         classes=config.num_classes,
         augment=AUGMENT.format(source=source, band=band) if config.prior.get("num_modes") else "",
@@ -146,11 +160,25 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
     return [
         *own,
         ("architecture", _code(config.architecture) + network),
-        ("images", f"{' x '.join(map(str, config.input_size))}, {config.bits}-bit"),
+        *_inputs(config),
         ("modes", "of all images together") if one else ("classes", str(config.num_classes)),
         ("data", _data(info)),
         *((str(k).replace("_", " "), _inline(v)) for k, v in metrics.items()),
     ]
+
+
+def _is_own(latent: dict[str, Any]) -> bool:
+    """Whether an autoencoder has to be passed: it is none of the Hub, but made by FILE.py:FUNCTION."""
+    return ":" in (latent.get("autoencoder") or ":")
+
+
+def _inputs(config: FlowConfig) -> list[tuple[str, str]]:
+    size, latent = " x ".join(map(str, config.input_size)), config.latent
+    if not latent:
+        return [("images", f"{size}, {config.bits}-bit")]
+    known = "of your own code" if _is_own(latent) else _code(latent["autoencoder"])
+    known += f", revision {_code(latent['revision'])}" if latent.get("revision") else ""
+    return [("latents", f"{size}, of images of {latent['size']} px"), ("autoencoder", known)]
 
 
 def _data(info: dict[str, Any]) -> str:
