@@ -18,7 +18,7 @@ LAYERS = [
     {"moves"},
     {"change"},
     {"inputs"},
-    {"spec"},
+    {"spec", "space"},
     {"fit", "saved", "unchanged"},
     {"augment"},
     {"from_string"},
