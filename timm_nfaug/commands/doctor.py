@@ -19,10 +19,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAWarning
 from ..augment import NFAugment
+from ..grid import SMALL, check_picture_name, write_picture
 from ..integration.classes import evenly
 from ..integration.flags import nfa_string
 from ..integration.pillow import guard_posterize
-from ..preview import SMALL, Labelled, check_picture_name, preview_augmentation, write_picture
+from ..pictures import Labelled, preview_augmentation
 from ..spec import parse_config
 from .survey import SIDE, Survey, few, file_of, problems_of_folders, square, survey
 
