@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from .._utils.checks import is_code
 from ..augment import NFAugment
-from ..autoencoder import Autoencoder, is_code
+from ..autoencoder import Autoencoder
 from ..config import settings_string
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow

@@ -26,22 +26,26 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "size": list(config.input_size),  # (C, H, W)
+        "latent": config.latent or None,  # of a flow over latents: the autoencoder, ...
         "classes": config.num_classes,
         "data": config.info.get("data"),
         "bits_per_dim": metrics.get("bits_per_dim"),
+        "nats_per_dim": metrics.get("nats_per_dim"),  # of latents
         "class_accuracy": metrics.get("class_accuracy"),
         "file_bytes": (folder / WEIGHTS_NAME).stat().st_size,
     }
 
 
 def _row(flow: dict[str, Any]) -> list[str]:
-    bits, accuracy = flow["bits_per_dim"], flow["class_accuracy"]
+    bits, nats, accuracy = (flow[k] for k in ("bits_per_dim", "nats_per_dim", "class_accuracy"))
+    of = f", latents of {flow['latent']['size']} px" if flow["latent"] else ""
+    bits = f"{bits:.2f}" if bits is not None else "-" if nats is None else f"{nats:.2f} nats"
     return [
         flow["name"],
-        " x ".join(map(str, flow["size"])),
+        " x ".join(map(str, flow["size"])) + of,
         str(flow["classes"]),
         flow["data"] or "not stated",
-        "-" if bits is None else f"{bits:.2f}",
+        bits,
         "-" if accuracy is None else f"{accuracy:.1%}",
         f"{flow['file_bytes'] / 1e6:.1f} MB",
     ]
