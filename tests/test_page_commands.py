@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import pytest
+from small_diffusers import write_autoencoder
 
 from benchmarks.core.common import ROOT
 from timm_nfaug import __main__ as command
@@ -34,9 +35,10 @@ PAGES = [page for page in PAGES if page.name not in ELSEWHERE and commands(page)
 
 @pytest.fixture
 def here(tmp_path, image_folder, monkeypatch):
-    """A directory with DATA and train.py."""
+    """A directory with DATA and train.py, and one of the name that pages give an autoencoder."""
     shutil.copytree(image_folder, tmp_path / "DATA")
     shutil.copy(ROOT / "tests" / "toy_train.py", tmp_path / "train.py")
+    write_autoencoder(tmp_path / "madebyollin" / "taesd")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
