@@ -30,7 +30,7 @@ from .pictures import (
     usual_strengths,
 )  # fmt: skip
 from .reading import read_image
-from .space import add_space_args, check_space, chosen_autoencoder
+from .space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--strengths", type=float, nargs="+", help=f"({own} 0.25 0.5 1)")
     add("--modes", type=int, help=f"modes moved along ({own} 32, or all that the flow stores)")
     add("--kind", choices=list_moves(), help=f"of move ({own} pca)")
-    add_space_args(add)
+    add("--space", choices=SPACES, help=SPACE_HELP)
+    add("--autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
     add("--size", type=int, help=f"side at which latents are made ({own} of the images)")
     add("--samples", action="store_true", help="draw samples of each class over temperatures")
     add("--temperatures", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])

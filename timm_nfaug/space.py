@@ -1,6 +1,5 @@
 """Where images are moved, as flags say it: their pixels, or the latents of an autoencoder."""
 
-from collections.abc import Callable
 from typing import Any
 
 from ._utils.checks import check_choice
@@ -8,20 +7,8 @@ from ._utils.notices import NFAError
 from .autoencoder import HOW, Autoencoder, load_autoencoder
 
 SPACES = ("pixels", "latent")
-
-
-def add_space_args(add: Callable, prefix: str = "--") -> None:
-    """Adds the flags of the space and of the autoencoder, by the `add_argument` of a parser.
-
-    >>> import argparse
-    >>> add_space_args((parser := argparse.ArgumentParser()).add_argument)
-    >>> parser.parse_args(["--autoencoder", "madebyollin/taesd"]).autoencoder
-    'madebyollin/taesd'
-    """
-    space = f"where images are moved (default: pixels; latent with {prefix}autoencoder)"
-    add(f"{prefix}space", choices=SPACES, help=space)
-    autoencoder = f"whose latents are moved: {HOW} (default: that of a saved flow)"
-    add(f"{prefix}autoencoder", metavar="NAME", help=autoencoder)
+SPACE_HELP = "where images are moved (default: pixels; latent where an autoencoder is named)"
+AUTOENCODER_HELP = f"whose latents are moved: {HOW} (default: that of a saved flow)"
 
 
 def chosen_autoencoder(

@@ -23,7 +23,7 @@ from ..integration.classes import evenly
 from ..integration.folder import describe, fit_to, latents_of, training_set
 from ..pictures import Labelled, preview_augmentation, shrink, usual_strengths
 from ..saved import settings_for_fit, settings_of
-from ..space import add_space_args, check_space, chosen_autoencoder
+from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
 from ..spec import parse_config
 from ..unchanged import without_modes
 
@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="directory for the augmentation")
     add("--aug", default="nfa", metavar="NFA", help=f"settings, as nfa-s0.5-k32-p0.5 {usual}")
     add("--flow", default=LINEAR, metavar="NAME", help=f"{flow} {usual}")
-    add_space_args(add)
+    add("--space", choices=SPACES, help=SPACE_HELP)
+    add("--autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
     latents = "or at which latents are made (default: of the images, 64 to 224)"
     size = f"side in pixels of the linear modes (default: 32), {latents}"
     add("--size", type=int, help=size)

@@ -23,22 +23,22 @@ def describe(name: str) -> dict[str, Any]:
     folder = hub.resolve(name)
     config, _ = read_config(folder / CONFIG_NAME)
     metrics = config.info.get("metrics", {})
+    own = {"latent": config.latent, "nats_per_dim": metrics.get("nats_per_dim")}
     return {
         "name": name,
         "size": list(config.input_size),  # (C, H, W)
-        "latent": config.latent or None,  # of a flow over latents: the autoencoder, ...
         "classes": config.num_classes,
         "data": config.info.get("data"),
         "bits_per_dim": metrics.get("bits_per_dim"),
-        "nats_per_dim": metrics.get("nats_per_dim"),  # of latents
         "class_accuracy": metrics.get("class_accuracy"),
         "file_bytes": (folder / WEIGHTS_NAME).stat().st_size,
+        **(own if config.latent else {}),
     }
 
 
 def _row(flow: dict[str, Any]) -> list[str]:
-    bits, nats, accuracy = (flow[k] for k in ("bits_per_dim", "nats_per_dim", "class_accuracy"))
-    of = f", latents of {flow['latent']['size']} px" if flow["latent"] else ""
+    bits, accuracy, nats = flow["bits_per_dim"], flow["class_accuracy"], flow.get("nats_per_dim")
+    of = f", latents of {flow['latent']['size']} px" if "latent" in flow else ""
     bits = f"{bits:.2f}" if bits is not None else "-" if nats is None else f"{nats:.2f} nats"
     return [
         flow["name"],

@@ -16,7 +16,7 @@ from ..from_string import nf_augment_transform
 from ..hub import LINEAR
 from ..moves import list_moves
 from ..saved import settings_for_fit
-from ..space import add_space_args, check_space, chosen_autoencoder
+from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
 from ..spec import parse_config
 from .fit import _check_channels
 
@@ -64,7 +64,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     strict = "end with an error where NFA would warn: at images that it cannot move, or guesses"
     add("--aug", type=nfa_string, metavar="NFA", help=what)
     add("--nfa-flow", default=LINEAR, metavar="NAME", help=flow)
-    add_space_args(add, "--nfa-")
+    add("--nfa-space", choices=SPACES, help=SPACE_HELP)
+    add("--nfa-autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
     add("--nfa-size", type=int, metavar="PIXELS", help=size)
     add("--nfa-fit", action="store_true", help=fit)
     add("--nfa-place", choices=PLACES, default="batch", help=f"{place} (default: batch)")
