@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from timm_nfaug import ConditionalFlow, NFAugment
-from timm_nfaug.preview import class_name, draw_grid, preview_interpolation, to_pil
+from timm_nfaug.grid import draw_grid
+from timm_nfaug.pictures import class_name, preview_interpolation, to_pil
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3, 0.1)
 CLASSES = 10  # shown at most

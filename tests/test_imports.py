@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # a module may import modules of lower rows, and of its own package
 LAYERS = [
     {"_utils"},
-    {"pixels", "lift", "labels", "reading"},
+    {"pixels", "lift", "labels", "reading", "grid"},
     {"config"},
     {"stored", "card", "remote", "of_diffusers"},
     {"hub", "autoencoder"},
@@ -18,12 +18,13 @@ LAYERS = [
     {"moves"},
     {"change"},
     {"inputs"},
-    {"spec"},
+    {"spec", "space"},
     {"fit", "saved", "unchanged"},
     {"augment"},
     {"from_string"},
     {"data"},
     {"integration"},
+    {"pictures"},
     {"preview", "train"},
     {"commands", "plugin"},
     {"__main__"},

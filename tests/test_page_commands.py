@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import pytest
+from small_diffusers import write_autoencoder
 
 from benchmarks.core.common import ROOT
 from timm_nfaug import __main__ as command
@@ -34,13 +35,11 @@ PAGES = [page for page in PAGES if page.name not in ELSEWHERE and commands(page)
 
 @pytest.fixture
 def here(tmp_path, image_folder, monkeypatch):
-    """A directory with DATA, train.py and an AUTOENCODER of diffusers."""
-    diffusers = pytest.importorskip("diffusers")
-    small = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    small |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    diffusers.AutoencoderTiny(**small).save_pretrained(tmp_path / "AUTOENCODER")
+    """A directory with DATA and train.py, and one of the name that pages give an autoencoder."""
     shutil.copytree(image_folder, tmp_path / "DATA")
     shutil.copy(ROOT / "tests" / "toy_train.py", tmp_path / "train.py")
+    write_autoencoder(tmp_path / "madebyollin" / "taesd")
+    write_autoencoder(tmp_path / "AUTOENCODER")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -74,7 +74,8 @@ def test_flags_of_trainings_and_their_defaults():
     assert {*flags, "--aug"} == set(actions(parser))
     for flag, default in flags.items():
         own = actions(parser)[flag].default
-        assert default == ("" if own is None or (own is False and not default) else str(own)), flag
+        unset = own is None or (own is False and not default)  # which means None in Python
+        assert default == ("" if unset and default != "None" else str(own)), flag
 
 
 def test_flags_of_the_preview_and_their_defaults(preview_flags):

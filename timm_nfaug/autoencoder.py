@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import remote
+from ._utils.checks import is_code
 from ._utils.notices import NFAError, warn
 from .of_diffusers import FILES, OfDiffusers, is_of_diffusers, read_diffusers
 
@@ -246,17 +247,6 @@ def load_autoencoder(
     directory = remote.fetch(found, local_files_only)
     pinned = directory.name if remote.COMMIT.fullmatch(directory.name) else found.revision
     return Autoencoder(read_diffusers(directory, found.id), found.id, pinned, bfloat16=True)
-
-
-def is_code(name: str) -> bool:
-    """Whether a name stands for a function to be imported and called.
-
-    >>> is_code("models/mine.py:load"), is_code("org/name")
-    (True, False)
-    """
-    path, colon, function = name.rpartition(":")
-    module = path.endswith(".py") or all(part.isidentifier() for part in path.split("."))
-    return bool(colon) and function.isidentifier() and module
 
 
 def _made_by(name: str) -> Autoencoder:

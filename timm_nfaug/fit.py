@@ -75,6 +75,15 @@ def latent_batches(
         yield z if raw else change.standardized(z), y
 
 
+def latent_side(side: int, factor: int) -> int:
+    """Side at which latents of images are made where none is given, of their shorter one.
+
+    >>> latent_side(32, factor=8), latent_side(100, factor=8), latent_side(500, factor=8)
+    (64, 96, 224)
+    """
+    return max(factor, min(max(side, SIDES[0]), SIDES[1]) // factor * factor)
+
+
 def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> ConditionalFlow:
     """A flow that shares the network of `flow` and has room for other modes, all zero.
 
@@ -228,8 +237,9 @@ class Opened:
         """Side at which latents of its images are made: theirs, 64 to 224, a multiple of `factor`."""
         if not self._first:
             raise NFAError(EMPTY)
-        h, w = _images_and_labels(self._first[0], pooled=True)[0].shape[2:]
-        return max(factor, min(max(min(h, w), SIDES[0]), SIDES[1]) // factor * factor)
+        return latent_side(
+            min(_images_and_labels(self._first[0], pooled=True)[0].shape[2:]), factor
+        )
 
     def in_range(self, fitted: Callable[[Any], Fitted], value_range: Any, mean: Any) -> Fitted:
         """What `fitted` makes of a value_range: the given one, or the images' own if it needs one."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import lift
 from ..autoencoder import Autoencoder
+from ..config import FlowConfig
 from ..flows.model import ConditionalFlow
 from ..moves.base import Move
 from .base import Change, Images
@@ -60,8 +61,7 @@ class LatentChange(Change):
         self.size = (3, side, side)
         self.num_classes, self.noise_size = inner.num_classes, inner.noise_size
         self.still = inner.still
-        scale = [latent.get(k) or [usual] * own[0] for k, usual in (("mean", 0.0), ("std", 1.0))]
-        self._mean, self._std = (torch.tensor(v).view(1, -1, 1, 1) for v in scale)
+        self._mean, self._std = scale_of(inner.flow.config)
 
     @property
     def flow(self) -> ConditionalFlow:
@@ -99,3 +99,15 @@ class LatentChange(Change):
         else:
             setattr(change, name, part)
         return change
+
+
+def scale_of(config: FlowConfig) -> tuple[Tensor, Tensor]:
+    """Mean and spread (1, c, 1, 1) that latents are standardised by before a flow takes them.
+
+    >>> [float(v) for v in scale_of(FlowConfig("linear", (1, 8, 8), 1, latent={"size": 64}))]
+    [0.0, 1.0]
+    """
+    latent, channels = config.latent, config.input_size[0]
+    scale = [latent.get(k) or [usual] * channels for k, usual in (("mean", 0.0), ("std", 1.0))]
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in scale)
+    return mean, std
