@@ -24,8 +24,9 @@ LAYERS = [
     {"from_string"},
     {"data"},
     {"integration"},
-    {"preview", "train"},
+    {"preview", "train", "copies"},
     {"commands", "plugin"},
+    {"materialise"},
     {"__main__"},
 ]
 
