@@ -153,7 +153,7 @@ def _make(found: _Set, args: argparse.Namespace) -> str:
 def _say_start(found: _Set, args: argparse.Namespace) -> None:
     images, shards = len(found.plan.samples), len(found.plan)
     aug = read_settings(found.job)["aug"]  # type: ignore[index]
-    where = f"Ray at {args.ray}" if args.ray else f"{args.processes} processes on {args.device}"
+    where = f"Ray at {args.ray}" if args.ray else f"{args.device}, {args.processes} at a time"
     p = aug.partition("-p")[2].partition("-")[0]
     moved = "every copy is moved" if p == "1" else f"a copy is moved with probability {p}"
     done = f", {shards - len(found.missing):,} finished already" * (len(found.missing) < shards)
