@@ -25,8 +25,9 @@ LAYERS = [
     {"data"},
     {"integration"},
     {"pictures"},
-    {"preview", "train"},
+    {"preview", "train", "copies"},
     {"commands", "plugin"},
+    {"materialise"},
     {"__main__"},
 ]
 

@@ -78,11 +78,17 @@ class LatentChange(Change):
 
     @torch.no_grad()
     def change_of_latents(self, z: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
-        """The change (B, 3, H, W) of images whose latents (B, c, h, w) are known."""
-        move = self.inner.change(lambda: self.standardized(z), y, noise)
+        """The change (B, 3, H, W) of images whose latents (B, c, h, w) are known.
+
+        Noise (k B, n), and labels (k B,), move each image k times, the first of all images first:
+        (k B, 3, H, W). The images are then encoded once and decoded once as they are.
+        """
+        count, own = len(noise), len(z)
+        again = lambda v: v if own == count else v.repeat(count // own, 1, 1, 1)
+        move = self.inner.change(lambda: again(self.standardized(z)), y, noise)
         move = lift.down(move.to(z.device), (z.shape[2], z.shape[3])) * self._std.to(z.device)
-        moved, same = self.autoencoder.decode(torch.cat([z + move, z])).chunk(2)
-        change = moved - same
+        decoded = self.autoencoder.decode(torch.cat([again(z) + move, z]))
+        change = decoded[:count] - again(decoded[count:])
         # convolutions round by the place in a batch, which must not change an image either
         change[move.abs().amax((1, 2, 3)) == 0] = 0.0
         return change
