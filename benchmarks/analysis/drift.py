@@ -99,6 +99,11 @@ def opened(args: argparse.Namespace) -> Autoencoder | None:
     return autoencoder
 
 
+def named(args: argparse.Namespace) -> str | None:
+    """How a record calls the autoencoder: without directories."""
+    return args.autoencoder and args.autoencoder.rpartition("/")[2]
+
+
 def loaded(args: argparse.Namespace) -> tuple[Images, Images, Classifier]:
     """Training and validation images, and a classifier fitted to the former."""
     torch.set_num_threads(args.threads)
@@ -107,8 +112,10 @@ def loaded(args: argparse.Namespace) -> tuple[Images, Images, Classifier]:
     return train, val, Classifier(args.backbone_weights, args.classifier_size).fit(train)
 
 
-def described(args: argparse.Namespace, val: Images) -> str:
-    return f"{args.data_name}, {len(val)} validation images, modes of {args.train_images} training images"
+def described(args: argparse.Namespace, train: Images, val: Images) -> str:
+    """What a record says of the data."""
+    counts = f"{len(val)} images moved, modes of {len(train)} others"
+    return f"{args.data_name}, {counts}"
 
 
 def make_arms(train: Images, args: argparse.Namespace) -> dict[str, Augmentation]:
@@ -203,18 +210,18 @@ def main(argv: list[str] | None = None) -> int:
     train, val, classifier = loaded(args)
     rows = rows_of(measure(make_arms(train, args), val, classifier, args.seed))
     right = classifier.right(classifier.features(val.levels), val.labels).float().mean().item()
-    names = {k: v and flow_title(v) for k, v in vars(args).items() if k in ("flow", "latent_flow")}
+    names = {"flow": args.flow and flow_title(args.flow), "autoencoder": named(args)}
+    names |= {"latent_flow": args.latent_flow and flow_title(args.latent_flow)}
     keys = ("modes", "size", "image_size", "classifier_size", "bfloat16")
-    autoencoder = args.autoencoder and Path(args.autoencoder.partition(":")[0]).stem
     write_result(
         args.record,
         {
             "benchmark": "analysis.drift",
             "command": command_line("benchmarks.analysis.drift", argv),
-            "data": described(args, val),
+            "data": described(args, train, val),
             "seeds": [args.seed],
             "environment": environment(),
-            "settings": {k: getattr(args, k) for k in keys} | names | {"autoencoder": autoencoder},
+            "settings": {k: getattr(args, k) for k in keys} | names,
             "notes": [f"{BACKBONE}'s features were trained on ImageNet"],
             "results": {"clean_top1": 100 * right, "rows": rows},
         },
