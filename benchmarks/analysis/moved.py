@@ -123,12 +123,19 @@ def by_nfa(augment: NFAugment) -> Augmentation:
         noise = draw_noise(len(y), change.noise_size, g)
         if isinstance(change, LatentChange):  # what change() does, less what others did already
             z, same = batch.latents(change.autoencoder, change.size[1])
-            moved = change.autoencoder.decode(z + change.move_of_latents(z, y, noise)) - same
+            moved = change.autoencoder.decode(z + move_of(change, z, y, noise)) - same
         else:
             moved = change.change(lambda: batch.x, y, noise)
         return add_change(batch.levels, moved.clamp(-2, 2))
 
     return call
+
+
+def move_of(change: LatentChange, z: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """What a change adds to latents z (B, c, h, w) before they are decoded."""
+    move = lift.down(change.inner.change(lambda: change.standardized(z), y, noise), z.shape[2:])
+    std = change.flow.config.latent.get("std")
+    return move if std is None else move * torch.tensor(std).view(1, -1, 1, 1)
 
 
 def nfa(

@@ -79,17 +79,13 @@ class LatentChange(Change):
     @torch.no_grad()
     def change_of_latents(self, z: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
         """The change (B, 3, H, W) of images whose latents (B, c, h, w) are known."""
-        move = self.move_of_latents(z, y, noise)
+        move = self.inner.change(lambda: self.standardized(z), y, noise)
+        move = lift.down(move.to(z.device), (z.shape[2], z.shape[3])) * self._std.to(z.device)
         moved, same = self.autoencoder.decode(torch.cat([z + move, z])).chunk(2)
         change = moved - same
         # convolutions round by the place in a batch, which must not change an image either
         change[move.abs().amax((1, 2, 3)) == 0] = 0.0
         return change
-
-    def move_of_latents(self, z: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
-        """What is added to latents z (B, c, h, w) before they are decoded."""
-        move = self.inner.change(lambda: self.standardized(z), y, noise)
-        return lift.down(move.to(z.device), (z.shape[2], z.shape[3])) * self._std.to(z.device)
 
     def standardized(self, z: Tensor) -> Tensor:
         """Latents (B, c, h, w) as the flow knows them: with its mean and spread in each channel."""
