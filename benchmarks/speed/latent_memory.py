@@ -89,7 +89,7 @@ def of_fit(labels: str) -> Callable[[Path, int], list[str]]:
 
 def of_latents(folder: Path, count: int) -> list[str]:
     """The latents of a training, made and kept, and its modes."""
-    settings = [f"autoencoder={CHEAP}", f"image_size={SIDE}", "modes=8"]
+    settings = [f"autoencoder={CHEAP}", f"image_size={SIDE}", "prior={num_modes: 8}"]
     flags = [part for setting in settings for part in ("--set", setting)]
     data = ["--data-dir", str(write_images(folder / "data", count)), "--out", str(folder / "out")]
     return ["-m", "train_flow", "--config", "linear_latent.imagenette", *data, *flags]
