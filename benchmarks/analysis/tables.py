@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from benchmarks.analysis import flow_objectives as objectives
 from benchmarks.analysis import flow_pareto as pareto
-from benchmarks.analysis import label_drift as drift
 from benchmarks.analysis import linearity as linear
 from benchmarks.analysis import proposition as bound
 from benchmarks.analysis import shrinkage as shrunk
@@ -80,14 +79,6 @@ def shrinkage() -> str:
     return "\n\n".join(parts)
 
 
-def label_drift() -> str:
-    r = result("label_drift")
-    right, flow = r["results"]["clean_top1"], r["settings"]["flow"]
-    head = f"{r['data']}; the classifier has {right:.1f}% of them right. `glem`: `{flow}`."
-    cells = drift.table(r["results"]["rows"])
-    return f"{head}\n\n{markdown_table(cells)}\n\n{source('label_drift')}"
-
-
 def tangents() -> str:
     r = result("tangents")
     found = r["results"]["median_at_step_1"][pictures.DEFAULT]
@@ -132,7 +123,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow_pareto": flow_pareto,
     "linearity": linearity,
     "shrinkage": shrinkage,
-    "label_drift": label_drift,
     "tangents": tangents,
     "proposition": proposition,
 }

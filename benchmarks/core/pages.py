@@ -20,7 +20,7 @@ MOVED = {
     "flow_memory": "speed.flow_memory", "flow_objectives": "analysis.flow_objectives",
     "flow_pareto": "analysis.flow_pareto", "flow_report": "analysis.flow_report",
     "flow_speed": "speed.flow_speed", "generation": "generation.run",
-    "imagenet_real": "imagenet.real", "label_drift": "analysis.label_drift",
+    "imagenet_real": "imagenet.real",
     "linearity": "analysis.linearity", "proposition": "analysis.proposition",
     "shrinkage": "analysis.shrinkage", "tangents": "analysis.tangents",
     "throughput": "speed.throughput", "timm_matrix": "timm.flags", "timm_train": "timm.speed",
