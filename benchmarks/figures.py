@@ -49,7 +49,7 @@ LABELS = "given"  # modes of the class
 STRENGTHS = (0.5, 1.0)  # of `moves`
 PHOTOGRAPHS, SIDE = 5, 224
 LATENT_SIDE, FIT_IMAGES, MODES = 112, 1500, 32  # of linear modes of latents
-OURS, OTHERS = 3, 2  # photographs of --photos and --images in `latent_moves`
+OURS, OTHERS = 2, 2  # photographs of --photos and --images in `latent_moves`
 CROP = v2.Compose([v2.Resize(SIDE), v2.CenterCrop(SIDE)])
 
 FOLDER = ROOT / "docs" / "figures"

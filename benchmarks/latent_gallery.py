@@ -22,6 +22,7 @@ from timm_nfaug.preview import class_name, draw_grid, to_pil
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
 MODES, STDS = 8, (-2.0, -1.0, 1.0, 2.0)  # shown, and how far each is gone
 STEPS = 7  # from one image to another
+LATENT_CELL = 160  # of `moves`: fine texture has to be seen
 VERSIONS = 5  # of one photograph at each strength
 
 
@@ -55,12 +56,12 @@ def caption(augment: NFAugment, images: Sequence[Image.Image], text: str) -> str
     """What is shown, and how well the autoencoder gives these photographs back."""
     return (
         f"{text} The autoencoder alone, {augment.autoencoder.channels} channels at {augment.size} px, "
-        f"gives these photographs back with a PSNR of {psnr(augment, images):.1f} dB."
+        f"gives what is shown back with a PSNR of {psnr(augment, images):.1f} dB."
     )
 
 
 def moves(
-    augments: dict[str, NFAugment], images: list[Image.Image], seed: int, cell: int = LARGE
+    augments: dict[str, NFAugment], images: list[Image.Image], seed: int, cell: int = LATENT_CELL
 ) -> Image.Image:
     """Draws a row for each image: the original, then three moves in each space, the last over latents."""
     latent = list(augments.values())[-1]
