@@ -168,7 +168,7 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
 
 
 def _is_own(latent: dict[str, Any]) -> bool:
-    """Whether an autoencoder has to be passed: it is none of the Hub, but made by FILE.py:FUNCTION."""
+    """Whether an autoencoder has to be passed: made by FILE.py:FUNCTION, or without a name."""
     return ":" in (latent.get("autoencoder") or ":")
 
 
