@@ -82,7 +82,7 @@ class TrainConfig:
     # joint: the flow and the Gaussians in the same steps; random: fixed random Gaussians
     # ce: label band and one shared Gaussian (baseline); moments: closed form, no training
     objective: str = "glem"
-    # weight of the cross-entropy of the class logits (nats) beside the likelihood (bits/dim; nats/dim)
+    # weight of the cross-entropy of the class logits (nats) beside bits/dim or nats/dim
     discriminative: float = 0.0
     temperature: float = 1.0  # divides the class logits in that cross-entropy
     # pixels; half of each batch is shifted by up to this and counts in the cross-entropy only

@@ -1,4 +1,4 @@
-"""What a flow is worth on held-out images: likelihood, class accuracy, exact inverse, separation."""
+"""What a flow is worth on held-out images: likelihood, accuracy, exact inverse, separation."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def evaluate(
         images: how many. bits_per_dim: mean, with one draw of dequantisation noise from `seed`; of
         latents nats_per_dim, of the raw ones. class_accuracy: of `class_logits` at the centres of
         the levels. round_trip_max: largest error of a number of inverse(forward(x)), in [-1, 1]
-        units; of latents in those of their standard deviation. mean_pairwise_kl: between the diagonal
-        parts of the class Gaussians, in nats.
+        units; of latents in standard deviations. mean_pairwise_kl: between the diagonal parts of the
+        class Gaussians, in nats.
 
     >>> from timm_nfaug import create_flow
     >>> data = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ["a", "b"])

@@ -1,4 +1,4 @@
-"""What a flow learns from: images in memory here, their latents in `latents`; as a step sees them."""
+"""What a flow learns from: images in memory (latents are in `latents`), as a step sees them."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class TrainingImages:
     def __call__(
         self, indices: Tensor, step: int, purpose: int, whole: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Makes images x (B, C, H, W) as the flow takes them and labels y (B,) of this process's share.
+        """Makes images x (B, C, H, W) for the flow, and labels y (B,), of this process's share.
 
         Args:
             indices: images of all processes together.

@@ -66,7 +66,7 @@ def make_loss(flow: ConditionalFlow, config: TrainConfig) -> nn.Module:
 
 
 class FlowLoss(nn.Module):
-    """Bits/dim of dequantised images, or nats/dim of latents, plus a weighted cross-entropy of classes.
+    """Bits/dim of images or nats/dim of latents, plus a weighted cross-entropy of the class logits.
 
     One forward pass, so that DistributedDataParallel can wrap it.
 

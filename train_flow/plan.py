@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -159,4 +158,6 @@ def _bytes(number: float) -> str:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # which Windows lacks
+
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

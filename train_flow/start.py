@@ -62,10 +62,8 @@ def _start_from_flow(flow: ConditionalFlow, other: ConditionalFlow) -> None:
                 f"of this training {getattr(mine, key)}"
             )
     if (known := theirs.latent.get("sha256")) != mine.latent.get("sha256"):
-        raise ValueError(
-            f"init: that flow is over {f'latents of the autoencoder {known}' if known else 'images'}"
-            ", of other numbers than those of this training"
-        )
+        of = f"latents of another autoencoder, {known}," if known else "images"
+        raise ValueError(f"init: that flow is over {of} and not over what this training has")
     if theirs.class_names and mine.class_names != theirs.class_names:
         raise ValueError(
             f"init: that flow knows the classes {theirs.class_names[:5]}, "
@@ -87,11 +85,11 @@ def _start_from_data(flow: ConditionalFlow, config: TrainConfig, data: Examples)
 
 
 def _check_room_for_bands(data: Examples) -> None:
-    """Refuses objective ce where latents are too odd for a band, which spells in blocks of 4 x 4."""
+    """Refuses objective ce where the blocks of a band do not fit the width of latents."""
     width, side = data.shape[2], data.latent["size"]
     if width % BLOCK:
         step = side // width * BLOCK
         raise ValueError(
-            f"objective ce writes labels in blocks of {BLOCK} columns, and latents of {side} pixels "
-            f"have {width}; set image_size to a multiple of {step}, e.g. {-(-side // step) * step}"
+            f"objective ce writes labels in blocks of {BLOCK} columns, and latents of {side} "
+            f"pixels have {width}; set image_size to a multiple of {step}, e.g. {-(-side // step) * step}"
         )

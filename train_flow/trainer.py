@@ -284,7 +284,8 @@ class Trainer:
         unit = unit_of(self.flow.config)
         self._log(**{"loss": loss, unit: per_dim}, class_accuracy=accuracy, grad_norm=norm, lr=lr,
             images_per_second=speed, seconds=self.seconds, gaussian_updates=updates)  # fmt: skip
-        return f"{per_dim:.3f} {unit.replace('_per_', '/')}, accuracy {accuracy:.3f}, {speed:.0f} images/s"
+        shown = f"{per_dim:.3f} {unit.replace('_per_', '/')}"
+        return f"{shown}, accuracy {accuracy:.3f}, {speed:.0f} images/s"
 
     def _snapshot(self) -> bool:
         """Exports the flow where a snapshot is due; returns whether one was."""
