@@ -39,7 +39,6 @@ def here(tmp_path, image_folder, monkeypatch):
     shutil.copytree(image_folder, tmp_path / "DATA")
     shutil.copy(ROOT / "tests" / "toy_train.py", tmp_path / "train.py")
     write_autoencoder(tmp_path / "madebyollin" / "taesd")
-    write_autoencoder(tmp_path / "AUTOENCODER")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
