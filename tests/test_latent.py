@@ -44,7 +44,8 @@ def autoencoder():
 
 @pytest.fixture(scope="module")
 def pooled(autoencoder):
-    return nfa.NFAugment.from_data([smooth(24)], autoencoder=autoencoder, size=SIDE, modes=4, p=1.0, seed=0, labels="none")  # fmt: skip
+    how = {"size": SIDE, "modes": 4, "p": 1.0, "seed": 0, "labels": "none"}
+    return nfa.NFAugment.from_data([smooth(24)], autoencoder=autoencoder, **how)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def twin(change, x, y, noise):
 def deep_flow():
     latent = {"size": SIDE, "mean": [0.1, -0.2, 0.3, 0.0], "std": [0.5, 2.0, 1.0, 1.5]}
     torch.manual_seed(0)
-    flow = nfa.create_flow("conv_latent", input_size=SHAPE, num_classes=3, depth=2, hidden=8, latent=latent, prior={"num_modes": 4})  # fmt: skip
+    own = {"latent": latent, "prior": {"num_modes": 4}, "depth": 2, "hidden": 8}
+    flow = nfa.create_flow("conv_latent", input_size=SHAPE, num_classes=3, **own)
     with torch.no_grad():
         for name, p in flow.network.named_parameters():
             if ".net.4." in name:  # the last of each coupling starts at zero
