@@ -44,9 +44,8 @@ def autoencoder():
 
 @pytest.fixture(scope="module")
 def pooled(autoencoder):
-    return nfa.NFAugment.from_data(
-        [smooth(24)], autoencoder=autoencoder, size=SIDE, modes=4, p=1.0, seed=0, labels="none"
-    )
+    how = {"size": SIDE, "modes": 4, "p": 1.0, "seed": 0, "labels": "none"}
+    return nfa.NFAugment.from_data([smooth(24)], autoencoder=autoencoder, **how)
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +80,8 @@ def twin(change, x, y, noise):
 def deep_flow():
     latent = {"size": SIDE, "mean": [0.1, -0.2, 0.3, 0.0], "std": [0.5, 2.0, 1.0, 1.5]}
     torch.manual_seed(0)
-    flow = nfa.create_flow(
-        "conv_latent",
-        input_size=SHAPE,
-        num_classes=3,
-        depth=2,
-        hidden=8,
-        latent=latent,
-        prior={"num_modes": 4},
-    )
+    own = {"latent": latent, "prior": {"num_modes": 4}, "depth": 2, "hidden": 8}
+    flow = nfa.create_flow("conv_latent", input_size=SHAPE, num_classes=3, **own)
     with torch.no_grad():
         for name, p in flow.network.named_parameters():
             if ".net.4." in name:  # the last of each coupling starts at zero
@@ -378,9 +370,7 @@ def test_images_without_difference_and_latents_that_are_not_finite(autoencoder):
 def test_modes_of_one_size_serve_another(autoencoder):
     """A mode of 64 pixels, resampled to 112: what a latent stands for changes alike."""
     x = smooth(40, side=112, seed=8)
-    augment = nfa.NFAugment.from_data(
-        [x], autoencoder=autoencoder, size=64, modes=4, p=1.0, labels="none"
-    )
+    augment = nfa.NFAugment.from_data([x], autoencoder=autoencoder, size=64, modes=4, p=1.0, labels="none")  # fmt: skip
     larger = augment.replace(size=112)
     assert larger.size == 112 and larger.change.size == (3, 112, 112) and larger.flow is augment.flow  # fmt: skip
     noise = draw_noise(1, 4, g())
