@@ -61,7 +61,9 @@ def contents(out):
     own = {}
     for path in sorted(Path(out).rglob("*")):
         name = path.relative_to(out).as_posix()
-        if path.is_file() and not name.startswith((".nfa/.lock", ".nfa/images", ".nfa/augmentation")):
+        if path.is_file() and not name.startswith(
+            (".nfa/.lock", ".nfa/images", ".nfa/augmentation")
+        ):
             own[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return own
 
@@ -91,7 +93,9 @@ def test_the_copies_are_those_of_the_augmentation(data, whole):
     """Seed, copy and place in the dataset give the noise; the saved augmentation the modes."""
     augment = nfa.NFAugment.from_pretrained(whole / ".nfa" / "augmentation")
     assert augment.p == 1 and augment.flow.config.info["images"] == 40
-    names = [str(Path(p).relative_to(data / "train")) for p, _ in create_dataset("", data).reader.samples]
+    names = [
+        str(Path(p).relative_to(data / "train")) for p, _ in create_dataset("", data).reader.samples
+    ]
     for name, copy in (("a/003.png", 1), ("b/025.png", 2), ("c/040.png", 3)):
         g = nfa._utils.random.keyed_generator(0, copy, names.index(name))
         wanted = augment(Image.open(data / "train" / name).convert("RGB"), generator=g)
@@ -105,7 +109,9 @@ def test_timm_reads_the_folder_and_originals_are_as_they_were(data, whole):
     labels = [k for _, k in dataset.reader.samples]
     assert [labels.count(k) for k in range(3)] == [80, 48, 32]
     for path in (data / "train").rglob("*.png"):
-        assert (whole / "train" / path.relative_to(data / "train")).read_bytes() == path.read_bytes()
+        assert (
+            whole / "train" / path.relative_to(data / "train")
+        ).read_bytes() == path.read_bytes()
     assert {k for path, k in dataset.reader.samples if Path(path).parent.name == "b"} == {1}
 
 
@@ -128,7 +134,9 @@ def test_timm_reads_the_tar_files(data, whole, tmp_path):
 
 
 def test_jpeg_and_labels_of_their_folders(data, tmp_path):
-    make(data, out := tmp_path / "jpeg", "--quality", 90, "--aug", "nfa-s1-k4-lgiven", "--copies", 1)
+    make(
+        data, out := tmp_path / "jpeg", "--quality", 90, "--aug", "nfa-s1-k4-lgiven", "--copies", 1
+    )
     found = list((out / "train").rglob("*_nfa1.jpg"))
     assert len(found) == 40 and {Image.open(p).format for p in found} == {"JPEG"}
     augment = nfa.NFAugment.from_pretrained(out / ".nfa" / "augmentation")
@@ -326,8 +334,8 @@ def test_places_that_are_refused(data, whole, tmp_path, capsys):
         assert said in capsys.readouterr().err
     make(whole, tmp_path / "again", code=2)
     assert "a set with copies already?" in capsys.readouterr().err
-    for path in (data / ".nfa", data / "train" / "out"):
-        assert not (path / "settings.json").exists()
+    for path in (data / ".nfa", data / "train" / "out", tmp_path / "none"):
+        assert not path.exists()
 
 
 def test_an_unreadable_image_is_named(own, tmp_path, capsys):
