@@ -334,8 +334,8 @@ def test_places_that_are_refused(data, whole, tmp_path, capsys):
         assert said in capsys.readouterr().err
     make(whole, tmp_path / "again", code=2)
     assert "a set with copies already?" in capsys.readouterr().err
-    for path in (data / ".nfa", data / "train" / "out"):
-        assert not (path / "settings.json").exists()
+    for path in (data / ".nfa", data / "train" / "out", tmp_path / "none"):
+        assert not path.exists()
 
 
 def test_an_unreadable_image_is_named(own, tmp_path, capsys):

@@ -58,22 +58,34 @@ class _Set(NamedTuple):
     missing: list[int]
 
 
-def _open(args: argparse.Namespace) -> _Set:
-    """Begins a new OUT, or checks that an old one can go on with these flags and images."""
+def _images(args: argparse.Namespace) -> ImageFiles:
+    """The images to be moved; refuses an OUT that is not for them before anything is made there."""
     dataset = training_set(args.data_dir)
     if not isinstance(dataset, ImageFiles):
         raise ValueError(f"--data-dir {args.data_dir} is no folder of images: unpack it first")
     _check_out(args.out, dataset)
+    there = {p.name for p in args.out.iterdir()} if args.out.exists() else set()
+    if args.verify and read_settings(Job(str(args.out), "", args.copies)) is None:
+        raise FileNotFoundError(f"{args.out} holds no set of this command: nothing to verify")
+    if there and HIDDEN not in there:
+        raise ValueError(f"--out {args.out} holds {min(there)} already: name an empty directory")
+    return dataset
+
+
+def _open(args: argparse.Namespace, dataset: ImageFiles) -> _Set:
+    """Begins a new OUT, or checks that an old one can go on with these flags and images."""
     root = str(Path(dataset.reader.root).resolve())
     given = {k: getattr(args, k) for k in ("copies", "seed", "format", "quality", "device")}
-    job = Job(str(args.out.resolve()), root, autoencoder=args.autoencoder, **given)
+    job = Job(
+        str(args.out.resolve()), root, autoencoder=settings.absolute(args.autoencoder), **given
+    )
     plan = Plan(dataset.reader.samples, dataset.reader.root, args.seed, args.shard_images)
-    known = read_settings(job)
-    augment = settings.start(args, dataset)
+    augment, known = settings.start(args, dataset), read_settings(job)
     settings.check(augment, args, dataset)
     now = settings.settings_now(augment, args, class_names(dataset))
     if known is None:
-        _check_empty(args, plan, job)
+        if args.format == "folder":
+            plan.check_names(args.copies)
         if args.flow == LINEAR:
             augment = settings.fitted(augment, args.data_dir, dataset)
         augment.save_pretrained(job.hidden / "augmentation")
@@ -86,13 +98,6 @@ def _open(args: argparse.Namespace) -> _Set:
             "is made now may differ by a level from what it would have been"
         )
     return _scanned(dataclasses.replace(job, flow=known["flow"]), plan)
-
-
-def _check_empty(args: argparse.Namespace, plan: Plan, job: Job) -> None:
-    if others := sorted(p.name for p in args.out.iterdir() if p != job.hidden):
-        raise ValueError(f"--out {args.out} holds {others[0]} already: name an empty directory")
-    if args.format == "folder":
-        plan.check_names(args.copies)
 
 
 def _scanned(job: Job, plan: Plan) -> _Set:
@@ -118,6 +123,8 @@ def _add(totals: dict[str, int], record: Record) -> None:
 
 def _made(found: _Set, args: argparse.Namespace) -> Iterator[Record]:
     """The records of missing shards, as they are made."""
+    shutil.rmtree(found.job.scratch, ignore_errors=True)  # what killed processes left
+    make_directory(found.job.scratch)
     shards: Iterator[Shard] = map(found.plan.shard, found.missing)
     if args.ray:
         return made_on_ray(found.job, shards, args.ray, args.gpus_per_task)
@@ -128,8 +135,6 @@ def _made(found: _Set, args: argparse.Namespace) -> Iterator[Record]:
 def _make(found: _Set, args: argparse.Namespace) -> str:
     """Makes the missing shards; returns what is to be said."""
     job, plan, totals = found.job, found.plan, found.totals
-    shutil.rmtree(job.scratch, ignore_errors=True)  # what killed processes left
-    make_directory(job.scratch)
     images, start, before = len(plan.samples), time.monotonic(), totals["images"]
     _say_start(found, args)
     with progress(images, "NFA copies", "images", initial=before) as bar:
@@ -280,13 +285,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parse(argv)
     try:
-        if not Path(args.data_dir).exists():  # before OUT is made
-            raise FileNotFoundError(f"no directory {args.data_dir}")
-        if args.verify and not (args.out / HIDDEN).is_dir():
-            raise FileNotFoundError(f"{args.out} holds no set of this command: nothing to verify")
+        dataset = _images(args)
         make_directory(args.out / HIDDEN)
         with locked(args.out / HIDDEN, wait=False):
-            found = _open(args)
+            found = _open(args, dataset)
             if args.verify:
                 return _verify(found, args)
             print(_make(found, args))

@@ -10,6 +10,7 @@ from benchmarks.speed import beside as pairs
 from benchmarks.speed import flow_batches as batches
 from benchmarks.speed import flow_memory as memory
 from benchmarks.speed import flow_speed as speed
+from benchmarks.speed import materialise as copies
 from benchmarks.speed import throughput as augmentations
 
 
@@ -67,12 +68,19 @@ def beside() -> str:
     return f"{head}\n\n{markdown_table(pairs.table(record['results']))}\n\n{source('beside')}"
 
 
+def materialise() -> str:
+    record = result("materialise")
+    cells = copies.table(record["results"]["rows"])
+    return f"{record['data']}.\n\n{markdown_table(cells)}\n\n{source('materialise')}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "beside": beside,
     "flow_speed": flow_speed,
     "flow_speed_equal": flow_speed_equal,
     "flow_batches": flow_batches,
     "flow_memory": flow_memory,
+    "materialise": materialise,
     "throughput": throughput,
     "throughput_2_threads": throughput_2_threads,
     "throughput_cuda": throughput_cuda,

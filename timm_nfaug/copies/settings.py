@@ -2,6 +2,7 @@
 
 import argparse
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ..augment import NFAugment
@@ -52,6 +53,18 @@ def fitted(augment: NFAugment, data: str, dataset: ImageFiles) -> NFAugment:
         raise ValueError(without_modes(augment.change))
     augment.flow.config.info |= describe(data, "", dataset)
     return augment
+
+
+def absolute(name: str | None) -> str | None:
+    """The name of an autoencoder as it holds in other working directories.
+
+    >>> absolute("org/name"), absolute("/models/mine.py:load")
+    ('org/name', '/models/mine.py:load')
+    """
+    path, _, function = (name or "").rpartition(":")
+    if path.endswith(".py"):
+        return f"{Path(path).resolve()}:{function}"
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def _autoencoder(args: argparse.Namespace) -> Autoencoder | None:
