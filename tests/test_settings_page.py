@@ -91,8 +91,12 @@ def test_settings_of_flow_trainings_exist():
     text = (recipes.DOCS / "train_flow.md").read_text(encoding="utf-8")
     found = re.findall(r"^\| `(\w+=\w+)` \|", text, re.M)
     assert len(found) >= 7
+    of_latents = text.partition("## Latents")[2]
     for setting in found:
-        load_config("conv_p4_small.cifar10_unlabelled", [setting])
+        latent = f"| `{setting}` |" in of_latents
+        load_config(
+            "conv_latent.imagenette" if latent else "conv_p4_small.cifar10_unlabelled", [setting]
+        )
 
 
 def test_the_example(toy_images):
