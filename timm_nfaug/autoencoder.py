@@ -39,8 +39,8 @@ class Autoencoder(nn.Module):
         name, revision: what it was loaded by, to be saved with an augmentation.
         bfloat16: whether its convolutions may run in bfloat16, which they then do where the
             hardware has it (GPUs, and CPUs with AVX-512 BF16): two to three times as fast, and the
-            changes of images differ by less than a level (docs/latent.md). By default what the
-            module's attribute `bfloat16_safe` says, or False.
+            changes of images differ by less than a level on average, by several in places. By
+            default what the module's attribute `bfloat16_safe` says, or False.
 
     Attributes:
         factor: f, by how much latents are smaller than images each way.
@@ -322,4 +322,4 @@ def has_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
