@@ -83,32 +83,22 @@ def run(data: Path, out: Path, form: str, processes: int, flags: list[str]) -> d
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Makes a set for each row; all runs of a space and side have the modes of the first."""
     rows = []
     for space in ("pixels", "latent") if args.autoencoder else ("pixels",):
         limit = args.limit if space == "pixels" else args.limit_latent
+        own = ["--autoencoder", args.autoencoder] if space == "latent" else []
         for side in args.sides:
             with tempfile.TemporaryDirectory() as folder:
-                data, flags = (
-                    squares(args.images, Path(folder), side, limit),
-                    ["--device", args.device],
-                )
-                if space == "latent":
-                    flags += [
-                        "--autoencoder",
-                        args.autoencoder,
-                        "--size",
-                        str(side),
-                        "--aug",
-                        "nfa-k8",
-                    ]
+                data, flags = squares(args.images, Path(folder), side, limit), ["--aug", "nfa-k4"]
+                flags += ["--size", str(side)] if own else []
                 for form in FORMATS:
                     for processes in (1, 2) if args.device == "cpu" else (1,):
                         out = Path(folder, f"{form}{processes}")
-                        found = run(data, out, form, processes, flags)
+                        device = ["--device", args.device]
+                        found = run(data, out, form, processes, [*device, *own, *flags])
                         rows.append({"space": space, "side": side, **found})
-                        # the same modes for the runs that follow
-                        saved = str(Path(folder, "folder1", ".nfa", "augmentation"))
-                        flags = [*flags[:2], "--flow", saved, *flags[2:4] * (space == "latent")]
+                        flags = ["--flow", str(Path(folder, "folder1", ".nfa", "augmentation"))]
                         print(rows[-1], flush=True)
     return rows
 
