@@ -100,6 +100,15 @@ def test_workers_draw_the_same_images_in_any_number(train):
         assert "size 16, s 1, k 4, p 1, m pca, place dataset" in said
 
 
+def test_a_cache_of_latents_is_made_once_and_moves_the_images(train, tmp_path):
+    flags = [*FLAGS, "--nfa-size", 16, "--nfa-cache", tmp_path / "cache", "--seed", 3]
+    stock, _ = train("--seed", 3)
+    runs = [train(*flags, "-j", j) for j in (2, 0)]
+    assert "kB of latents an image" in runs[0][1] and "complete" in runs[1][1]
+    assert torch.equal(images(runs[0][0]), images(runs[1][0]))
+    assert (images(stock) - images(runs[0][0])).abs().flatten(1).mean(1).min() > 0
+
+
 @pytest.mark.parametrize("aug", ["nfa-s0-k4-p1", "nfa-s1-k4-p0"])
 @pytest.mark.parametrize("place", ["batch", "dataset"])
 def test_strength_0_is_the_stock_training(train, aug, place):
@@ -248,8 +257,7 @@ def test_odd_images_in_the_workers_come_back_as_they_came(by_name):
         (["--nfa-size", 64], "--nfa-size is the side at which latents are made: add --nfa-auto"),
         ([*FLAGS[2:], "--nfa-size", 30], "size must be a multiple of 4 pixels .* got 30; take 32"),
         ([*FLAGS[2:], "--in-chans", 1], "an autoencoder takes images of 3 channels.*to RGB"),
-        ([*FLAGS[2:], "--nfa-cache", "there"], "--nfa-cache keeps what a flow over pixels does"),
-        (["--nfa-autoencoder", "."], r"\. holds no config.json; expected a Hub id such as"),
+        (["--nfa-autoencoder", "."], r"\. holds no config.json; expected an autoencoder of diffusers"),
         (["--nfa-autoencoder", "taesd"], "no autoencoder 'taesd'; expected a Hub id"),
         (["--nfa-autoencoder", "none.py:load"], "cannot make an autoencoder by none.py:load"),
         (["--nfa-flow", "conv_p4_tiny.digits", *FLAGS[2:]], "moves pixels and takes no autoencoder"),

@@ -58,7 +58,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     place = "where it runs: on batches, on their device, or on images, in the loader's workers"
     cache = (
         "of a deep flow: compute once, into this directory, how it changes each training image, so "
-        "that epochs need no flow; NFA then comes before crop and flip, in the loader's workers"
+        "that epochs need no flow; of latents: these, so that epochs only decode; NFA then comes "
+        "before crop and flip, in the loader's workers"
     )
     size = f"side at which latents are made (default: of the images, {SIDES[0]} to {SIDES[1]})"
     strict = "end with an error where NFA would warn: at images that it cannot move, or guesses"
@@ -124,13 +125,7 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     if not isinstance(args.aug, str):
         raise NFAError(f"aug must be a string such as nfa-s0.5-k32-p0.5, got {args.aug!r}")
     check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
-    augment = _linear(args, shape) if args.nfa_flow == LINEAR else _pretrained(args)
-    if augment.size is not None and args.nfa_cache:
-        raise NFAError(
-            "--nfa-cache keeps what a flow over pixels does: drop it, or keep moved copies of the "
-            "images, by timm-nfaug materialise"
-        )
-    return augment
+    return _linear(args, shape) if args.nfa_flow == LINEAR else _pretrained(args)
 
 
 def _pretrained(args: Any) -> NFAugment:
