@@ -1,6 +1,6 @@
 """Writes a dataset with moved copies of each image: ``timm-nfaug materialise --data-dir DIR --out OUT``.
 
-The paper's protocol: the data set duplicated 3 times with augmented images (Enescu & Sahbi, ACCV
+The paper's protocol: the dataset duplicated 3 times with augmented images (Enescu & Sahbi, ACCV
 2024). A training then reads files, so that a slow space costs it nothing. A killed run goes on where
 it was.
 """
