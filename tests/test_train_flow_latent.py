@@ -255,7 +255,7 @@ def test_the_saved_flow_moves_images(flow, image_folder, tmp_path, tiny):
     objective = {"objective": "moments", "network": {}} if flow == "linear" else {}
     train(out, image_folder, tiny, flow=flow, steps=2, **objective)
     card = (out / "flow" / "README.md").read_text()
-    assert "| latents | 4 x 8 x 8, of images of 64 px |" in card
+    assert "| images | 3 x 64 x 64 |" in card and "| latents | 4 x 8 x 8 |" in card
     assert (
         "nats per dim" in card
         and "bits" not in card

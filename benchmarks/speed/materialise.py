@@ -120,8 +120,8 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
         seconds = one["core_seconds_per_image"]
         cells.append([
             f"{one['space']}, {one['side']} px, {one['format']}",
-            f"{1000 * seconds:,.0f}", f"{one['images_per_second']:.2g}",
-            f"{two[0]['images_per_second']:.2g}" if two else "",
+            f"{1000 * seconds:,.0f}", f"{one['images_per_second']:.3g}",
+            f"{two[0]['images_per_second']:.3g}" if two else "",
             f"{one['bytes_per_copy'] / 1000:.0f}",
             *(f"{seconds * n / 3600:,.0f}" for n in IMAGES.values()),
             *(f"{one['bytes_per_copy'] * COPIES * n / 1e9:,.0f}" for n in IMAGES.values()),
