@@ -30,7 +30,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks import gallery, latent_gallery
-from benchmarks.analysis import flow_pareto, proposition
+from benchmarks.analysis import drift, flow_pareto, proposition
 from benchmarks.cifar import pictures
 from benchmarks.core.charts import render
 from benchmarks.core.common import RESULTS, ROOT
@@ -253,6 +253,7 @@ FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]
     },
     "throughput": (chart_of(lambda: throughput.draw(results("throughput")["rows"])), []),
     "flow_pareto": (chart_of(lambda: flow_pareto.draw(results("flow_pareto")["rows"])), []),
+    "latent_drift": (chart_of(lambda: drift.draw(results("latent_drift")["rows"])), []),
     "proposition": (chart_of(lambda: proposition.draw(results("proposition")["cases"])), []),
 }
 

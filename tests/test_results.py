@@ -11,11 +11,13 @@ from itertools import pairwise
 import pytest
 
 import timm_nfaug as nfa
+from benchmarks.analysis import drift
 from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.core import common, pages, records
 from benchmarks.core.schema import validate, validate_file
 from benchmarks.generation import run as generation
 from benchmarks.imagenet import real as imagenet_real
+from benchmarks.speed import latent
 from train_flow.config import load_config
 
 FILES = sorted(common.RESULTS.glob("*.json"))
@@ -241,10 +243,13 @@ def test_the_gpu_queue_is_made_of_commands_that_exist():
     assert {c[1] for c in commands} == {
         "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18",
         "benchmarks.generation.run", "benchmarks.imagenet.real", "train_flow",
+        "benchmarks.speed.latent", "benchmarks.analysis.drift", "timm_nfaug.materialise",
     }  # fmt: skip
     parsers = {
         "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.run": generation.parse,
         "benchmarks.imagenet.real": imagenet_real.make_parser().parse_args,
+        "benchmarks.analysis.drift": drift.make_parser().parse_args,
+        "benchmarks.speed.latent": latent.parse,
     }  # fmt: skip
     for _, module, *argv in commands:
         if module in parsers:

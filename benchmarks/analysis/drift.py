@@ -54,7 +54,7 @@ LINES = {  # colour and marker of an arm of the plot
     "latent": (BLUE, "o"), "latent, class": (BLUE, "^"), "latent deep": (GREEN, "o"),
     "latent deep, class": (GREEN, "^"), POLICY: ("black", "*"),
 }  # fmt: skip
-SPREADS = (0.2, 0.3, 0.4, 0.5)  # at which the arms are compared
+SPREADS = (0.2, 0.3, 0.4, 0.5, 0.6)  # at which the arms are compared
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +192,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     for arm, points in lines(rows).items():
         spread, kept = zip(*points, strict=True)
         colour, marker = LINES[arm]
-        style = "--" if "class" in arm else "-"
+        style = "" if arm == POLICY else "--" if "class" in arm else "-"
         axis.plot(spread, [100 * k for k in kept], style, marker=marker, color=colour, label=arm)
     axis.set(xlabel="spread of the features, over that of two images of a class", ylabel="kept, %")
     axis.grid()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
+from benchmarks.analysis import drift, latent_modes
 from benchmarks.analysis import flow_objectives as objectives
 from benchmarks.analysis import flow_pareto as pareto
 from benchmarks.analysis import linearity as linear
@@ -14,6 +16,8 @@ from benchmarks.cifar import comparison
 from benchmarks.core import records
 from benchmarks.core.common import RESULTS, markdown_table
 from benchmarks.core.pages import result, source
+
+STUDIES = ("latent_modes", "latent_sides", "latent_transfer_cifar10", "latent_transfer_photos")
 
 
 def reports() -> list[str]:
@@ -79,6 +83,21 @@ def shrinkage() -> str:
     return "\n\n".join(parts)
 
 
+def latent_drift(name: str = "latent_drift") -> str:
+    r = result(name)
+    rows, right = r["results"]["rows"], r["results"]["clean_top1"]
+    how = f"{r['settings']['modes']} modes, latents of {r['settings']['size']} px"
+    head = f"{r['data']}; {how}; the classifier has {right:.1f}% of them right."
+    cells = drift.table(rows), drift.equal_table(rows)
+    return "\n\n".join([head, *map(markdown_table, cells), source(name)])
+
+
+def latent_study(name: str) -> str:
+    r = result(name)
+    cells = latent_modes.table(r["results"]["rows"])
+    return f"{r['data']}.\n\n{markdown_table(cells)}\n\n{source(name)}"
+
+
 def tangents() -> str:
     r = result("tangents")
     found = r["results"]["median_at_step_1"][pictures.DEFAULT]
@@ -123,6 +142,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow_pareto": flow_pareto,
     "linearity": linearity,
     "shrinkage": shrinkage,
+    "latent_drift": latent_drift,
+    "drift_cifar10": functools.partial(latent_drift, "drift_cifar10"),
+    **{name: functools.partial(latent_study, name) for name in STUDIES},
     "tangents": tangents,
     "proposition": proposition,
 }

@@ -10,6 +10,7 @@ from benchmarks.speed import beside as pairs
 from benchmarks.speed import flow_batches as batches
 from benchmarks.speed import flow_memory as memory
 from benchmarks.speed import flow_speed as speed
+from benchmarks.speed import latent, latent_memory
 from benchmarks.speed import materialise as copies
 from benchmarks.speed import throughput as augmentations
 
@@ -74,6 +75,23 @@ def materialise() -> str:
     return f"{record['data']}.\n\n{markdown_table(cells)}\n\n{source('materialise')}"
 
 
+def latent_cost() -> str:
+    record = result("latent_cost")
+    rows, s = record["results"]["rows"], record["settings"]
+    busy = sorted({f"{r['side']} px, {r['threads']} threads" for r in rows if r["disturbed"]})
+    note = f" Disturbed by other work: {'; '.join(busy)}." if busy else ""
+    head = f"{record['data']}, `{s['autoencoder']}`, {s['modes']} modes, strength {s['strength']}."
+    return f"{head}{note}\n\n{markdown_table(latent.table(rows))}\n\n{source('latent_cost')}"
+
+
+def memory_of_latents() -> str:
+    record = result("latent_memory")
+    rows = record["results"]["rows"]
+    found = f"Found: {max(r['ratio'] for r in rows):.2f}."
+    head = f"Claim: {record['claim']}. {found} {record['data'].capitalize()}."
+    return f"{head}\n\n{markdown_table(latent_memory.table(rows))}\n\n{source('latent_memory')}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "beside": beside,
     "flow_speed": flow_speed,
@@ -81,6 +99,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow_batches": flow_batches,
     "flow_memory": flow_memory,
     "materialise": materialise,
+    "latent_cost": latent_cost,
+    "latent_memory": memory_of_latents,
     "throughput": throughput,
     "throughput_2_threads": throughput_2_threads,
     "throughput_cuda": throughput_cuda,
