@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--flow", default=LINEAR, metavar="NAME", help=f"{flow} {usual}")
     add("--space", choices=SPACES, help=SPACE_HELP)
     add("--autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
-    latents = "or at which latents are made (default: of the images, 64 to 224)"
+    latents = "or at which latents are made (default: of the images, 64 to 112)"
     size = f"side in pixels of the linear modes (default: 32), {latents}"
     add("--size", type=int, help=size)
     add("--num-classes", type=int, help="where --dataset does not know it, for modes of classes")

@@ -72,7 +72,7 @@ def linear_to_fit(
 
     Args:
         size: side of the modes of pixels, by default 32, or of the images whose latents are made, by
-            default that of the first one, 64 to 224.
+            default that of the first one, 64 to 112.
 
     >>> class Identity:
     ...     def encode(self, x): return x
