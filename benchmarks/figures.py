@@ -129,13 +129,18 @@ def linear_of(args: argparse.Namespace) -> NFAugment:
     return latent_linear(args.photos, args.autoencoder, args.size, args.latent_modes)
 
 
-def latent_flows(args: argparse.Namespace, labels: str = "posterior") -> dict[str, NFAugment]:
+def latent_flows(args: argparse.Namespace, labels: str = "none") -> dict[str, NFAugment]:
     """The augmentations by the flows of --latent-flow, by the names of their directories."""
     autoencoder: Autoencoder = load_autoencoder(args.autoencoder)
     return {
-        Path(name).name: NFAugment.from_pretrained(name, autoencoder=autoencoder, labels=labels)
+        folder_name(Path(name)): NFAugment.from_pretrained(name, autoencoder=autoencoder, labels=labels)
         for name in args.latent_flow
     }
+
+
+def folder_name(path: Path) -> str:
+    """The name of a flow's directory, or of the training that it lies in."""
+    return path.parent.name if path.name == "flow" else path.name
 
 
 def first_flow(args: argparse.Namespace) -> NFAugment:
