@@ -265,7 +265,8 @@ FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]
 
 def file_name(figure: str) -> str:
     """Photographs are JPEG, which is a quarter of a PNG of them."""
-    return f"{figure}.jpg" if figure.endswith("moves") or "latent" in figure else f"{figure}.png"
+    photographs = figure.endswith("moves") or figure.startswith("latent_")
+    return f"{figure}.jpg" if photographs and figure != "latent_drift" else f"{figure}.png"
 
 
 def save(sheet: Image.Image, out: Path) -> str:

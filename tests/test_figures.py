@@ -386,7 +386,8 @@ def test_the_gallery_shows_the_pictures_that_exist_and_their_commands():
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     links = re.findall(r"!\[[^\]]+\]\((figures/[\w.-]+)\)", text)
     assert len(links) == len(set(links))
-    shown = [name for name in FIGURES if name not in figures.LATENT_FLOWS]
+    hidden = set(figures.LATENT_FLOWS) - {"latent_temperatures"}  # of flows of one's own
+    shown = [name for name in FIGURES if name not in hidden]
     assert set(links) == {f"figures/{figures.file_name(name)}" for name in shown}
     assert {ROOT / "docs" / link for link in links} == set(figures.FOLDER.iterdir())
     for path in figures.FOLDER.iterdir():
