@@ -34,7 +34,7 @@ from timm_nfaug import NFAugment
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.integration import loader_factory
 from timm_nfaug.integration.pillow import guard_posterize
-from timm_nfaug.preview import preview_augmentation
+from timm_nfaug.pictures import preview_augmentation
 from train_flow.data import Images, load_data
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"

@@ -2,12 +2,15 @@
 
     python -m benchmarks.figures moves --photos DIR
     python -m benchmarks.figures top1
-    python -m benchmarks.figures all --photos DIR --data-dir DIR
+    python -m benchmarks.figures latent_moves --photos DIR --images DIR --autoencoder NAME
+    python -m benchmarks.figures all --photos DIR --images DIR --autoencoder NAME --data-dir DIR
 
 Claim: none; pictures to look at. Data: `moves` fits modes to train/ of an ImageFolder tree of
 photographs and shows the first image of val/ of each of the first classes, none chosen by eye;
 `augment` and `interpolate` show images from val/ of the tree of a flow's own classes; the charts are
-drawn from the records in benchmarks/results. One seed.
+drawn from the records in benchmarks/results. Those of latents fit linear modes to `FIT_IMAGES` of
+train/ and take deep flows by `--latent-flow`, which `LATENT_FLOWS` need and `all` then draws, too.
+One seed.
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks import gallery
+from benchmarks import gallery, latent_gallery
 from benchmarks.analysis import drift, flow_pareto, proposition
 from benchmarks.cifar import pictures
 from benchmarks.core.charts import render
@@ -36,6 +39,7 @@ from benchmarks.gallery import CLASSES, LabelledImage
 from benchmarks.speed import throughput
 from timm_nfaug import ConditionalFlow, NFAugment
 from timm_nfaug._utils.files import write_atomically
+from timm_nfaug.autoencoder import Autoencoder, load_autoencoder
 from timm_nfaug.preview import find_images
 from timm_nfaug.reading import read_image
 
@@ -44,9 +48,12 @@ FLOW, CONTROL = "conv_p4_small.cifar10", "linear.cifar10"
 LABELS = "given"  # modes of the class
 STRENGTHS = (0.5, 1.0)  # of `moves`
 PHOTOGRAPHS, SIDE = 5, 224
+LATENT_SIDE, FIT_IMAGES, MODES = 112, 1500, 32  # of linear modes of latents
+OURS, OTHERS = 2, 2  # photographs of --photos and --images in `latent_moves`
+CROP = v2.Compose([v2.Resize(SIDE), v2.CenterCrop(SIDE)])
 
 FOLDER = ROOT / "docs" / "figures"
-LIMITS = {".png": 150_000, ".jpg": 200_000}  # bytes of a picture
+LIMITS = {".png": 150_000, ".jpg": 250_000}  # bytes of a picture
 
 
 def validation_images(
@@ -65,12 +72,26 @@ def validation_images(
     return [(read_image(path, flow.config.input_size[0]), label) for label, path in found]
 
 
+def training_images(photos: Path, count: int | None = None) -> DataLoader:
+    """Loads the photographs of train/ at `SIDE` pixels, all or `count` spread over them evenly."""
+    train: Any = ImageFolder(str(photos / "train"), v2.Compose([CROP, v2.PILToTensor()]))
+    if count is not None and count < len(train):
+        train = Subset(train, [i * len(train) // count for i in range(count)])
+    return DataLoader(train, 64)
+
+
+def first_images(root: Path, classes: int, each: int = 1) -> list[Image.Image]:
+    """Loads the first `each` images of `classes` classes, spread over those of val/ evenly."""
+    val = ImageFolder(str(root / "val"), CROP)
+    classes = min(classes, len(val.classes))
+    first = [val.targets.index(k * len(val.classes) // classes) for k in range(classes)]
+    return [val[i + j][0] for i in first for j in range(each)]
+
+
 def draw_moves(args: argparse.Namespace) -> Image.Image:
     """Draws the default space, fitted to the photographs as a training would fit it."""
-    crop = v2.Compose([v2.Resize(SIDE), v2.CenterCrop(SIDE)])
-    train = ImageFolder(str(args.photos / "train"), v2.Compose([crop, v2.PILToTensor()]))
-    augment = NFAugment.from_data(DataLoader(train, 64), labels="none")
-    val = ImageFolder(str(args.photos / "val"), crop)
+    augment = NFAugment.from_data(training_images(args.photos), labels="none")
+    val = ImageFolder(str(args.photos / "val"), CROP)
     first = [val.targets.index(k) for k in range(min(PHOTOGRAPHS, len(val.classes)))]
     return gallery.moves(augment, [val[i][0] for i in first], STRENGTHS, args.seed)
 
@@ -89,6 +110,78 @@ def draw_interpolate(args: argparse.Namespace) -> Image.Image:
 def draw_temperatures(args: argparse.Namespace) -> Image.Image:
     flow = ConditionalFlow.from_pretrained(args.flow)
     return gallery.temperatures(flow, args.mean_scale, args.seed)
+
+
+@functools.cache
+def latent_linear(photos: Path, name: str, size: int, kept: Path | None) -> NFAugment:
+    """The linear modes of latents, found once and kept in a directory where one is named."""
+    autoencoder = load_autoencoder(name)
+    if kept is not None and kept.is_dir():
+        return NFAugment.from_pretrained(kept, autoencoder=autoencoder)
+    loader, how = training_images(photos, FIT_IMAGES), {"modes": MODES, "labels": "none"}
+    augment = NFAugment.from_data(loader, autoencoder=autoencoder, size=size, **how)
+    if kept is not None:
+        augment.save_pretrained(kept)
+    return augment
+
+
+def linear_of(args: argparse.Namespace) -> NFAugment:
+    return latent_linear(args.photos, args.autoencoder, args.size, args.latent_modes)
+
+
+def latent_flows(args: argparse.Namespace, labels: str = "posterior") -> dict[str, NFAugment]:
+    """The augmentations by the flows of --latent-flow, by the names of their directories."""
+    autoencoder: Autoencoder = load_autoencoder(args.autoencoder)
+    return {
+        Path(name).name: NFAugment.from_pretrained(name, autoencoder=autoencoder, labels=labels)
+        for name in args.latent_flow
+    }
+
+
+def first_flow(args: argparse.Namespace) -> NFAugment:
+    """The first of --latent-flow, with its classes."""
+    if not args.latent_flow:
+        raise ValueError("give --latent-flow DIR, a flow that train_flow made over latents")
+    return next(iter(latent_flows(args, "given").values()))
+
+
+def draw_latent_moves(args: argparse.Namespace) -> Image.Image:
+    images = first_images(args.photos, OURS) + first_images(args.images, OTHERS)
+    pixel = NFAugment.from_data(training_images(args.photos, FIT_IMAGES), labels="none")
+    spaces = {"linear (pixels)": pixel, "latent linear": linear_of(args)}
+    spaces |= {f"latent {name}": flow for name, flow in latent_flows(args).items()}
+    return latent_gallery.moves(spaces, images, args.seed)
+
+
+def draw_latent_strengths(args: argparse.Namespace) -> Image.Image:
+    (image,) = first_images(args.photos, 1)
+    return latent_gallery.strengths(linear_of(args), image, args.seed)
+
+
+def draw_latent_modes(args: argparse.Namespace) -> Image.Image:
+    (image,) = first_images(args.photos, 1)
+    return latent_gallery.modes(linear_of(args), image)
+
+
+def draw_latent_interpolate(args: argparse.Namespace) -> Image.Image:
+    """Within a class, to the next class, within: by the deep flow if there is one, else the latents."""
+    augment = first_flow(args) if args.latent_flow else linear_of(args)
+    images = first_images(args.photos, 2, each=2)
+    return latent_gallery.interpolate(augment, images, ["same", "other", "same"])
+
+
+def draw_latent_augment(args: argparse.Namespace) -> Image.Image:
+    images = first_images(args.photos, OURS, each=2)
+    spaces = latent_flows(args) | {"linear": linear_of(args)}
+    return latent_gallery.augmented(spaces, images, (0.25, *STRENGTHS), args.seed)
+
+
+def draw_latent_temperatures(args: argparse.Namespace) -> Image.Image:
+    return latent_gallery.temperatures(first_flow(args), args.mean_scale, args.seed)
+
+
+def draw_latent_walk(args: argparse.Namespace) -> Image.Image:
+    return latent_gallery.walk(first_flow(args), args.label)
 
 
 def chart_of(draw: Callable[[], Figure]) -> Callable[[argparse.Namespace], Image.Image]:
@@ -111,6 +204,25 @@ def folder(help: str) -> dict[str, Any]:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--photos": folder("photographs: ImageFolder tree with train/ and val/"),
+    "--images": folder("further photographs: ImageFolder tree with val/"),
+    "--autoencoder": {
+        "required": True,
+        "metavar": "NAME",
+        "help": "Hub id, directory or FILE.py:FUNCTION",
+    },
+    "--size": option(LATENT_SIDE, "pixels a side of the images that are encoded", int),
+    "--latent-modes": {
+        "metavar": "DIR",
+        "type": Path,
+        "help": "where linear modes are kept once they are found",
+    },
+    "--latent-flow": {
+        "metavar": "DIR",
+        "nargs": "+",
+        "default": [],
+        "help": "deep flows over latents; samples and lines are those of the first",
+    },
+    "--label": option(0, "number of the class", int),
     "--flow": option(FLOW, "bundled, directory, Hub id", metavar="NAME"),
     "--control": option(CONTROL, "the flow beside it", metavar="NAME"),
     "--data-dir": folder("images of the flow's classes: ImageFolder tree with val/"),
@@ -118,11 +230,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--mean-scale": option(1.0, "factor of the class means", float),
     "--seed": {"type": int, "default": 0, "help": "default: %(default)s"},
 }
+LATENTS = ["--photos", "--autoencoder", "--size", "--latent-modes"]
+LATENT_FLOWS = ("latent_augment", "latent_temperatures", "latent_walk")  # that need --latent-flow
 FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]] = {
     "moves": (draw_moves, ["--photos", "--seed"]),
     "augment": (draw_augment, ["--flow", "--control", "--data-dir", "--strength", "--seed"]),
     "interpolate": (draw_interpolate, ["--flow", "--data-dir", "--seed"]),
     "temperatures": (draw_temperatures, ["--flow", "--mean-scale", "--seed"]),
+    "latent_moves": (draw_latent_moves, [*LATENTS, "--images", "--latent-flow", "--seed"]),
+    "latent_strengths": (draw_latent_strengths, [*LATENTS, "--seed"]),
+    "latent_modes": (draw_latent_modes, LATENTS),
+    "latent_interpolate": (draw_latent_interpolate, [*LATENTS, "--latent-flow"]),
+    "latent_augment": (draw_latent_augment, [*LATENTS, "--latent-flow", "--seed"]),
+    "latent_temperatures": (
+        draw_latent_temperatures,
+        ["--autoencoder", "--latent-flow", "--mean-scale", "--seed"],
+    ),
+    "latent_walk": (draw_latent_walk, ["--autoencoder", "--latent-flow", "--label"]),
     **{
         name: (chart_of(functools.partial(pictures.draw, measure)), [])
         for name, measure in pictures.MEASURES.items()
@@ -136,7 +260,7 @@ FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]
 
 def file_name(figure: str) -> str:
     """Photographs are JPEG, which is a quarter of a PNG of them."""
-    return f"{figure}.jpg" if figure == "moves" else f"{figure}.png"
+    return f"{figure}.jpg" if figure.endswith("moves") or "latent" in figure else f"{figure}.png"
 
 
 def save(sheet: Image.Image, out: Path) -> str:
@@ -190,15 +314,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def wanted(args: argparse.Namespace) -> list[str]:
+    """The figures of a command; `all` are those that it has the flows for."""
+    if args.figure != "all":
+        return [args.figure]
+    return [name for name in FIGURES if name not in LATENT_FLOWS or args.latent_flow]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
-    for name in FIGURES if args.figure == "all" else [args.figure]:
+    for name in wanted(args):
         out = args.out / file_name(name) if args.figure == "all" else args.out
         try:
             sheet = FIGURES[name][0](args)
             how = save(sheet, out)
-        except (ValueError, FileNotFoundError) as e:
+        except (ValueError, OSError, ImportError) as e:
             parser.exit(2, f"error: {e}\n")
         size = f"{sheet.width} x {sheet.height}, {how}, {out.stat().st_size:,} bytes"
         print(f"{out}: {size}", flush=True)

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from timm_nfaug import ConditionalFlow, NFAugment
-from timm_nfaug.preview import class_name, draw_grid, preview_interpolation, to_pil
+from timm_nfaug.grid import draw_grid
+from timm_nfaug.pictures import class_name, preview_interpolation, to_pil
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3, 0.1)
 CLASSES = 10  # shown at most
@@ -29,14 +30,37 @@ def moves(
     augment: NFAugment, images: list[Image.Image], strengths: Sequence[float], seed: int
 ) -> Image.Image:
     """Draws a row for each image: the original, then three moves at each strength, in the same directions."""
-    space = augment.flow.config.architecture
-    blocks, titles = [[[image] for image in images]], [["original"]]
+    space, at = augment.flow.config.architecture, {}
     for strength in strengths:
         default = " (default)" if strength == augment.strength else ""
-        titles.append(["", f"{space}, strength {strength:g}{default}", ""])
-        unlabelled = [(image, None) for image in images]
-        blocks.append(moved(augment.replace(strength=strength, p=1.0), unlabelled, seed))
-    return beside(blocks, titles, [""] * len(images), LARGE)
+        at[f"{space}, strength {strength:g}{default}"] = augment.replace(strength=strength)
+    return in_spaces(at, images, seed)
+
+
+def in_spaces(
+    augments: dict[str, NFAugment],
+    images: list[Image.Image],
+    seed: int,
+    cell: int = LARGE,
+    caption: str = "",
+    count: int = MOVES,
+) -> Image.Image:
+    """Draws a row for each image: the original, then `count` moves by each augmentation, by its title."""
+    blocks, titles = [[[image] for image in images]], [["original"]]
+    unlabelled = [(image, None) for image in images]
+    for title, augment in augments.items():
+        blank = [""] * (count // 2)
+        titles.append([*blank, title, *blank])
+        blocks.append(moved(augment.replace(p=1.0), unlabelled, seed, count))
+    sheet = beside(blocks, titles, [""] * len(images), cell)
+    return captioned(sheet, caption) if caption else sheet
+
+
+def captioned(sheet: Image.Image, caption: str) -> Image.Image:
+    """The sheet with a caption of its width below."""
+    narrow = draw_grid([], [""], [], 0)  # a title without rows
+    below = draw_grid([], [""], [], sheet.width - narrow.width, caption)
+    return Image.fromarray(np.concatenate([sheet, np.asarray(below)[narrow.height :]]))
 
 
 def augment(
@@ -60,12 +84,15 @@ def augment(
 
 
 def moved(
-    augment: NFAugment, images: Sequence[tuple[Image.Image, int | None]], seed: int
+    augment: NFAugment,
+    images: Sequence[tuple[Image.Image, int | None]],
+    seed: int,
+    count: int = MOVES,
 ) -> list[list[Image.Image]]:
-    """Moves each image three times; the draws depend on the seed and the places alone."""
+    """Moves each image `count` times; the draws depend on the seed and the places alone."""
     rows = []
     for i, (image, label) in enumerate(images):
-        generators = [torch.Generator().manual_seed(seed + 1000 * i + j) for j in range(MOVES)]
+        generators = [torch.Generator().manual_seed(seed + 1000 * i + j) for j in range(count)]
         given = [image] if label is None else [image, label]
         out = [augment(*given, generator=g) for g in generators]
         rows.append(out if label is None else [pair[0] for pair in out])

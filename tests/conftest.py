@@ -142,3 +142,35 @@ def script_beside_timm(tmp_path):
         "    print(timm.beside, *[b.tolist() for b in loader])\nif __name__ == '__main__':\n    main()\n"
     )
     return script
+
+
+TINY_AUTOENCODER = """
+import os, time, torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.down, self.up = nn.Conv2d(3, 4, 8, 8), nn.ConvTranspose2d(4, 3, 8, 8)
+    def encode(self, x):
+        time.sleep(float(os.environ.get("SLEEP", 0)))
+        return self.down(x)
+    def decode(self, z):
+        return self.up(z)
+
+def load():
+    return Tiny()
+
+def other():
+    return Tiny(1)
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_autoencoder(tmp_path_factory):
+    """The name of an autoencoder that makes latents (4, h / 8, w / 8); ":other" has other weights."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny_autoencoder_of_tests.py"
+    path.write_text(TINY_AUTOENCODER)
+    return f"{path}:load"

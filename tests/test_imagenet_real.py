@@ -30,6 +30,7 @@ from benchmarks.imagenet import data as folders
 from benchmarks.imagenet import real as imagenet_real
 from benchmarks.imagenet import recipe as imagenet_recipe
 from timm_nfaug import lift, pixels
+from timm_nfaug.autoencoder import load_autoencoder
 
 ROOT = Path(__file__).parents[1]
 WNIDS = ("n01443537", "n02119789", "n15075141")  # classes 1, 278 and 999
@@ -494,6 +495,128 @@ def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             make(arm, flow, 0.5)
+
+
+# -- latents ----------------------------------------------------------------------------------------------------------
+
+HALVES = """
+import torch
+class Halves(torch.nn.Module):
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 2)
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z, scale_factor=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """The name of an autoencoder of its own file: latents (3, H/2, W/2)."""
+    file = tmp_path_factory.mktemp("autoencoder") / "halves.py"
+    file.write_text(HALVES)
+    return f"{file}:Halves"
+
+
+@pytest.fixture(scope="module")
+def latent_dirs(halves, tree, data_config, tmp_path_factory):
+    """Deep flows over latents of images of 16 pixels, by arm: their modes are found, their networks untrained."""
+    root, made = tmp_path_factory.mktemp("latent"), {}
+    base = folders.ImageNetFolder(tree / "train", data_config)
+    order = {label: k for k, label in enumerate(sorted(set(base.targets)))}
+    x = torch.stack([image for image, _ in base])
+    y = torch.tensor([order[label] for label in base.targets])
+    latent = {"size": 16, "autoencoder": halves, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+    for arm, more in {"glem": {}, "ce": {"code_rows": 8}}.items():
+        flow = nfa.create_flow(
+            "conv_p4_tiny", input_size=(3, 8, 8), num_classes=3, depth=1, hidden=8,
+            prior={"num_modes": 4}, latent=latent, **more,
+        )  # fmt: skip
+        if arm == "glem":
+            augment = nfa.NFAugment(flow, modes=4, labels="given", autoencoder=halves)
+            flow = augment.fit([(x, y)], 3).flow
+        made[arm] = str(flow.save_pretrained(root / arm))
+    return made
+
+
+@pytest.mark.parametrize("arm", ["linear", "glem"])
+def test_a_run_over_latents_and_its_record(
+    arm, halves, latent_dirs, tree, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(imagenet_recipe, "MODES", 4)  # twelve images have no 32
+    flow = ["--flow", latent_dirs[arm]] if arm == "glem" else []
+    latent = ["--autoencoder", halves, "--size", 16, *flow]
+    argv = [*arguments(tree, tmp_path / "run", "--record", "r", *latent, arm=arm), "--resume"]
+    assert imagenet_real.main([*argv, "--time-limit", "0"]) == 0
+    assert imagenet_real.main(argv) == 0
+    settings = validate_file(tmp_path / "r.json")["settings"]
+    digest = load_autoencoder(halves).digest()
+    assert (settings["space"], settings["autoencoder"]) == ("latent", "halves.py:Halves")
+    assert (settings["size"], settings["digest"]) == (16, digest)
+    assert "autoencoder=Autoencoder(halves.py:Halves" in settings["augment"]
+    # a checkpoint of other latents is not resumed
+    with pytest.raises(SystemExit) as e:
+        imagenet_real.main([arg if arg != "16" else "28" for arg in argv])
+    told = capsys.readouterr().err
+    assert e.value.code == 2
+    assert ("size=16 instead of 28" if arm == "linear" else "leave it out") in told
+
+
+def test_linear_finds_modes_of_latents_of_each_class(halves, tree, data_config, monkeypatch):
+    monkeypatch.setattr(imagenet_recipe, "MODES", 4)
+    base = folders.ImageNetFolder(tree / "train", data_config)
+    augment = arms.fit_linear(base, 0.5, 0, load_autoencoder(halves), 16)
+    prior, network = augment.flow.prior, augment.flow.network
+    assert (augment.size, augment.labels, augment.flow.num_classes) == (16, "given", 1000)
+    for k in sorted(set(base.targets)):
+        x = pixels.levels_to_model(torch.stack([image for image, label in base if label == k]))
+        z = F.avg_pool2d(lift.down(x, (16, 16)), 2).flatten(1)
+        assert torch.allclose(prior.mu[k] @ network.basis, z.mean(0), atol=1e-4)
+        assert (prior.mode_std[k] > 0).any()
+    assert (prior.mode_std[0] == 0).all()  # a class without images
+    image = base[0][0]
+    moved = augment(image, base[0][1], generator=torch.Generator().manual_seed(0))[0]
+    assert not torch.equal(moved, image)
+    assert arms.fit_linear(base, 0.5, 0, load_autoencoder(halves)).size == 64  # the least by itself
+
+
+def test_copies_over_latents_are_moved_and_originals_clean(halves, latent_dirs, tree, data_config):
+    base = folders.ImageNetFolder(tree / "train", data_config)
+    where = {"space": "latent", "autoencoder": load_autoencoder(halves)}
+    augment = arms.make_augment("glem", latent_dirs["glem"], 0.5, **where)
+    assert (augment.size, augment.modes, augment.labels) == (16, 4, "posterior")
+    data = arms.training_set("glem", base, data_config, augment, seed=3)
+    plain, clean = (
+        folders.ImageNetFolder(tree / "train", data_config),
+        folders.normalized(data_config),
+    )
+    for i in (0, 7):
+        assert torch.equal(data[i][0], clean(plain[i][0]))
+        assert (data[i][0] != data[12 + i][0]).float().mean() > 0.3
+    assert arms.make_augment("ce", latent_dirs["ce"], 0.5, **where).flow.config.code_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("arm", "more", "message"),
+    [
+        ("linear", ["--space", "latent"], "needs an autoencoder: --autoencoder NAME"),
+        ("linear", ["--space", "pixels", "--autoencoder", "HALVES"], "are for --space latent"),
+        ("linear", ["--size", "16"], "are for --space latent"),
+        ("linear", ["--autoencoder", "HALVES", "--size", "15"], "multiple of 2"),
+        ("linear", ["--autoencoder", "no_module:make"], "no_module"),
+        ("sa", ["--autoencoder", "HALVES"], "arm sa moves no codes"),
+        ("glem", ["--flow", "LATENT"], "moves latent, not pixels: use --space latent"),
+        ("glem", ["--space", "latent", "--flow", "LATENT"], "pass autoencoder="),
+        ("glem", ["--autoencoder", "HALVES", "--flow", "PIXELS"], "moves pixels, not latent"),
+    ],
+)
+def test_spaces_that_do_not_fit(
+    arm, more, message, halves, latent_dirs, flow_dir, tree, tmp_path, capsys
+):
+    named = {"HALVES": halves, "LATENT": latent_dirs["glem"], "PIXELS": str(flow_dir)}
+    with pytest.raises(SystemExit) as e:
+        imagenet_real.main(arguments(tree, tmp_path, *[named.get(a, a) for a in more], arm=arm))
+    assert e.value.code == 2 and message in capsys.readouterr().err
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

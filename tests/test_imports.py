@@ -10,22 +10,24 @@ ROOT = Path(__file__).parent.parent
 # a module may import modules of lower rows, and of its own package
 LAYERS = [
     {"_utils"},
-    {"pixels", "lift", "labels", "reading"},
+    {"pixels", "lift", "labels", "reading", "grid"},
     {"config"},
-    {"stored", "card", "remote"},
+    {"stored", "card", "remote", "of_diffusers"},
     {"hub", "autoencoder"},
     {"flows"},
     {"moves"},
     {"change"},
     {"inputs"},
-    {"spec"},
+    {"spec", "space"},
     {"fit", "saved", "unchanged"},
     {"augment"},
     {"from_string"},
     {"data"},
     {"integration"},
-    {"preview", "train"},
+    {"pictures"},
+    {"preview", "train", "copies"},
     {"commands", "plugin"},
+    {"materialise"},
     {"__main__"},
 ]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import timm_nfaug as nfa
-from timm_nfaug import NFAError, NFAugment, NFAugmentedDataset, NFAWarning, preview
+from timm_nfaug import NFAError, NFAugment, NFAugmentedDataset, NFAWarning, pictures, preview
 from timm_nfaug._utils.files import make_directory
 from train_flow import __main__ as train_flow
 
@@ -191,7 +191,7 @@ def test_a_file_is_no_directory(tmp_path):
 
 def test_a_preview_of_other_classes_does_not_ask_for_labels(small_flow, recwarn):
     image = Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8))
-    preview.preview_augmentation(small_flow, [(image, None)], [0.5])
+    pictures.preview_augmentation(small_flow, [(image, None)], [0.5])
     assert not [w for w in recwarn if issubclass(w.category, NFAWarning)]
 
 

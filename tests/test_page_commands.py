@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import pytest
+from small_diffusers import write_autoencoder
 
 from benchmarks.core.common import ROOT
 from timm_nfaug import __main__ as command
@@ -34,9 +35,10 @@ PAGES = [page for page in PAGES if page.name not in ELSEWHERE and commands(page)
 
 @pytest.fixture
 def here(tmp_path, image_folder, monkeypatch):
-    """A directory with DATA and train.py."""
+    """A directory with DATA and train.py, and one of the name that pages give an autoencoder."""
     shutil.copytree(image_folder, tmp_path / "DATA")
     shutil.copy(ROOT / "tests" / "toy_train.py", tmp_path / "train.py")
+    write_autoencoder(tmp_path / "madebyollin" / "taesd")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -67,6 +69,9 @@ def run(line: str, here, capsys) -> None:
             assert (here / words[words.index("--out") + 1]).exists()
     elif words[:3] == ["python", "-m", "train_flow"]:
         assert train_flow([*words[3:], *shlex.split(SHORT)]) == 0
+        if "--plan" in words:
+            assert "images" in capsys.readouterr().out
+            return
         assert (here / words[words.index("--out") + 1] / "flow" / "config.json").is_file()
     else:
         raise AssertionError(f"no test runs {line}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_nfaug import preview
+from timm_nfaug import grid, pictures
 from timm_nfaug.preview import find_images, main
 
 
@@ -142,14 +142,14 @@ def spans(sheet, cell, count, images):
 
 def test_without_a_flow_named_it_is_linear_and_names_space_and_strength(image_folder, tmp_path):
     """Columns of one strength share their title: the flow's name and s."""
-    titles, draw = [], preview.draw_grid
+    titles, draw = [], grid.draw_grid
 
     def seen(rows, columns, names, cell, caption):
         titles.append((columns, names, cell, caption))
         return draw(rows, columns, names, cell, caption)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "draw_grid", seen)
+        patch.setattr(pictures, "draw_grid", seen)
         flags = ["--images", str(image_folder / "val"), "--count", "2", "--modes", "3"]
         main([*flags, "--out", str(tmp_path / "a.png")])
     ((columns, names, cell, caption),) = titles
@@ -178,10 +178,8 @@ def test_photographs_have_larger_cells_and_keep_their_aspect(flow_dir, tmp_path)
 
 def test_a_grid_says_what_it_is_below_and_shares_titles():
     image = Image.new("L", (8, 8))
-    plain = preview.draw_grid([[image] * 3], ["a", "b b", "b b"], [""], cell=60)
-    told = preview.draw_grid(
-        [[image] * 3], ["a", "b b", "b b"], [""], cell=60, caption="word " * 12
-    )
+    plain = grid.draw_grid([[image] * 3], ["a", "b b", "b b"], [""], cell=60)
+    told = grid.draw_grid([[image] * 3], ["a", "b b", "b b"], [""], cell=60, caption="word " * 12)
     assert told.width == plain.width and told.height > plain.height + 18, "two lines and more"
     assert np.array_equal(np.asarray(told)[: plain.height], np.asarray(plain))
     dark = np.asarray(plain.convert("L"))[:26].min(0) < 128  # columns with ink of titles

@@ -133,12 +133,16 @@ def test_a_flow_without_labels_learns_them_by_fit(image_folder, tmp_path, capsys
 
 
 @pytest.mark.parametrize("name", list_configs())
-def test_every_shipped_config_trains(name, image_folder, tmp_path, capsys):
+def test_every_shipped_config_trains(name, image_folder, tmp_path, capsys, tiny_autoencoder):
     """Two steps through the command line: all settings of the file but its size hold."""
     config, out = load_config(name), tmp_path / "out"
     small = ["steps=2", "batch_size=12", "log_every=1"]
     if config.data == "cifar10":
         small += ["data=folder", "image_size=32"]
+    if config.space == "latent":
+        small += [f"autoencoder={tiny_autoencoder}", "image_size=64"]
+    if config.flow.endswith("_latent"):
+        small += ["network.depth=1", "network.hidden=32"]
     if config.flow == "resnet_ms3":
         small += ["network={levels: 2, steps: 1, blocks: [1, 1], hidden: 8}"]
     arguments = [v for s in small for v in ("--set", s)]

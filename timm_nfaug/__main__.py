@@ -1,4 +1,4 @@
-"""The command ``timm-nfaug {train,preview,fit,flows,doctor}``, or ``python -m timm_nfaug``."""
+"""The command ``timm-nfaug {train,preview,fit,materialise,flows,doctor}``, or ``python -m timm_nfaug``."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ COMMANDS = {  # each is the `main(argv)` of a module
     "train": ("train", "run timm's train.py with NFA: train path/to/train.py --aug nfa ..."),
     "preview": ("preview", "draw a picture of what NFA does to your images"),
     "fit": ("commands.fit", "find the modes of your images once, and save the augmentation"),
+    "materialise": ("materialise", "write your dataset with moved copies of each image"),
     "flows": ("commands.flows", "list the flows that come with the package, with their figures"),
     "doctor": ("commands.doctor", "look at your dataset: what NFA will do with it, what to type"),
 }
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int | None:
     Traceback (most recent call last):
     SystemExit: 0
     """
-    lines = "\n".join(f"  {name:9}{what}" for name, (_, what) in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{what}" for name, (_, what) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "timm-nfaug", "timm-nfaug COMMAND ...", f"Learned image augmentation for timm.\n\n{lines}",
         EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,

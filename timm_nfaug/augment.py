@@ -20,6 +20,7 @@ from .fit import (
     empty_flow,
     fit_flow,
     fitting_batches,
+    latent_batches,
     latent_flow,
 )  # fmt: skip
 from .flows.model import ConditionalFlow
@@ -231,10 +232,9 @@ class NFAugment(SavedMixin, v2.Transform):
         batches = fitting_batches(loader, change.size, 0 if pooled else classes, self._scale)
         flow = self.flow
         if isinstance(change, LatentChange):
-            if flow.config.input_size != change.autoencoder.latent_size(change.size[1]):
-                flow = latent_flow(change.autoencoder, change.size[1])  # it works at another size
-            encode = lambda x: change.standardized(change.autoencoder.encode(x))
-            batches = ((encode(x), y) for x, y in batches)
+            if raw := flow.is_linear:  # of which other modes may have another size, basis and scale
+                flow = latent_flow(change.autoencoder, change.size[1]).to(flow.device)
+            batches = latent_batches(batches, change, raw)
         flow = fit_flow(flow, batches, classes, self.modes, allow_empty, shrinkage)
         flow.config.class_names = names
         return flow

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
-import json
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from . import remote
-from ._utils.notices import NFAError
+from ._utils.checks import is_code
+from ._utils.notices import NFAError, warn
+from .of_diffusers import FILES, OfDiffusers, is_of_diffusers, read_diffusers
 
-FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # of diffusers, in one directory
-KINDS = ("AutoencoderTiny", "AutoencoderKL")  # classes of diffusers
 # pixels that go through the autoencoder at once; a layer of 64 channels then holds 128 MB on a CPU
 PIXELS = {"cpu": 2**19, "cuda": 2**22}
 EXAMPLES = "madebyollin/taesd, madebyollin/taef1 or stabilityai/sd-vae-ft-mse"
+EXPECTED = "an autoencoder of diffusers, its weights in one file of safetensors"
 HOW = (
     f"a Hub id such as {EXAMPLES}, a directory of diffusers, FILE.py:FUNCTION or MODULE:FUNCTION "
     "that makes one of your own"
@@ -30,15 +31,16 @@ HOW = (
 class Autoencoder(nn.Module):
     """Encodes images (B, 3, H, W) in [-1, 1] into latents (B, c, H/f, W/f), and decodes them.
 
-    It works on a frozen copy of the module, in evaluation mode, a part of a batch at a time.
+    It works on a frozen float32 copy of the module, in evaluation mode, a part of a batch at a time.
+    It stays so in a model that is trained or converted to 16 bits.
 
     Args:
         module: has `encode(x)` and `decode(z)` on plain tensors, like the ones above.
         name, revision: what it was loaded by, to be saved with an augmentation.
         bfloat16: whether its convolutions may run in bfloat16, which they then do where the
             hardware has it (GPUs, and CPUs with AVX-512 BF16): two to three times as fast, and the
-            changes of images differ by less than a level (docs/latent.md). By default what the module's
-            attribute `bfloat16_safe` says, or False.
+            changes of images differ by less than a level on average, by several in places. By
+            default what the module's attribute `bfloat16_safe` says, or False.
 
     Attributes:
         factor: f, by how much latents are smaller than images each way.
@@ -67,10 +69,16 @@ class Autoencoder(nn.Module):
                 raise TypeError(
                     f"an autoencoder has encode(x) and decode(z), {kind} lacks {method}"
                 )
+        place = torch.zeros(())
         if isinstance(module, nn.Module):
-            module = copy.deepcopy(module).eval().requires_grad_(False)
+            module = copy.deepcopy(module).float().eval().requires_grad_(False)
             module = module.to(memory_format=torch.channels_last)
+            tensors = itertools.chain(module.parameters(), module.buffers())
+            place = torch.zeros((), device=next(tensors, place).device)
         self.module: Any = module
+        # replicas have no parameters, but they have buffers
+        self._place: Tensor = nn.Buffer(place, persistent=False)
+        self._known: tuple[list, str] = [], ""  # the state that `digest` has seen, and its hash
         self.name, self.revision = name, revision
         safe = getattr(module, "bfloat16_safe", False) if bfloat16 is None else bfloat16
         self.in_bfloat16 = bool(safe)
@@ -81,10 +89,7 @@ class Autoencoder(nn.Module):
         side, kind = 64, type(self.module).__name__
         try:
             z = self._run(self.module.encode, torch.zeros(1, 3, side, side, device=self.device), 1)
-            fits = (
-                z.ndim == 4 and len(z) == 1 and z.shape[2] == z.shape[3] and not side % z.shape[2]
-            )
-            if not fits:
+            if z.ndim != 4 or len(z) != 1 or z.shape[2] != z.shape[3] or side % (z.shape[2] or 63):
                 got = f"{tuple(z.shape)} for an image (1, 3, {side}, {side})"
                 raise ValueError(f"encode must return (B, c, H/f, W/f), got {got}")
             x = self._run(self.module.decode, z, 1)
@@ -102,8 +107,27 @@ class Autoencoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        parameters = self.module.parameters() if isinstance(self.module, nn.Module) else ()
-        return next((p.device for p in parameters), torch.device("cpu"))
+        """Where it computes; what is no `nn.Module` gets its tensors on the CPU."""
+        return self._place.device if isinstance(self.module, nn.Module) else torch.device("cpu")
+
+    def train(self, mode: bool = True) -> "Autoencoder":
+        """Stays in evaluation mode, also inside of a model that is trained."""
+        return super().train(False)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "Autoencoder":
+        """Moves as every module does, but stays in float32."""
+        converted = False
+
+        def keep(t: Tensor) -> Tensor:
+            nonlocal converted
+            out = fn(t)
+            converted = converted or out.dtype != t.dtype
+            return out if out.dtype == t.dtype else torch.empty_like(out, dtype=t.dtype).copy_(t)
+
+        super()._apply(keep, *args, **kwargs)
+        if converted:
+            warn("an autoencoder stays in float32; in_bfloat16 = True lets it compute in 16 bits")
+        return self
 
     def latent_size(self, side: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of square images; raises ValueError for an impossible side."""
@@ -121,23 +145,33 @@ class Autoencoder(nn.Module):
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % self.factor or x.shape[3] % self.factor:
             wanted = f"images (B, 3, H, W), sides multiples of {self.factor}"
             raise ValueError(f"expected {wanted}, got {tuple(x.shape)}")
-        if not len(x):
-            return x.new_zeros(0, self.channels, *(n // self.factor for n in x.shape[2:]))
-        return self._run(self.module.encode, x, 1)
+        if not x.is_floating_point():
+            raise TypeError(f"expected floats in [-1, 1], got {x.dtype}: pixels.levels_to_model")
+        shape = len(x), self.channels, *(n // self.factor for n in x.shape[2:])
+        return self._whole(self.module.encode, x, 1, shape)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W), float32, about [-1, 1], of latents (B, c, h, w)."""
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise ValueError(f"expected latents (B, {self.channels}, h, w), got {tuple(z.shape)}")
-        if not len(z):
-            return z.new_zeros(0, 3, *(n * self.factor for n in z.shape[2:]))
-        return self._run(self.module.decode, z, self.factor**2)
+        shape = len(z), 3, *(n * self.factor for n in z.shape[2:])
+        return self._whole(self.module.decode, z, self.factor**2, shape)
+
+    def _whole(self, function: Any, x: Tensor, pixels: int, shape: tuple[int, ...]) -> Tensor:
+        """What encode or decode gives for a batch, which must have this shape."""
+        if not len(x):
+            return torch.zeros(shape, device=self.device)
+        found = self._run(function, x, pixels)
+        if found.shape != shape:
+            what = f"{function.__name__} must return {shape} for {tuple(x.shape)}"
+            raise ValueError(f"{what}, got {tuple(found.shape)}")
+        return found
 
     @torch.no_grad()
     def _run(self, function: Any, x: Tensor, pixels: int) -> Tensor:
         """Calls encode or decode on parts of a batch; a value of x is worth so many `pixels`."""
-        kind, x = self.device.type, x.to(self.device)
+        kind, x = self.device.type, x.to(self.device, torch.float32)
         most = PIXELS.get(kind, PIXELS["cpu"])
         step = max(1, most // (x.shape[2] * x.shape[3] * pixels))
         lowered = self.in_bfloat16 and has_bfloat16(self.device)
@@ -153,34 +187,19 @@ class Autoencoder(nn.Module):
 
     def digest(self) -> str:
         """A hash of its weights: modes found with some weights do not fit others."""
-        found = hashlib.sha256()
-        for key, value in sorted(self.state_dict().items()):
-            found.update(f"{key} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return found.hexdigest()[:16]
+        state = sorted(self.state_dict().items())
+        seen = [(key, value.data_ptr(), value._version) for key, value in state]
+        if not self._known[1] or seen != self._known[0]:
+            found = hashlib.sha256()
+            for key, value in state:
+                found.update(f"{key} {tuple(value.shape)}".encode())
+                found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._known = seen, found.hexdigest()[:16]
+        return self._known[1]
 
     def __repr__(self) -> str:
         name = self.name or type(self.module).__name__
         return f"Autoencoder({name}, {self.channels} x H/{self.factor} x W/{self.factor})"
-
-
-class _Diffusers(nn.Module):
-    """An autoencoder of diffusers, with the scale of its latents and their mean alone."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        config: Any = model.config
-        self.model: Any = model
-        self.scale = float(getattr(config, "scaling_factor", None) or 1.0)
-        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
-
-    def encode(self, x: Tensor) -> Tensor:
-        found = self.model.encode(x)
-        z = found.latents if hasattr(found, "latents") else found.latent_dist.mean
-        return (z - self.shift) * self.scale
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.model.decode(z / self.scale + self.shift).sample
 
 
 def load_autoencoder(
@@ -207,33 +226,27 @@ def load_autoencoder(
     if isinstance(source, Autoencoder):
         return source
     if not isinstance(source, (str, os.PathLike)):
-        return Autoencoder(source)
+        diffusers = is_of_diffusers(source)
+        return Autoencoder(OfDiffusers(source), bfloat16=True) if diffusers else Autoencoder(source)
     text = os.fspath(source)
     if is_code(text):
         return _made_by(text)
+    on_hub = text.startswith("hf-hub:")
     directory = Path(text.removeprefix("local-dir:")).expanduser()
-    if directory.is_dir():
-        if missing := [name for name in FILES if not (directory / name).is_file()]:
-            raise FileNotFoundError(f"{directory} holds no {missing[0]}; expected {HOW}")
-        return _from_diffusers(directory, str(directory.resolve()), None)
-    if text.removeprefix("hf-hub:").partition("@")[0].count("/") != 1 or text[0] in "./~":
+    if not on_hub and text and (text.startswith("local-dir:") or directory.is_dir()):
+        if revision is not None:
+            raise ValueError(
+                f"a revision goes with a Hub id, {text} is a directory; drop {revision=!r}"
+            )
+        name = str(directory.resolve())
+        return Autoencoder(read_diffusers(directory, name), name, bfloat16=True)
+    if not on_hub and (text.partition("@")[0].count("/") != 1 or text[0] in "./~"):
         raise ValueError(f"no autoencoder {text!r}; expected {HOW}")
     folder = None if cache_dir is None else os.fspath(cache_dir)
-    found = remote.Source.parse(text, FILES, revision, token, folder)
+    found = remote.Source.parse(text, FILES, revision, token, folder, EXPECTED)
     directory = remote.fetch(found, local_files_only)
     pinned = directory.name if remote.COMMIT.fullmatch(directory.name) else found.revision
-    return _from_diffusers(directory, found.id, pinned)
-
-
-def is_code(name: str) -> bool:
-    """Whether a name stands for a function to be imported and called.
-
-    >>> is_code("models/mine.py:load"), is_code("org/name")
-    (True, False)
-    """
-    path, colon, function = name.rpartition(":")
-    module = path.endswith(".py") or all(part.isidentifier() for part in path.split("."))
-    return bool(colon) and function.isidentifier() and module
+    return Autoencoder(read_diffusers(directory, found.id), found.id, pinned, bfloat16=True)
 
 
 def _made_by(name: str) -> Autoencoder:
@@ -242,46 +255,32 @@ def _made_by(name: str) -> Autoencoder:
     try:
         if path.endswith(".py"):
             file = Path(path).expanduser().resolve()
-            if not file.is_file():
-                raise FileNotFoundError(f"no file {path}")
-            spec = importlib.util.spec_from_file_location(file.stem, file)
-            assert spec is not None and spec.loader is not None
-            # by this name worker processes find its classes
-            sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
-            if str(file.parent) not in sys.path:  # where they look for it, if they are spawned
-                sys.path.append(str(file.parent))
-            spec.loader.exec_module(module)
-            name = f"{file}:{function}"
-        else:
-            module = importlib.import_module(path)
-        made = getattr(module, function)()
+            name, path = f"{file}:{function}", _importable(file)
+        made = getattr(importlib.import_module(path), function)()
+        made = made if isinstance(made, Autoencoder) else load_autoencoder(_no_text(made))
     except Exception as e:  # of the user's own code
         raise ValueError(f"cannot make an autoencoder by {name}: {e}") from e
-    if isinstance(made, Autoencoder):
-        made.name = made.name or name
-        return made
-    return Autoencoder(made, name)
+    made.name = made.name or name
+    return made
 
 
-def _from_diffusers(directory: Path, name: str, revision: str | None) -> Autoencoder:
-    try:
-        import diffusers
-    except ImportError as e:
-        raise ImportError(
-            f"the autoencoder {name} needs diffusers: pip install timm_nfaug[latent]"
-        ) from e
-    file = directory / FILES[0]
-    try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    except (ValueError, AttributeError) as e:
-        raise ValueError(f"{file} is not the config of an autoencoder of diffusers ({e})") from e
-    if kind not in KINDS:
-        raise ValueError(f"{file} is of {kind}; expected one of {', '.join(KINDS)} of diffusers")
-    try:
-        model = getattr(diffusers, kind).from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, TypeError, RuntimeError) as e:
-        raise OSError(f"cannot load the autoencoder in {directory}: {e}") from e
-    return Autoencoder(_Diffusers(model), name, revision, bfloat16=True)
+def _importable(file: Path) -> str:
+    """The name by which a file is imported, also by worker processes that look for its classes."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    if str(file.parent) not in sys.path:  # last, so that it hides no other module
+        sys.path.append(str(file.parent))
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(file.stem)
+    if spec is None or not spec.origin or Path(spec.origin).resolve() != file:
+        raise ImportError(f"another module is called {file.stem}, too: rename the file")
+    return file.stem
+
+
+def _no_text(made: Any) -> Any:
+    if isinstance(made, (str, os.PathLike)):
+        raise TypeError(f"expected an autoencoder from the function, got {made!r}")
+    return made
 
 
 def autoencoder_for(latent: dict[str, Any], given: Any = None, **how: Any) -> Autoencoder:
@@ -303,7 +302,8 @@ def autoencoder_for(latent: dict[str, Any], given: Any = None, **how: Any) -> Au
                 f"this flow moves latents of an autoencoder {own}, which is not saved with it: pass "
                 "autoencoder= (--nfa-autoencoder, --autoencoder)"
             )
-        given = load_autoencoder(name, latent.get("revision"), **how)
+        pinned = latent.get("revision")  # of an id, which no directory of that name stands for
+        given = load_autoencoder(f"hf-hub:{name}" if pinned else name, pinned, **how)
     autoencoder = load_autoencoder(given, **how)
     if (known := latent.get("sha256")) and known != autoencoder.digest():
         raise NFAError(
@@ -322,4 +322,4 @@ def has_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ._utils.checks import is_int
+from ._utils.checks import is_code, is_int
 from .config import FlowConfig, settings_string
 
 HERE = "local-dir:."  # the directory that the card lies in
@@ -46,21 +46,33 @@ AUGMENT = """
 augment = nfa.NFAugment.from_pretrained({source}, strength=0.5, p=0.5{band})
 images, labels = augment(images, labels)
 """
+LATENT = """labels = torch.randint(0, {classes}, (4,))
+
+augment = nfa.NFAugment.from_pretrained({source}, strength=0.5, p=0.5, labels="given"{more})
+images, labels = augment(images, labels)
+
+latents = augment.autoencoder.encode(images / 127.5 - 1)  # images of {size} pixels
+z, log_det = augment.flow(augment.change.standardized(latents){labels})
+"""
 POOLED = """
-augment = nfa.NFAugment.from_pretrained({source})
+augment = nfa.NFAugment.from_pretrained({source}{more})
 images = augment(images)
 """
 GIVEN = """labels = torch.randint(0, {classes}, (4,))
 
-augment = nfa.NFAugment.from_pretrained({source})
+augment = nfa.NFAugment.from_pretrained({source}{more})
 images, labels = augment(images, labels)
 """
 FLAGS = """
 In timm's train.py, of which `--aug nfa-s1` and the like change single settings:
 
 ```bash
-timm-nfaug train path/to/train.py --aug nfa --nfa-flow {source}
+timm-nfaug train path/to/train.py --aug nfa --nfa-flow {source}{more}
 ```
+"""
+OWN = """
+It moves latents of an autoencoder of somebody's own, {name}, which is not saved here: pass yours in
+its place, with the same weights.
 """
 WHERE = f"""
 Run this in the directory of this card, or put its path for the dot of `{HERE}`.
@@ -94,10 +106,10 @@ def model_card(config: FlowConfig, name: str, source: str = HERE, preview: bool 
         what=what,
         preview=f"\n![Originals and augmented images]({PREVIEW_NAME})\n" * preview,
         table="\n".join(f"| {_inline(k)} | {v} |" for k, v in _rows(config)),
-        note=WHERE if source == HERE else "",
-        size=", ".join(map(str, config.input_size)),
+        note=(WHERE if source == HERE else "") + _note_of_own(config),
+        size=", ".join(map(str, _image_size(config))),
         usage=_usage(config, json.dumps(source, ensure_ascii=False)),
-        training=(FLAGS.format(source=shlex.quote(source)) if config.augment else "") + training,
+        training=_flags(config, source) + training,
     )
 
 
@@ -118,17 +130,45 @@ def _license(config: FlowConfig) -> str:
 
 
 def _usage(config: FlowConfig, source: str) -> str:
+    own = _own_autoencoder(config)
+    more = "" if own is None else f", autoencoder={json.dumps(own, ensure_ascii=False)}"
+    labels = ", labels" if config.code_rows else ""  # which has to be encoded, too
+    known = {"source": source, "classes": config.num_classes, "more": more, "labels": labels}
     if config.augment:
         usage = POOLED if config.augment.get("labels") == "none" else GIVEN
-        return usage.format(source=source, classes=config.num_classes).lstrip("\n")
-    band = ', labels="given"' if config.code_rows else ""  # which has to be encoded, too
-    return FLOW.format(
-        size=", ".join(map(str, config.input_size)),
-        classes=config.num_classes,
-        augment=AUGMENT.format(source=source, band=band) if config.prior.get("num_modes") else "",
-        source=source,
-        labels=", labels" if config.code_rows else "",
-    )
+        return usage.format(**known).lstrip("\n")
+    if config.latent:
+        return LATENT.format(**known, size=config.latent["size"])
+    band = ', labels="given"' if config.code_rows else ""
+    augment = AUGMENT.format(source=source, band=band) if config.prior.get("num_modes") else ""
+    size = ", ".join(map(str, config.input_size))
+    return FLOW.format(**known | {"augment": augment, "size": size})
+
+
+def _flags(config: FlowConfig, source: str) -> str:
+    """How timm's train.py takes an augmentation."""
+    own = _own_autoencoder(config)
+    more = "" if own is None else f" --nfa-autoencoder {shlex.quote(own)}"
+    return FLAGS.format(source=shlex.quote(source), more=more) if config.augment else ""
+
+
+def _own_autoencoder(config: FlowConfig) -> str | None:
+    """What stands for an autoencoder that no file may name, and that has to be passed."""
+    name = config.latent.get("autoencoder", "")
+    if not config.latent or (name and not is_code(name)):
+        return None
+    return name or "FILE.py:FUNCTION"
+
+
+def _note_of_own(config: FlowConfig) -> str:
+    own = _own_autoencoder(config)
+    return "" if own is None else OWN.format(name=_inline(own))
+
+
+def _image_size(config: FlowConfig) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a flow, or the autoencoder before it, is made for."""
+    side = config.latent.get("size")
+    return (3, side, side) if side else config.input_size
 
 
 def _rows(config: FlowConfig) -> list[tuple[str, str]]:
@@ -146,11 +186,21 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
     return [
         *own,
         ("architecture", _code(config.architecture) + network),
-        ("images", f"{' x '.join(map(str, config.input_size))}, {config.bits}-bit"),
+        *_rows_of_images(config),
         ("modes", "of all images together") if one else ("classes", str(config.num_classes)),
         ("data", _data(info)),
         *((str(k).replace("_", " "), _inline(v)) for k, v in metrics.items()),
     ]
+
+
+def _rows_of_images(config: FlowConfig) -> list[tuple[str, str]]:
+    size = " x ".join(map(str, _image_size(config)))
+    if not config.latent:
+        return [("images", f"{size}, {config.bits}-bit")]
+    name, revision = (config.latent.get(key) for key in ("autoencoder", "revision"))
+    rows = [("images", size), ("latents", " x ".join(map(str, config.input_size)))]
+    rows += [("autoencoder", _inline(name or "of somebody's own"))]
+    return rows + ([("its revision", _inline(revision))] if revision else [])
 
 
 def _data(info: dict[str, Any]) -> str:

@@ -23,8 +23,9 @@ MAX_DEPTH = 16  # of lists and dicts in one another
 MAX_CLASSES = 1_000_000
 MAX_DIM = 2**26  # pixels times channels: 4096 x 4096 in colour
 MAX_LAYERS = 1024  # steps times blocks; the largest published flows have 400
-# settings of an NFAugment that are saved with its flow, by their letter in nfa-s0.5-k32-...
+LEAST_STD = 1e-6  # of latents in a channel: they are divided by it
 LATENT = ("autoencoder", "revision", "sha256", "size", "mean", "std")
+# settings of an NFAugment that are saved with its flow, by their letter in nfa-s0.5-k32-...
 SETTINGS = {"s": "strength", "k": "modes", "p": "p", "m": "kind", "l": "labels"}
 
 
@@ -60,14 +61,13 @@ class FlowConfig:
             _check(key, getattr(self, key), given)
         check_keys(self.augment, (*SETTINGS.values(), "value_range"), "augment")
         check_keys(self.latent, LATENT, "latent")
-        if self.latent and "size" not in self.latent:
-            raise ValueError("latent lacks size, the side of the images in pixels")
         for name in ("network", "prior", "info", "augment", "latent"):
             for key, value in getattr(self, name).items():
                 _check(f"{name}.{key}", value, value)
         c, h, w = self.input_size
         self.input_size = (c, h, w)
         self._check_size()
+        self._check_latent()
         if self.class_names and len(self.class_names) != self.num_classes:
             wanted = f"class_names must name all {self.num_classes} classes or none"
             raise ValueError(f"{wanted}, got {len(self.class_names)} names")
@@ -86,6 +86,15 @@ class FlowConfig:
         for what, (found, most) in limits.items():
             if found > most:
                 raise ValueError(f"{what} must be at most {most:,}, got {found:,}")
+
+    def _check_latent(self) -> None:
+        if self.latent and "size" not in self.latent:
+            raise ValueError("latent lacks size, the side of the images in pixels")
+        channels = self.input_size[0]
+        for key in ("mean", "std"):
+            if (count := len(self.latent.get(key, [0] * channels))) != channels:
+                wanted = f"latent.{key} must hold a number for each of the {channels} channels"
+                raise ValueError(f"{wanted} of input_size, got {count}")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -161,6 +170,10 @@ def _are_numbers(v: Any) -> bool:
     )
 
 
+def _are_spreads(v: Any) -> bool:
+    return _are_numbers(v) and all(x >= LEAST_STD for x in v)
+
+
 def _is_name(v: Any) -> bool:
     return isinstance(v, str) and v.isascii() and v.isidentifier()
 
@@ -225,7 +238,7 @@ _SCHEMA: dict[str, Rule] = {
     "latent.sha256": _TEXT,
     "latent.size": _count(1, 2**13),
     "latent.mean": (_are_numbers, "a list of numbers, one a channel"),
-    "latent.std": (_are_numbers, "a list of numbers, one a channel"),
+    "latent.std": (_are_spreads, f"a list of numbers from {LEAST_STD:g}, one a channel"),
     "augment.labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
 }
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from ._utils.checks import check_modes
 from ._utils.notices import NFAError
 from ._utils.progress import progress
 from .autoencoder import Autoencoder
-from .change import to_model
+from .change import LatentChange, to_model
 from .flows.basis import ROWS, SharedBasis
 from .flows.model import ConditionalFlow
 from .flows.moments import ClassMoments
@@ -50,7 +50,38 @@ def latent_flow(autoencoder: Autoencoder, size: int) -> ConditionalFlow:
         "autoencoder": autoencoder.name, "revision": autoencoder.revision,
         "sha256": autoencoder.digest(), "size": size,
     }  # fmt: skip
-    return create_flow(LINEAR, input_size=autoencoder.latent_size(size), latent=latent)
+    shape, small = autoencoder.latent_size(size), {"num_modes": 1}  # room for none, as yet
+    return create_flow(LINEAR, input_size=shape, num_classes=1, prior=small, latent=latent)
+
+
+def latent_batches(
+    batches: Iterable[tuple[Tensor, Tensor]], change: LatentChange, raw: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields latents (B, c, h, w) and labels (B,) of images in [-1, 1] at the size of a change.
+
+    Args:
+        raw: as the autoencoder gives them; else as the flow of the change knows them.
+
+    Raises:
+        NFAError: there are latents that are not finite.
+    """
+    for x, y in batches:
+        z = change.autoencoder.encode(x)
+        if not z.isfinite().all():
+            raise NFAError(
+                f"{change.autoencoder} gives latents that are not finite: its weights are damaged, "
+                "or overflow; load it anew, or set its in_bfloat16 = False"
+            )
+        yield z if raw else change.standardized(z), y
+
+
+def latent_side(side: int, factor: int) -> int:
+    """Side at which latents of images are made where none is given, of their shorter one.
+
+    >>> latent_side(32, factor=8), latent_side(100, factor=8), latent_side(500, factor=8)
+    (64, 96, 224)
+    """
+    return max(factor, min(max(side, SIDES[0]), SIDES[1]) // factor * factor)
 
 
 def empty_flow(flow: ConditionalFlow, modes: int, num_classes: int = 1) -> ConditionalFlow:
@@ -128,14 +159,16 @@ def _in_shared_basis(
     shared = SharedBasis(max(ROWS, 4 * modes))
     for x, y in batches:
         shared.update(x.flatten(1), y)
+    if shared.empty:
+        raise NFAError(EMPTY)
     basis, moments = shared.moments(num_classes, modes, allow_empty, shrinkage)
-    config = flow.config
+    config, device = flow.config, flow.device
     flow = create_flow(
         LINEAR, input_size=config.input_size, num_classes=num_classes, latent=config.latent,
         prior=config.prior, basis=len(basis),
     )  # fmt: skip
     flow.network.get_buffer("basis").copy_(basis)
-    return flow, moments
+    return flow.to(device), moments
 
 
 def fitting_batches(
@@ -204,8 +237,9 @@ class Opened:
         """Side at which latents of its images are made: theirs, 64 to 224, a multiple of `factor`."""
         if not self._first:
             raise NFAError(EMPTY)
-        h, w = _images_and_labels(self._first[0], pooled=True)[0].shape[2:]
-        return max(factor, min(max(min(h, w), SIDES[0]), SIDES[1]) // factor * factor)
+        return latent_side(
+            min(_images_and_labels(self._first[0], pooled=True)[0].shape[2:]), factor
+        )
 
     def in_range(self, fitted: Callable[[Any], Fitted], value_range: Any, mean: Any) -> Fitted:
         """What `fitted` makes of a value_range: the given one, or the images' own if it needs one."""

@@ -12,6 +12,7 @@ from .spec import parse_config
 def nf_augment_transform(
     config: str, flow: ConditionalFlow | str = LINEAR, mean=None, std=None, seed=None,
     strict: bool = False, data: Any = None, num_classes: int | None = None, value_range=None,
+    autoencoder: Any = None, size: int | None = None,
 ) -> NFAugment:  # fmt: skip
     """Makes an `NFAugment` from a string, as timm's `rand_augment_transform` makes RandAugment.
 
@@ -22,12 +23,13 @@ def nf_augment_transform(
             augmentation brings the settings that the string does not name.
         data: for "linear", a loader of batches (images, labels, ...); `num_classes` as for
             `NFAugment.from_data`.
+        autoencoder, size: of latents, as for `NFAugment.from_data` and `from_pretrained`.
 
     >>> nf_augment_transform("nfa-s0.25-p1", "conv_p4_tiny.digits").strength
     0.25
     """
     values = dict(mean=mean, std=std, seed=seed, strict=strict, value_range=value_range)
-    values |= parse_config(config)
+    values |= {"autoencoder": autoencoder, "size": size} | parse_config(config)
     if isinstance(flow, ConditionalFlow):
         values.setdefault("modes", usual_modes(flow))
         return NFAugment(flow, **values)

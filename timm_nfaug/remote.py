@@ -38,9 +38,13 @@ class Source:
     revision: str
     token: str | bool | None = None
     cache_dir: str | None = None
+    expected: str = "a flow, as push_to_hub uploads it"  # what the files are
 
     @classmethod
-    def parse(cls, name: str, files: Sequence[str], revision=None, token=None, cache_dir=None):
+    def parse(
+        cls, name: str, files: Sequence[str], revision=None, token=None, cache_dir=None,
+        expected: str = expected,
+    ):  # fmt: skip
         """Splits ``org/name[@revision]``; raises ValueError where it cannot be an id."""
         repo, _, at = name.removeprefix("hf-hub:").partition("@")
         revision = revision or at or "main"
@@ -48,7 +52,7 @@ class Source:
         if ".." in revision or revision.startswith("/"):
             raise ValueError(f"{revision!r} cannot be a revision: name a branch, tag or commit")
         folder = None if cache_dir is None else os.path.expanduser(cache_dir)
-        return cls(repo, files, revision, token, folder)
+        return cls(repo, files, revision, token, folder, expected)
 
     def __str__(self) -> str:
         return self.id if self.revision == "main" else f"{self.id}@{self.revision}"
@@ -100,7 +104,7 @@ def fetch(source: Source, local_files_only: bool = False) -> Path:
         return _download(source)
     except Exception as e:
         if copy is None or _kinds(e) & {"RevisionNotFoundError", "EntryNotFoundError"}:
-            raise OSError(f"{failed}: {_explain(e)}") from e
+            raise OSError(f"{failed}: {_explain(e, source.expected)}") from e
         warn(f"{failed}: {_explain(e)}. The local copy of commit {copy.name} is used instead")
         return copy
 
@@ -273,7 +277,7 @@ def _line(e: object) -> str:
     return " ".join(str(e).split())[:300]
 
 
-def _explain(e: Exception) -> str:
+def _explain(e: Exception, expected: str = "") -> str:
     """Says what went wrong with the Hub, and what to do."""
     from huggingface_hub import constants
 
@@ -284,7 +288,8 @@ def _explain(e: Exception) -> str:
     for key, (why, remedy) in KNOWN.items():
         if key in keys:
             file = str(getattr(response, "url", "")).rpartition("/")[2]
-            return f"{why.format(file=file)}{f' (HTTP {status})' if status else ''}; {remedy}"
+            what = f"{why.format(file=file)}{f' (HTTP {status})' if status else ''}"
+            return f"{what}; {remedy.format(expected=expected)}"
     if isinstance(e, OSError) and e.errno and not isinstance(e, (ConnectionError, TimeoutError)):
         remedy = "the cache needs room and must be writable; cache_dir= names another"
     else:
@@ -300,7 +305,7 @@ _UNKNOWN = ("there is no such repository, or it is private", f"check the id or p
 KNOWN = {  # classes of huggingface_hub, and what else has this HTTP status
     "GatedRepoError": ("access to it is restricted", f"ask for access on its page, and {LOGIN}"),
     "RevisionNotFoundError": ("it has no such revision", "name a branch, tag or commit of it"),
-    "EntryNotFoundError": ("it has no {file}", "expected a flow, as push_to_hub uploads it"),
+    "EntryNotFoundError": ("it has no {file}", "expected {expected}"),
     "LocalTokenNotFoundError": ("there is no token", LOGIN),
     "401": ("it is private, or the token is not valid", f"check the id, and {LOGIN}"),
     "403": ("access to it is forbidden", f"ask for access on its page, and {LOGIN}"),

@@ -100,7 +100,7 @@ def hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) ->
     factory = create = own["create_loader"]
     try:
         augment = augment_from_args(values)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, ImportError) as e:
         raise SystemExit(f"error: {e}") from None
     if augment is not None:
         seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)

@@ -17,9 +17,12 @@ import torch
 from timm_nfaug._utils.progress import QUIET
 
 from .checkpoint import hold
-from .config import list_configs, load_config
+from .config import TrainConfig, list_configs, load_config
 from .data import load_data
 from .distributed import Processes, init_distributed, leave_distributed
+from .images import Examples
+from .latents import load_latents
+from .plan import plan
 from .signals import interruptible
 from .trainer import Trainer
 
@@ -33,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
         os.environ[QUIET] = "1"
     code = 2
     try:
+        if args.plan:
+            config = load_config(args.config, args.set)
+            print("\n".join(plan(config, args.data_dir, torch.device(args.device))))
+            return 0
         with interruptible():
             trainer = _make_trainer(args)
             code = 1
@@ -40,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
                 logging.warning("nothing to resume in %s: starts at step 0", trainer.out)
             with contextlib.closing(trainer):
                 _run(trainer, args.time_limit)
-    except (ValueError, OSError, FloatingPointError) as e:
+    except (ValueError, OSError, ImportError, FloatingPointError) as e:
         parser.exit(code, f"error: {e}\n")
     except KeyboardInterrupt as e:  # before or after the steps, where there is nothing to save
         number = e.args[0] if e.args else signal.SIGINT
@@ -73,6 +80,8 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     resume = "continue from the checkpoint in --out, if there is one"
     add("--resume", action="store_true", help=resume)
+    what = "print images, bytes and hours of the training, by a short trial, and stop"
+    add("--plan", action="store_true", help=what)
     limit = "stop, resumably, after this"
     add("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help=limit)
     quiet = "show no progress, as the environment variable TIMM_NFAUG_QUIET=1 asks for everywhere"
@@ -95,11 +104,19 @@ def _make_trainer(args: argparse.Namespace) -> Trainer:
     device = init_distributed(args.device)
     out = Path(args.out or Path("runs") / Path(args.config).name.removesuffix(".yaml"))
     with hold(out, Processes.current(), device) as held:
-        images = c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable, c.seed
-        train, val = load_data(c.data, args.data_dir, *images)
+        train, val = _load(c, args.data_dir, out, device)
         if not c.labels:
             train, val = train.without_labels(), val if val is None else val.without_labels()
         return Trainer(c, train, val, out, device, args.resume, held.pop_all())
+
+
+def _load(
+    c: TrainConfig, data_dir: str | None, out: Path, device: torch.device
+) -> tuple[Examples, Examples | None]:
+    if c.space == "latent":
+        return load_latents(c, data_dir, out, device)
+    images = c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable, c.seed
+    return load_data(c.data, data_dir, *images)
 
 
 if __name__ == "__main__":

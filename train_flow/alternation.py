@@ -8,9 +8,10 @@ from torch import Tensor
 from timm_nfaug.flows.model import ConditionalFlow
 
 from .config import TrainConfig
-from .data import TrainingImages, stratified_split
+from .data import stratified_split
 from .evaluate import code_moments
-from .objective import gaussian_loss
+from .images import TrainingImages
+from .objective import gaussian_loss, nats_of_unit
 from .schedule import GAUSSIANS, generator, piecewise
 
 
@@ -87,7 +88,10 @@ class Alternation:
         t = self._time(step)
         weight = piecewise(c.kld_weight, t, geometric=False) if c.objective == "glem" else 0.0
         prior.requires_grad_(True)
-        loss = gaussian_loss(prior, z, y, weight, c.discriminative, self.flow.dim, c.temperature)
+        unit = nats_of_unit(self.flow.config)
+        loss = gaussian_loss(
+            prior, z, y, weight, c.discriminative, self.flow.dim, c.temperature, unit
+        )
         grads = torch.autograd.grad(loss, [prior.mu, prior.s])
         prior.requires_grad_(False)
         self.images.processes.average_(*grads)

@@ -25,7 +25,7 @@ from .distributed import Processes
 
 # settings that change no step of a training: --resume may come with other values of them
 FREE = {"data_name", "log_every", "eval_every", "eval_images", "checkpoint_seconds"}
-FREE |= {"mode_images", "half"}
+FREE |= {"mode_images", "half", "latents"}
 WEIGHTS = ("flow", "averaged")  # what must be finite
 KINDS: dict[str, type] = {"config": dict, "data": str, "flow": dict, "gaussian_adam": dict}
 KINDS |= {"step": int, "gaussian_updates": int, "seconds": float}

@@ -16,11 +16,13 @@ from timm_nfaug._utils.checks import check_choice, check_keys, closest, is_int
 CONFIGS = Path(__file__).parent / "configs"
 CHOICES = {
     "objective": ("glem", "ml", "joint", "random", "ce", "moments"),
+    "space": ("pixels", "latent"),
     "data": ("folder", "cifar10", "cifar100", "digits"),
     "schedule": ("cosine", "halving"),
     "average": ("ema", "swa", "none"),
     "net_dtype": ("float32", "bfloat16"),
 }
+SIDES = (64, 448)  # pixels, of images whose latents a flow models
 # the range of each number; NaN lies in none
 BOUNDS = {
     "bits": "[1, 8]", "code_rows": "[0, 4096]", "image_size": "[1, 4096]", "val_fraction": "[0, 1)",
@@ -56,11 +58,16 @@ class TrainConfig:
     init: str = ""
     code_rows: int = 0  # pixels, height of the label band of objective ce, which makes 0 an 8
 
+    # -- space
+    space: str = "pixels"  # pixels, or latent: what an autoencoder makes of the images
+    autoencoder: str = ""  # a Hub id or directory of diffusers, or FILE.py:FUNCTION
+    latents: str = ""  # directory of the cached latents; "": OUT/latents
+
     # -- data
     data: str = "folder"  # folder (ImageFolder tree), cifar10, cifar100 or digits
     # name of the dataset in the model card, e.g. "CIFAR-10 (JPEG)"; "": the folder's, or CIFAR-10
     data_name: str = ""
-    image_size: int | None = None  # pixels, side of the images; required for a folder
+    image_size: int | None = None  # pixels, side; required for a folder; 64 to 448 for latents
     in_chans: int = 3  # channels: 3 for RGB, 1 for greyscale
     flip: bool = True  # flip half of the images horizontally, at random
     # false: ignore the labels and train a flow of one class (objective ml, joint or moments)
@@ -75,7 +82,7 @@ class TrainConfig:
     # joint: the flow and the Gaussians in the same steps; random: fixed random Gaussians
     # ce: label band and one shared Gaussian (baseline); moments: closed form, no training
     objective: str = "glem"
-    # weight of the cross-entropy of the class logits (nats) beside the likelihood (bits/dim)
+    # weight of the cross-entropy of the class logits (nats) beside bits/dim or nats/dim
     discriminative: float = 0.0
     temperature: float = 1.0  # divides the class logits in that cross-entropy
     # pixels; half of each batch is shifted by up to this and counts in the cross-entropy only
@@ -110,7 +117,7 @@ class TrainConfig:
     lr_floor: float = 0.0  # lowest learning rate after the warm-up
     halve_from: float = 300  # epochs before the first halving
     halve_every: float = 100  # epochs between halvings
-    clip_grad: float = 1.0  # largest norm of the flow's gradient, in bits/dim; 0: no limit
+    clip_grad: float = 1.0  # largest norm of the gradient of bits/dim or nats/dim; 0: no limit
     average: str = "ema"  # average of the weights: ema, swa (equal weights, from swa_from) or none
     ema_decay: float = 0.998  # final decay a step; it starts at 0.1 and rises
     swa_from: float = 0.8  # fraction of the steps after which swa starts
@@ -137,13 +144,14 @@ class TrainConfig:
             _check_bounds(name, getattr(self, name), bounds)
         self._check_schedules()
         self._check_data()
+        self._check_space()
         self._check_classification()
         self._check_label_band()
         self._check_without_labels()
         if self.modes_every and not (self.joint and self.prior.get("low_rank")):
+            got = f"got {self.objective} and prior {self.prior}"
             raise ValueError(
-                "modes_every goes with objective joint and prior.low_rank=true, "
-                f"got {self.objective} and prior {self.prior}"
+                f"modes_every goes with objective joint and prior.low_rank=true, {got}"
             )
 
     @property
@@ -168,9 +176,8 @@ class TrainConfig:
 
     def _check_schedules(self) -> None:
         if not all(is_int(step) and 0 < step <= 1e9 for step in self.snapshots):
-            raise ValueError(
-                f"snapshots must be steps, integers of at least 1, got {self.snapshots!r}"
-            )
+            got = f"got {self.snapshots!r}"
+            raise ValueError(f"snapshots must be steps, integers of at least 1, {got}")
         _check_schedule("gaussian_lr", self.gaussian_lr, positive=True)
         _check_schedule("kld_weight", self.kld_weight, positive=False)
         if self.lr_floor > self.lr:
@@ -190,12 +197,23 @@ class TrainConfig:
                 f"leave it out, or give them as class folders of files with data: folder"
             )
 
+    def _check_space(self) -> None:
+        if self.space == "pixels":
+            if given := next((k for k in ("autoencoder", "latents") if getattr(self, k)), ""):
+                raise ValueError(f"{given} goes with space: latent; add --set space=latent")
+            return
+        low, high = SIDES
+        if not low <= (self.image_size or 0) <= high:
+            got = f"got {self.image_size}"
+            raise ValueError(f"image_size must be in [{low}, {high}] with space: latent, {got}")
+        for name, wanted in {"data": "folder", "in_chans": 3, "bits": 8, "shift": 0}.items():
+            if (got := getattr(self, name)) != wanted:
+                raise ValueError(f"space: latent goes with {name}: {wanted}, got {got}")
+
     def _check_classification(self) -> None:
         if self.shift and not self.discriminative:
-            raise ValueError(
-                "shift goes with discriminative above 0: "
-                "shifted images count in the cross-entropy only"
-            )
+            why = "shifted images count in the cross-entropy only"
+            raise ValueError(f"shift goes with discriminative above 0: {why}")
 
     def _check_label_band(self) -> None:
         if self.objective != "ce":
@@ -204,10 +222,8 @@ class TrainConfig:
             return
         self.code_rows = self.code_rows or 8
         if self.discriminative:
-            raise ValueError(
-                "objective: ce has one Gaussian for all classes and nothing to discriminate; "
-                "drop discriminative"
-            )
+            what = "objective: ce has one Gaussian for all classes and nothing to discriminate"
+            raise ValueError(f"{what}; drop discriminative")
 
     def _check_without_labels(self) -> None:
         possible = self.objective in ("ml", "joint", "moments") and not self.discriminative

@@ -2,110 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from timm_nfaug._utils.progress import progress
-from timm_nfaug.pixels import dequantize
 from timm_nfaug.reading import read_image
 
-from .config import TrainConfig
-from .distributed import Processes
-from .schedule import generator
+from .images import Images, random_shift
+
+__all__ = ["Images", "load_data", "load_folder", "random_shift", "stratified_split"]
 
 _logger = logging.getLogger(__name__)
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-
-
-@dataclass
-class Images:
-    """Images of a dataset: levels (N, C, H, W) uint8, labels (N,) int64, class names by label.
-
-    `name` is what a model card calls the dataset, where no setting does.
-
-    >>> data = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ["a", "b"])
-    >>> len(data), data.subset(torch.tensor([0, 3])).labels.tolist()
-    (4, [0, 1])
-    """
-
-    levels: Tensor
-    labels: Tensor
-    class_names: list[str]
-    name: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, indices: Tensor) -> Images:
-        """The images at `indices`, or where a mask is true."""
-        indices = indices.to(self.levels.device)
-        return dataclasses.replace(self, levels=self.levels[indices], labels=self.labels[indices])
-
-    def to(self, device: torch.device) -> Images:
-        """The images on `device`."""
-        levels, labels = self.levels.to(device), self.labels.to(device)
-        return dataclasses.replace(self, levels=levels, labels=labels)
-
-    def sha256(self) -> str:
-        """Hash of images, labels and class names."""
-        h = hashlib.sha256(repr((tuple(self.levels.shape), self.class_names)).encode())
-        h.update(self.labels.cpu().numpy().tobytes())
-        h.update(self.levels.cpu().contiguous().numpy().data)
-        return h.hexdigest()
-
-    def without_labels(self) -> Images:
-        """The same images as one class."""
-        labels = torch.zeros_like(self.labels)
-        return dataclasses.replace(self, labels=labels, class_names=["image"])
-
-
-class TrainingImages:
-    """Images as a step of training sees them: flipped, shifted and dequantised at random.
-
-    Args:
-        config: its seed, bits, flip and shift are used.
-        processes: each process makes its share of a batch.
-        device: where the images go; they are made where those of `data` lie.
-    """
-
-    def __init__(
-        self, data: Images, config: TrainConfig, processes: Processes, device: torch.device
-    ):
-        self.data, self.config, self.processes, self.device = data, config, processes, device
-
-    def __call__(
-        self, indices: Tensor, step: int, purpose: int, whole: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Makes images x (B, C, H, W) in [-1, 1] and labels y (B,) of this process's share.
-
-        Args:
-            indices: images of all processes together.
-            step, purpose: key of the random numbers, see `schedule.generator`.
-            whole: the images after so many are shifted; None: no image is.
-        """
-        c, part = self.config, self.data.subset(self.processes.share(indices))
-        levels = part.levels
-        g = generator(c.seed, purpose, step, self.processes.rank, device=levels.device)
-        if c.flip:
-            flipped = torch.rand(len(levels), generator=g, device=levels.device) < 0.5
-            levels = torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
-        if whole is not None:
-            levels = torch.cat([levels[:whole], random_shift(levels[whole:], c.shift, g)])
-        x = dequantize(levels, c.bits, g)
-        return x.to(self.device), part.labels.to(self.device)
 
 
 def load_data(
@@ -145,14 +62,24 @@ def load_data(
             raise ValueError("data 'folder' needs image_size, the side of the images, e.g. 32")
         train, val = _folder_splits(Path(data_dir), image_size, in_chans, skip_unreadable)
     if val_fraction:
-        rest, held = stratified_split(train.labels, val_fraction, seed)
-        if not len(held):
-            raise ValueError(
-                f"val_fraction {val_fraction:g} holds out no image, as every class has one alone; "
-                f"set val_fraction=0"
-            )
+        rest, held = held_out(train.labels, val_fraction, seed)
         train, val = train.subset(rest), train.subset(held)
     return train, val
+
+
+def held_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """`stratified_split` for `val_fraction`; raises ValueError where it holds out nothing.
+
+    >>> [len(part) for part in held_out(torch.tensor([0] * 8 + [1] * 4), 0.25, seed=0)]
+    [9, 3]
+    """
+    rest, held = stratified_split(labels, fraction, seed)
+    if not len(held):
+        raise ValueError(
+            f"val_fraction {fraction:g} holds out no image, as every class has one alone; "
+            f"set val_fraction=0"
+        )
+    return rest, held
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -176,34 +103,28 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.nonzero(rest).flatten(), held
 
 
-def random_shift(
-    levels: Tensor, pixels: int, generator: torch.Generator, mode: str = "reflect"
-) -> Tensor:
-    """Shifts each image of (B, C, H, W) by up to `pixels` in both directions.
-
-    Args:
-        mode: what comes in at an edge, see `F.pad`.
-
-    >>> levels = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
-    >>> random_shift(levels, 2, torch.Generator().manual_seed(0)).shape
-    torch.Size([5, 3, 8, 8])
-    """
-    b, _, h, w = levels.shape
-    padded = F.pad(levels.float(), (pixels,) * 4, mode=mode).to(levels.dtype)
-    size, device = (2, b, 1), generator.device
-    start = torch.randint(0, 2 * pixels + 1, size, generator=generator, device=device)
-    start = start.to(levels.device, non_blocking=True)
-    rows = start[0] + torch.arange(h, device=levels.device)  # (B, H)
-    columns = start[1] + torch.arange(w, device=levels.device)  # (B, W)
-    image = torch.arange(b, device=levels.device).view(b, 1, 1)
-    shifted = padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)]  # (B, H, W, C)
-    return shifted.permute(0, 3, 1, 2)
-
-
 def _folder_splits(
     root: Path, size: int, in_chans: int, skip: bool
 ) -> tuple[Images, Images | None]:
     """Reads train/ and val/ of a directory, or its class folders as training images."""
+    train_dir, val_dir, name = find_splits(root)
+    train = load_folder(train_dir, size, in_chans, skip)
+    train.name = name
+    if val_dir is None:
+        return train, None
+    val = load_folder(val_dir, size, in_chans, skip)
+    if val.class_names != train.class_names:
+        raise ValueError(f"{val_dir} and {train_dir} hold different classes")
+    return train, val
+
+
+def find_splits(root: Path) -> tuple[Path, Path | None, str]:
+    """The folders of training and of validation images in a directory, and the name of the data.
+
+    >>> find_splits(Path("nowhere"))
+    Traceback (most recent call last):
+    FileNotFoundError: no directory nowhere
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
     val_dir = next((root / n for n in ("val", "validation", "test") if (root / n).is_dir()), None)
@@ -215,16 +136,10 @@ def _folder_splits(
             f"{', '.join(splits)}, which would be taken for classes: rename the folder of the "
             f"training images to train, or name it itself as --data-dir"
         )
-    train = load_folder(train_dir, size, in_chans, skip)
     whole = root.resolve()
     own = whole.parent.name if whole.name.lower() in SPLITS else whole.name
-    train.name = os.fsencode(own).decode("utf-8", "replace")  # for a card in UTF-8
-    if val_dir is None or train_dir == root:
-        return train, None
-    val = load_folder(val_dir, size, in_chans, skip)
-    if val.class_names != train.class_names:
-        raise ValueError(f"{val_dir} and {train_dir} hold different classes")
-    return train, val
+    name = os.fsencode(own).decode("utf-8", "replace")  # for a card in UTF-8
+    return train_dir, None if train_dir == root else val_dir, name
 
 
 def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool = False) -> Images:
@@ -235,13 +150,12 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
         in_chans: 3 for RGB, 1 for greyscale.
         skip_unreadable: leave out images that cannot be read, with a warning, instead of raising.
     """
-    names = sorted(d.name for d in root.iterdir() if d.is_dir())
-    files = _list_files(root, names)
+    names, files = list_files(root)
     levels = np.empty((len(files), in_chans, size, size), dtype=np.uint8)
     errors = []
     bar = progress(len(files), f"train_flow, reading {root}", "images")
     with ThreadPoolExecutor() as pool, bar:
-        for error in pool.map(lambda i: _read(files[i][0], levels[i]), range(len(files))):
+        for error in pool.map(lambda i: read_into(files[i][0], levels[i]), range(len(files))):
             errors.append(error)
             bar.update()
     bad = [e for e in errors if e]
@@ -254,17 +168,32 @@ def load_folder(root: Path, size: int, in_chans: int = 3, skip_unreadable: bool 
         )
     good = torch.tensor([e is None for e in errors])
     labels = torch.tensor([k for _, k in files])
-    lost = set(range(len(names))) - set(labels[good].tolist())
+    check_classes(root, names, labels[good])
+    return Images(torch.from_numpy(levels)[good], labels[good], names)
+
+
+def check_classes(root: Path, names: list[str], labels: Tensor) -> None:
+    """Raises ValueError where a class has no label among those of the images that could be read.
+
+    >>> check_classes(Path("DATA"), ["a", "b"], torch.tensor([1, 1]))
+    Traceback (most recent call last):
+    ValueError: no image of class folder DATA/a can be read (1 such folders)
+    """
+    lost = set(range(len(names))) - set(labels.tolist())
     if lost:
         raise ValueError(
             f"no image of class folder {root / names[min(lost)]} can be read "
             f"({len(lost)} such folders)"
         )
-    return Images(torch.from_numpy(levels)[good], labels[good], names)
 
 
-def _list_files(root: Path, names: list[str]) -> list[tuple[Path, int]]:
-    """Image files of the class folders `names` with their labels; each class needs one."""
+def list_files(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Names of the class folders, and their image files with labels, sorted; each class needs one.
+
+    Raises:
+        ValueError: there are none, or a class has none.
+    """
+    names = sorted(d.name for d in root.iterdir() if d.is_dir())
     files = [
         (path, k)
         for k, name in enumerate(names)
@@ -281,10 +210,10 @@ def _list_files(root: Path, names: list[str]) -> list[tuple[Path, int]]:
         raise ValueError(
             f"class folder {root / names[min(empty)]} holds no images ({len(empty)} such folders)"
         )
-    return files
+    return names, files
 
 
-def _read(path: Path, out: np.ndarray) -> str | None:
+def read_into(path: Path, out: np.ndarray) -> str | None:
     """Decodes one image into `out` (C, size, size); returns what went wrong, or None."""
     try:
         image = read_image(path, out.shape[0])

@@ -1,18 +1,21 @@
-"""What a flow is worth on held-out images: bits/dim, class accuracy, exact inverse, separation."""
+"""What a flow is worth on held-out images: likelihood, accuracy, exact inverse, separation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from timm_nfaug import pixels
 from timm_nfaug._utils.progress import progress
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.moments import ClassMoments
 
-from .data import Images
+from .images import Examples, Images
+from .objective import per_dim, unit_of
+
+E = TypeVar("E", bound=Examples)
 
 
 def batches(data: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -26,15 +29,15 @@ def batches(data: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield data.levels[i : i + size], data.labels[i : i + size]
 
 
-def _shown(data: Images, size: int, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, with a bar that says what they are for."""
+def _shown(data: Examples, size: int, purpose: str) -> Iterator[Examples]:
+    """The images, `size` at a time, with a bar that says what they are for."""
     with progress(len(data), f"train_flow, {purpose}", "images") as bar:
-        for levels, y in batches(data, size):
-            yield levels, y
-            bar.update(len(y))
+        for part in torch.arange(len(data)).split(size):
+            yield data.subset(part)
+            bar.update(len(part))
 
 
-def evenly(data: Images, limit: int) -> Images:
+def evenly(data: E, limit: int) -> E:
     """`limit` images evenly spaced over `data`, which may be sorted by class; 0: all.
 
     >>> data = Images(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6), list("abcdef"))
@@ -46,23 +49,24 @@ def evenly(data: Images, limit: int) -> Images:
     return data.subset(torch.arange(limit) * len(data) // limit)
 
 
-def code_moments(flow: ConditionalFlow, data: Images) -> ClassMoments:
+def code_moments(flow: ConditionalFlow, data: Examples) -> ClassMoments:
     """Moments of the codes of `data`, with as many modes as the flow stores."""
-    pairs = ((pixels.levels_to_model(levels), y) for levels, y in _shown(data, 512, "modes"))
+    pairs = ((part.centres(), part.labels) for part in _shown(data, 512, "modes"))
     return flow.moments(pairs, num_modes=flow.prior.num_modes)
 
 
 @torch.no_grad()
 def evaluate(
-    flow: ConditionalFlow, data: Images, seed: int = 0, batch_size: int = 256, limit: int = 0
+    flow: ConditionalFlow, data: Examples, seed: int = 0, batch_size: int = 256, limit: int = 0
 ) -> dict[str, float]:
     """Measures a flow on `data`, or on `limit` images evenly spaced in it.
 
     Returns:
-        images: how many. bits_per_dim: mean, with one draw of dequantisation noise from `seed`.
-        class_accuracy: of `class_logits` at the centres of the levels. round_trip_max: largest
-        error of a pixel of inverse(forward(x)), in [-1, 1] units. mean_pairwise_kl: between the
-        diagonal parts of the class Gaussians, in nats.
+        images: how many. bits_per_dim: mean, with one draw of dequantisation noise from `seed`; of
+        latents nats_per_dim, of the raw ones. class_accuracy: of `class_logits` at the centres of
+        the levels. round_trip_max: largest error of a number of inverse(forward(x)), in [-1, 1]
+        units; of latents in standard deviations. mean_pairwise_kl: between the diagonal parts of the
+        class Gaussians, in nats.
 
     >>> from timm_nfaug import create_flow
     >>> data = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ["a", "b"])
@@ -74,11 +78,10 @@ def evaluate(
     flow.eval()
     g = torch.Generator().manual_seed(seed)
     nll, correct, worst, count = 0.0, 0.0, 0.0, 0
-    for levels, y in _shown(evenly(data, limit), batch_size, "evaluation"):
-        x = pixels.dequantize(levels, flow.config.bits, g).to(flow.device)
-        y = y.to(flow.device)
-        nll += flow.bits_per_dim(x, y).double().sum().item()
-        centre = pixels.levels_to_model(levels).to(flow.device)
+    for part in _shown(evenly(data, limit), batch_size, "evaluation"):
+        x, y = part.drawn(flow.config.bits, g).to(flow.device), part.labels.to(flow.device)
+        nll += per_dim(flow.log_prob(x, y), flow).double().sum().item()
+        centre = part.centres().to(flow.device)
         correct += (flow.class_logits(centre).argmax(1) == y).sum().item()
         worst = max(worst, (flow.inverse(flow(centre, y)[0]) - centre).abs().max().item())
         count += len(y)
@@ -87,7 +90,7 @@ def evaluate(
     kl = flow.prior.pairwise_kl().double().sum().item() / (k * (k - 1)) if k > 1 else 0.0
     return {
         "images": count,
-        "bits_per_dim": nll / count,
+        unit_of(flow.config): nll / count,
         "class_accuracy": correct / count,
         "round_trip_max": worst,
         "mean_pairwise_kl": kl,

@@ -11,8 +11,9 @@ from timm_nfaug.flows.model import ConditionalFlow
 
 from .checkpoint import not_finite
 from .config import TrainConfig
-from .data import Images, stratified_split
-from .evaluate import code_moments, evaluate
+from .data import stratified_split
+from .evaluate import E, code_moments, evaluate
+from .images import Examples
 
 
 @torch.no_grad()
@@ -20,8 +21,8 @@ def export_flow(
     flow: ConditionalFlow,
     folder: Path,
     config: TrainConfig,
-    train: Images,
-    val: Images | None,
+    train: Examples,
+    val: Examples | None,
     seconds: float,
     training: str,
 ) -> dict[str, float]:
@@ -57,7 +58,7 @@ def export_flow(
     return report
 
 
-def _modes_problem(flow: ConditionalFlow, train: Images, config: TrainConfig) -> str:
+def _modes_problem(flow: ConditionalFlow, train: Examples, config: TrainConfig) -> str:
     """Sets the modes of a flow; says what is not finite then, or ""."""
     try:
         set_modes(flow, mode_images(train, config), config)
@@ -66,9 +67,10 @@ def _modes_problem(flow: ConditionalFlow, train: Images, config: TrainConfig) ->
     return next((f"{k} is not finite" for k in not_finite({"flow": flow.state_dict()})), "")
 
 
-def mode_images(data: Images, config: TrainConfig) -> Images:
+def mode_images(data: E, config: TrainConfig) -> E:
     """The images that the modes are estimated from: all, or about `mode_images` of every class.
 
+    >>> from train_flow.images import Images
     >>> data = Images(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.arange(8) % 2, ["a", "b"])
     >>> mode_images(data, TrainConfig(image_size=2, mode_images=4)).labels.bincount().tolist()
     [2, 2]
@@ -81,7 +83,7 @@ def mode_images(data: Images, config: TrainConfig) -> Images:
     return data.subset(torch.cat([pick, single]).sort().values)
 
 
-def set_modes(flow: ConditionalFlow, data: Images, config: TrainConfig) -> None:
+def set_modes(flow: ConditionalFlow, data: Examples, config: TrainConfig) -> None:
     """Sets the modes from the codes of `data`; the whole Gaussians, where those are closed-form."""
     moments = code_moments(flow, data)
     if config.objective == "moments" or config.modes_every:

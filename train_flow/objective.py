@@ -14,10 +14,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_nfaug import pixels
+from timm_nfaug.config import FlowConfig
 from timm_nfaug.flows.model import ConditionalFlow
 from timm_nfaug.flows.prior import ClassGaussians
 
 from .config import TrainConfig
+
+
+def unit_of(config: FlowConfig) -> str:
+    """What the likelihood is called and counted in: bits a dimension of images, nats of latents.
+
+    >>> unit_of(FlowConfig("linear", (3, 8, 8), num_classes=2))
+    'bits_per_dim'
+    """
+    return "nats_per_dim" if config.latent else "bits_per_dim"
+
+
+def nats_of_unit(config: FlowConfig) -> float:
+    """How many nats a unit of the likelihood is.
+
+    >>> nats_of_unit(FlowConfig("linear", (4, 8, 8), num_classes=2, latent={"size": 64}))
+    1.0
+    """
+    return 1.0 if config.latent else math.log(2)
+
+
+def per_dim(log_prob: Tensor, flow: ConditionalFlow) -> Tensor:
+    """Minus the log densities (B,) of what the flow takes, a dimension, in the unit of `unit_of`.
+
+    Of latents it is that of the raw ones: they are `std` times as wide as what the flow takes.
+
+    >>> import timm_nfaug, torch
+    >>> latent = {"size": 16, "mean": [0.0], "std": [math.e]}
+    >>> flow = timm_nfaug.create_flow("linear", input_size=(1, 8, 8), latent=latent)
+    >>> per_dim(torch.zeros(1), flow)
+    tensor([1.])
+    """
+    config = flow.config
+    if not config.latent:
+        return pixels.bits_per_dim(log_prob, flow.dim, config.bits)
+    _, height, width = config.input_size
+    widened = height * width * sum(map(math.log, config.latent.get("std", [1.0])))  # log-det
+    return (widened - log_prob) / flow.dim
 
 
 def make_loss(flow: ConditionalFlow, config: TrainConfig) -> nn.Module:
@@ -28,7 +66,7 @@ def make_loss(flow: ConditionalFlow, config: TrainConfig) -> nn.Module:
 
 
 class FlowLoss(nn.Module):
-    """Bits/dim of dequantised images, plus a weighted cross-entropy of the class logits.
+    """Bits/dim of images or nats/dim of latents, plus a weighted cross-entropy of the class logits.
 
     One forward pass, so that DistributedDataParallel can wrap it.
 
@@ -54,36 +92,34 @@ class FlowLoss(nn.Module):
     def forward(
         self, x: Tensor, y: Tensor, whole: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes loss, bits/dim and class accuracy of images (B, C, H, W) and labels (B,).
+        """Computes loss, likelihood and class accuracy of images (B, C, H, W) and labels (B,).
 
         Args:
-            whole: number of images, from the first, that count in bits/dim and accuracy; the
+            whole: number of images, from the first, that count in likelihood and accuracy; the
                 others, which were shifted, count in the cross-entropy only. None: all.
         """
         flow = self.flow
         z, log_det = flow(x)  # (B, D), (B,)
         per_class = flow.prior.log_prob_all(z)  # (B, K)
         log_prob = flow.prior.log_prob(z[:whole], y[:whole]) + log_det[:whole]
-        loss = bpd = pixels.bits_per_dim(log_prob, flow.dim, flow.config.bits).mean()
+        loss = found = per_dim(log_prob, flow).mean()
         if self.discriminative:
             loss = loss + self.discriminative * F.cross_entropy(per_class / self.temperature, y)
         accuracy = (per_class.detach()[:whole].argmax(1) == y[:whole]).float().mean()
-        return loss, bpd.detach(), accuracy
+        return loss, found.detach(), accuracy
 
 
 class BandLoss(nn.Module):
-    """Bits/dim of images and their label bands under one shared Gaussian: the ce baseline."""
+    """Likelihood of images and their label bands under one shared Gaussian: the ce baseline."""
 
     def __init__(self, flow: ConditionalFlow):
         super().__init__()
         self.flow = flow
 
     def forward(self, x: Tensor, y: Tensor, whole: None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the bits/dim twice, as loss and to be shown, and NaN for the class accuracy."""
-        bpd = pixels.bits_per_dim(
-            self.flow.log_prob(x, y), self.flow.dim, self.flow.config.bits
-        ).mean()
-        return bpd, bpd.detach(), bpd.new_full((), math.nan)
+        """Computes the likelihood twice, as loss and to be shown, and NaN for the class accuracy."""
+        found = per_dim(self.flow.log_prob(x, y), self.flow).mean()
+        return found, found.detach(), found.new_full((), math.nan)
 
 
 def gaussian_loss(
@@ -94,6 +130,7 @@ def gaussian_loss(
     discriminative: float,
     flow_dim: int,
     temperature: float = 1.0,
+    unit: float = math.log(2),
 ) -> Tensor:
     """Loss () of the class Gaussians for fixed codes: L_NF plus `kld_weight` times L_KLD.
 
@@ -105,6 +142,7 @@ def gaussian_loss(
         z, y: codes (B, D) and labels (B,).
         discriminative, temperature: of a cross-entropy beside L_NF, as in `FlowLoss`.
         flow_dim: D.
+        unit: `nats_of_unit`.
 
     >>> import torch
     >>> prior = ClassGaussians(num_classes=2, dim=3)
@@ -115,8 +153,8 @@ def gaussian_loss(
     nll = -prior.log_prob(z, y)  # (B,)
     loss = nll.mean() / _range(nll)
     if discriminative:
-        # the weight means the same as in FlowLoss, where the likelihood is divided by D log 2
-        scale = discriminative * flow_dim * math.log(2)
+        # the weight means the same as in FlowLoss, where the likelihood is divided by D units
+        scale = discriminative * flow_dim * unit
         loss = loss + scale * F.cross_entropy(prior.log_prob_all(z) / temperature, y) / _range(nll)
     if kld_weight and prior.num_classes > 1:
         kl = prior.pairwise_kl()  # (K, K)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import torch
 
 import timm_nfaug
-from timm_nfaug import pixels
+from timm_nfaug.flows.label_band import BLOCK
 from timm_nfaug.flows.model import ConditionalFlow
 
 from .config import TrainConfig
-from .data import Images
+from .images import Examples
 from .schedule import START, generator
 
 
-def make_flow(config: TrainConfig, data: Images) -> ConditionalFlow:
+def make_flow(config: TrainConfig, data: Examples) -> ConditionalFlow:
     """A new flow for the images and classes of `data`, its weights drawn from the config's seed."""
     torch.manual_seed(config.seed)
-    channels, height, width = data.levels.shape[1:]
+    if config.code_rows and data.latent:
+        _check_room_for_bands(data)
     flow = timm_nfaug.create_flow(
         config.flow,
-        input_size=(channels, height, width),
+        input_size=data.shape,
+        latent=data.latent,
         num_classes=len(data.class_names),
         bits=config.bits,
         code_rows=config.code_rows,
@@ -35,7 +37,7 @@ def make_flow(config: TrainConfig, data: Images) -> ConditionalFlow:
     return flow
 
 
-def start_flow(flow: ConditionalFlow, config: TrainConfig, data: Images) -> str:
+def start_flow(flow: ConditionalFlow, config: TrainConfig, data: Examples) -> str:
     """Starts a flow from another one (`config.init`) or from the data; returns a note for the card."""
     origin = ""
     if config.init:
@@ -59,6 +61,9 @@ def _start_from_flow(flow: ConditionalFlow, other: ConditionalFlow) -> None:
                 f"init: {key} of that flow is {getattr(theirs, key)}, "
                 f"of this training {getattr(mine, key)}"
             )
+    if (known := theirs.latent.get("sha256")) != mine.latent.get("sha256"):
+        of = f"latents of another autoencoder, {known}," if known else "images"
+        raise ValueError(f"init: that flow is over {of} and not over what this training has")
     if theirs.class_names and mine.class_names != theirs.class_names:
         raise ValueError(
             f"init: that flow knows the classes {theirs.class_names[:5]}, "
@@ -67,7 +72,7 @@ def _start_from_flow(flow: ConditionalFlow, other: ConditionalFlow) -> None:
     flow.load_state_dict(other.state_dict())
 
 
-def _start_from_data(flow: ConditionalFlow, config: TrainConfig, data: Images) -> None:
+def _start_from_data(flow: ConditionalFlow, config: TrainConfig, data: Examples) -> None:
     """Sets the Gaussians as the objective needs them, and whitening and scales from the images."""
     seed = config.seed
     if config.objective == "random":
@@ -75,5 +80,16 @@ def _start_from_data(flow: ConditionalFlow, config: TrainConfig, data: Images) -
     elif config.objective == "ce":
         flow.prior.set_variance(torch.ones_like(flow.prior.s))
     some = data.subset(torch.randperm(len(data), generator=generator(seed, START))[:2048])
-    x = pixels.dequantize(some.levels, config.bits, generator(seed, START, 2))
+    x = some.drawn(config.bits, generator(seed, START, 2))
     flow.initialize(x, some.labels)
+
+
+def _check_room_for_bands(data: Examples) -> None:
+    """Refuses objective ce where the blocks of a band do not fit the width of latents."""
+    width, side = data.shape[2], data.latent["size"]
+    if width % BLOCK:
+        step = side // width * BLOCK
+        raise ValueError(
+            f"objective ce writes labels in blocks of {BLOCK} columns, and latents of {side} "
+            f"pixels have {width}; set image_size to a multiple of {step}, e.g. {-(-side // step) * step}"
+        )

@@ -24,11 +24,11 @@ from timm_nfaug.flows.model import ConditionalFlow
 from .alternation import Alternation, split_gaussian_images
 from .checkpoint import Checkpoints, Log, hold, not_finite, try_step
 from .config import TrainConfig
-from .data import Images, TrainingImages
 from .distributed import Processes
 from .evaluate import evaluate
 from .export import describe, export_flow
-from .objective import make_loss
+from .images import Examples, TrainingImages
+from .objective import make_loss, unit_of
 from .schedule import NOISE, BatchOrder, ema_rule, make_scheduler
 from .signals import StopSignals
 from .start import make_flow, start_flow
@@ -43,7 +43,7 @@ class Trainer:
 
     Args:
         config: the settings.
-        train, val: images; val may be None.
+        train, val: images or latents; val may be None.
         out: directory for checkpoint.pt, log.jsonl and, at the end, flow/.
         device: where to compute; the images stay on the CPU unless it is CUDA.
         resume: continue from out/checkpoint.pt, or start where there is none. Settings that change
@@ -55,6 +55,7 @@ class Trainer:
         InUseError: another process trains in `out`.
 
     >>> import tempfile
+    >>> from train_flow.images import Images
     >>> data = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2, ["a", "b"])
     >>> config = TrainConfig("linear", data="digits", objective="moments")
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -66,8 +67,8 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        train: Images,
-        val: Images | None,
+        train: Examples,
+        val: Examples | None,
         out: str | Path,
         device: str | torch.device = "cpu",
         resume: bool = False,
@@ -237,7 +238,7 @@ class Trainer:
         return 0
 
     def take_step(self) -> list[float]:
-        """Trains for one step; returns loss, bits/dim, class accuracy and gradient norm."""
+        """Trains for one step; returns loss, likelihood, class accuracy and gradient norm."""
         self.alternation.before_step(self.step)
         values = self._flow_step()
         self.alternation.after_step(self.step)
@@ -255,12 +256,12 @@ class Trainer:
         # not count in bits/dim
         whole = c.batch_size // self.processes.world // 2 if c.shift else None
         x, y = self.images(self.order(self.step), self.step, NOISE, whole)
-        loss, bpd, accuracy = self.loss(x, y, whole)
+        loss, per_dim, accuracy = self.loss(x, y, whole)
         self.flow.zero_grad(set_to_none=True)
         loss.backward()
         limit = c.clip_grad or math.inf
         norm = nn.utils.clip_grad_norm_(self.flow.network.parameters(), limit)
-        stacked = torch.stack([loss.detach(), bpd, accuracy, norm.detach()])
+        stacked = torch.stack([loss.detach(), per_dim, accuracy, norm.detach()])
         self.processes.average_(stacked)
         values = stacked.tolist()
         if not math.isfinite(values[0]) or not math.isfinite(values[3]):
@@ -277,12 +278,14 @@ class Trainer:
 
     def _log_steps(self, rows: list[list[float]], seconds: float) -> str:
         """Logs the means over some steps; returns the text for the progress bar."""
-        loss, bpd, accuracy, norm = torch.tensor(rows).mean(0).tolist()
+        loss, per_dim, accuracy, norm = torch.tensor(rows).mean(0).tolist()
         speed = len(rows) * self.config.batch_size / max(seconds, 1e-9)
         lr, updates = self.optimizer.param_groups[0]["lr"], self.alternation.updates
-        self._log(loss=loss, bits_per_dim=bpd, class_accuracy=accuracy, grad_norm=norm, lr=lr,
+        unit = unit_of(self.flow.config)
+        self._log(**{"loss": loss, unit: per_dim}, class_accuracy=accuracy, grad_norm=norm, lr=lr,
             images_per_second=speed, seconds=self.seconds, gaussian_updates=updates)  # fmt: skip
-        return f"{bpd:.3f} bits/dim, accuracy {accuracy:.3f}, {speed:.0f} images/s"
+        shown = f"{per_dim:.3f} {unit.replace('_per_', '/')}"
+        return f"{shown}, accuracy {accuracy:.3f}, {speed:.0f} images/s"
 
     def _snapshot(self) -> bool:
         """Exports the flow where a snapshot is due; returns whether one was."""
@@ -320,9 +323,9 @@ class Trainer:
             self.log_file.append(step=self.step, **values)
 
 
-def _check(config: TrainConfig, train: Images, world: int) -> None:
+def _check(config: TrainConfig, train: Examples, world: int) -> None:
     """Refuses batches and shifts that do not fit the processes and the images."""
-    c, side = config, min(train.levels.shape[2:])
+    c, side = config, min(train.shape[1:])
     if c.batch_size % world:
         raise ValueError(f"batch_size {c.batch_size} must be a multiple of the {world} processes")
     if c.shift and c.batch_size // world < 2:

@@ -57,7 +57,7 @@ def source(*names: str) -> str:
 
 def pages() -> list[Path]:
     """The documents with generated tables."""
-    docs = ("evidence", "reliability", "timm_flags", "train_flow")
+    docs = ("evidence", "reliability", "scale", "timm_flags", "train_flow")
     fixed = [ROOT / "benchmarks" / "README.md", *(ROOT / "docs" / f"{name}.md" for name in docs)]
     return [*fixed, *sorted(RESULTS.glob("*.md"))]
 

@@ -7,6 +7,9 @@
   Gaussians;
 - linear: the same without a network, with the eigen-images of each class, found in some training
   images at the start.
+
+The last three work on pixels or, with `--space latent`, on latents of an autoencoder, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.imagenet import recipe
 from benchmarks.imagenet.data import ImageNetFolder, normalized
-from timm_nfaug import ConditionalFlow, NFAugment, NFAugmentedDataset, create_flow
+from timm_nfaug import ConditionalFlow, NFAugment, NFAugmentedDataset
+from timm_nfaug.autoencoder import Autoencoder
 from timm_nfaug.integration.pillow import guard_posterize
 
 ARMS = ("baseline", "sa", "linear", "ce", "glem")
 WITH_FLOW = {"ce": "conditional encoding", "glem": "class Gaussians"}  # the flow that an arm takes
+SPACES = ("pixels", "latent")
 
 
 class StandardCopies(Dataset):
@@ -87,8 +92,29 @@ def kind_of(flow: ConditionalFlow) -> str:
     return "ce" if flow.config.code_rows else "glem"
 
 
-def make_augment(arm: str, flow_name: str | None, strength: float) -> NFAugment | None:
-    """Creates the augmentation of the arms ce and glem; None for the others, which take no flow."""
+def check_space(arm: str, space: str, autoencoder: str | None, size: int | None) -> None:
+    """Raises ValueError where the flags of a space do not fit each other, or the arm moves nothing."""
+    if space == "pixels" and (autoencoder is not None or size is not None):
+        raise ValueError("--autoencoder and --size are for --space latent")
+    if space == "latent" and arm not in (*WITH_FLOW, "linear"):
+        raise ValueError(f"arm {arm} moves no codes: leave --space latent out")
+    if space == "latent" and arm == "linear" and autoencoder is None:
+        raise ValueError("arm linear with --space latent needs an autoencoder: --autoencoder NAME")
+
+
+def make_augment(
+    arm: str,
+    flow_name: str | None,
+    strength: float,
+    space: str = "pixels",
+    autoencoder: Autoencoder | None = None,
+    size: int | None = None,
+) -> NFAugment | None:
+    """Creates the augmentation of the arms ce and glem; None for the others, which take no flow.
+
+    Args:
+        autoencoder, size: of latents; by default what the flow names.
+    """
     if arm not in WITH_FLOW:
         if flow_name is not None:
             raise ValueError(
@@ -98,22 +124,42 @@ def make_augment(arm: str, flow_name: str | None, strength: float) -> NFAugment 
     if flow_name is None:
         raise ValueError(f"arm {arm} needs a flow: --flow NAME (bundled, directory or Hub id)")
     flow = ConditionalFlow.from_pretrained(flow_name)
-    channels, kind = flow.config.input_size[0], kind_of(flow)
-    if channels != 3:
+    check_flow(flow, flow_name, arm, space)
+    labels = "given" if flow.config.class_names == ImageNetInfo().label_names() else "posterior"
+    modes = min(recipe.MODES, flow.prior.num_modes)
+    where = {"autoencoder": autoencoder, "size": size}
+    return NFAugment(flow, strength=strength, modes=modes, p=1.0, labels=labels, **where)
+
+
+def check_flow(flow: ConditionalFlow, name: str, arm: str, space: str) -> None:
+    """Raises ValueError for a flow of another space, of other images or of another arm."""
+    own, kind = SPACES[bool(flow.config.latent)], kind_of(flow)
+    if own != space:
+        raise ValueError(f"{name} moves {own}, not {space}: use --space {own}, or another --flow")
+    channels = flow.config.input_size[0]
+    if space == "pixels" and channels != 3:
         raise ValueError(
-            f"ImageNet's images have 3 channels, {flow_name} takes {channels}; name another flow"
+            f"ImageNet's images have 3 channels, {name} takes {channels}; name another flow"
         )
     if kind != arm:
         raise ValueError(
-            f"arm {arm} takes a flow of {WITH_FLOW[arm]}, {flow_name} has {WITH_FLOW[kind]}: use --arm {kind}"
+            f"arm {arm} takes a flow of {WITH_FLOW[arm]}, {name} has {WITH_FLOW[kind]}: use --arm {kind}"
         )
-    labels = "given" if flow.config.class_names == ImageNetInfo().label_names() else "posterior"
-    modes = min(recipe.MODES, flow.prior.num_modes)
-    return NFAugment(flow, strength=strength, modes=modes, p=1.0, labels=labels)
 
 
-def fit_linear(base: ImageNetFolder, strength: float, workers: int) -> NFAugment:
-    """Fits the augmentation of the arm linear to the first `FIT_IMAGES` training images of each class, in one pass."""
+def fit_linear(
+    base: ImageNetFolder,
+    strength: float,
+    workers: int,
+    autoencoder: Autoencoder | None = None,
+    size: int | None = None,
+) -> NFAugment:
+    """Fits the augmentation of the arm linear to the first `FIT_IMAGES` training images of each class, in one pass.
+
+    Args:
+        autoencoder: modes of its latents in place of pixels. size: side of the images that it
+            encodes; by default theirs, up to 224.
+    """
     picked: dict[int, list[int]] = {}
     for i, label in enumerate(base.targets):
         if len(picked.setdefault(label, [])) < recipe.FIT_IMAGES:
@@ -121,9 +167,10 @@ def fit_linear(base: ImageNetFolder, strength: float, workers: int) -> NFAugment
     some = Subset(base, [i for images in picked.values() for i in images])
     own = torch.Generator()  # so that nothing is drawn from the global one
     loader = DataLoader(some, 64, num_workers=workers, generator=own)
-    flow = create_flow("linear", input_size=(3, recipe.FIT_SIZE, recipe.FIT_SIZE))
-    augment = NFAugment.to_fit(flow, strength=strength, modes=recipe.MODES, p=1.0, labels="given")
-    return augment.fit(loader, recipe.CLASSES, allow_empty=True)
+    pixels = (3, recipe.FIT_SIZE, recipe.FIT_SIZE) if autoencoder is None else None
+    where = {"input_size": pixels, "autoencoder": autoencoder, "size": size}
+    how = {"strength": strength, "modes": recipe.MODES, "p": 1.0, "labels": "given"}
+    return NFAugment.from_data(loader, recipe.CLASSES, allow_empty=True, **where, **how)
 
 
 def training_set(

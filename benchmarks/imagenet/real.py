@@ -15,6 +15,9 @@ epoch; SGD without momentum or weight decay; plain cross-entropy; no drop path; 
 The weights stay in float32: a step of this recipe changes them by less than half precision can
 hold.
 
+With `--space latent` the loading processes encode and decode each copy on the CPU: for parts of
+ImageNet, not for all of it.
+
 A flow of other classes than ImageNet's 1,000 supplies the class of an image by its own posterior.
 `NFAugment.fit` would give it ImageNet's, but not with conditional encoding, and both arms are to be
 treated alike.
@@ -36,10 +39,19 @@ from torch import nn
 
 from benchmarks.core.common import command_line, environment, markdown_table, write_result
 from benchmarks.imagenet import recipe
-from benchmarks.imagenet.arms import ARMS, fit_linear, make_augment, training_set
+from benchmarks.imagenet.arms import (
+    ARMS,
+    SPACES,
+    check_space,
+    fit_linear,
+    make_augment,
+    training_set,
+)  # fmt: skip
 from benchmarks.imagenet.data import ImageNetFolder, normalized
 from benchmarks.imagenet.evaluate import METRICS, real_names
 from benchmarks.imagenet.training import FineTuning
+from timm_nfaug import NFAugment
+from timm_nfaug.autoencoder import load_autoencoder
 from train_flow.distributed import init_distributed
 
 
@@ -66,9 +78,20 @@ def make_parser() -> argparse.ArgumentParser:
     add("--time-limit", type=float, default=math.inf, metavar="SECONDS", help=limit)
     add("--checkpoint-minutes", type=float, default=15.0)
     add("--log-every", type=int, default=50, metavar="STEPS")
+    add_space(parser)
     add_steps(parser)
     add_checks(parser)
     return parser
+
+
+def add_space(parser: argparse.ArgumentParser) -> None:
+    """Adds where the arms linear, ce and glem move images."""
+    add = parser.add_argument
+    add("--space", choices=SPACES, help="default: latent where --autoencoder is given, else pixels")
+    autoencoder = "of the latents: Hub id, directory, FILE.py:FUNCTION (default: what --flow names)"
+    add("--autoencoder", metavar="NAME", help=autoencoder)
+    size = "side of the images that it encodes (default: of --flow, or the model's up to 224)"
+    add("--size", type=int, metavar="PIXELS", help=size)
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
@@ -133,14 +156,17 @@ def prepare(args: argparse.Namespace, device: torch.device) -> FineTuning:
     """Creates model, data and settings of a run; raises ValueError or FileNotFoundError for what cannot work."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     set_accum(args, world)
-    augment = make_augment(args.arm, args.flow, args.strength)
+    args.space = args.space or SPACES[args.autoencoder is not None]
+    check_space(args.arm, args.space, args.autoencoder, args.size)
+    autoencoder = None if args.autoencoder is None else load_autoencoder(args.autoencoder)
+    augment = make_augment(args.arm, args.flow, args.strength, args.space, autoencoder, args.size)
     model, data_config = make_model(args, device)
     base = ImageNetFolder(args.data_dir / "train", data_config)
     val = ImageNetFolder(args.data_dir / "val", data_config)
     val.transform = normalized(data_config)
     names = real_names([path for path, _ in val.samples])
     if args.arm == "linear":  # last: what else is wrong is said before a pass over images
-        augment = fit_linear(base, args.strength, args.workers)
+        augment = fit_linear(base, args.strength, args.workers, autoencoder, args.size)
     settings = {
         "model": args.model,
         "pretrained": not args.no_pretrained,
@@ -148,7 +174,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> FineTuning:
         "crop_mode": data_config["crop_mode"],
         "arm": args.arm,
         "flow": None if augment is None else without_directories(args.flow or "linear"),
-        "augment": None if augment is None else repr(augment),
+        **described(augment),
         # how it is split over devices and passes may change
         "batch_size": args.batch_size * args.accum * world,
         "amp": args.amp,
@@ -158,6 +184,20 @@ def prepare(args: argparse.Namespace, device: torch.device) -> FineTuning:
     }
     train = training_set(args.arm, base, data_config, augment, args.seed)
     return FineTuning(model, train, val, names, settings, args, device)
+
+
+def described(augment: NFAugment | None) -> dict[str, Any]:
+    """What a record says of an augmentation, and of the autoencoder whose latents it moves."""
+    found = getattr(augment, "autoencoder", None)
+    if found is None:
+        return {"augment": None if augment is None else repr(augment)}
+    name = without_directories(found.name) if Path(found.name).is_absolute() else found.name
+    return {
+        "augment": repr(augment).replace(found.name, name) if name else repr(augment),
+        "autoencoder": name,
+        "size": augment.size,
+        "digest": found.digest(),
+    }
 
 
 def without_directories(name: str) -> str:
@@ -177,7 +217,12 @@ def result(run: FineTuning, argv: list[str] | None) -> dict[str, Any]:
         "data": f"{name}: {s['train_images']} training images, {s['val_images']} validation images",
         "seeds": [args.seed],
         "environment": environment(),
-        "settings": {**s, **split, "grad_checkpointing": args.grad_checkpointing},
+        "settings": {
+            **s,
+            **split,
+            "space": args.space,
+            "grad_checkpointing": args.grad_checkpointing,
+        },
         "results": {
             "arm": s["arm"],
             "flow": s["flow"],
@@ -210,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     device = init_distributed(args.device)
     try:
         run = prepare(args, device)
-    except (ValueError, FileNotFoundError, FileExistsError) as e:
+    except (ValueError, OSError, ImportError) as e:
         parser.exit(2, f"error: {e}\n")
     done = run.run()
     if run.rank == 0 and done:

@@ -11,6 +11,7 @@ from benchmarks.speed import flow_batches as batches
 from benchmarks.speed import flow_memory as memory
 from benchmarks.speed import flow_speed as speed
 from benchmarks.speed import latent, latent_memory
+from benchmarks.speed import materialise as copies
 from benchmarks.speed import throughput as augmentations
 
 
@@ -68,6 +69,12 @@ def beside() -> str:
     return f"{head}\n\n{markdown_table(pairs.table(record['results']))}\n\n{source('beside')}"
 
 
+def materialise() -> str:
+    record = result("materialise")
+    cells = copies.table(record["results"]["rows"])
+    return f"{record['data']}.\n\n{markdown_table(cells)}\n\n{source('materialise')}"
+
+
 def latent_cost() -> str:
     record = result("latent_cost")
     rows, s = record["results"]["rows"], record["settings"]
@@ -91,6 +98,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow_speed_equal": flow_speed_equal,
     "flow_batches": flow_batches,
     "flow_memory": flow_memory,
+    "materialise": materialise,
     "latent_cost": latent_cost,
     "latent_memory": memory_of_latents,
     "throughput": throughput,

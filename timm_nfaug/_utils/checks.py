@@ -55,6 +55,17 @@ def is_int(v: Any) -> bool:
     return isinstance(v, int) and not isinstance(v, bool)
 
 
+def is_code(name: str) -> bool:
+    """Whether a name stands for a function to be imported and called.
+
+    >>> is_code("models/mine.py:load"), is_code("org/name")
+    (True, False)
+    """
+    path, colon, function = name.rpartition(":")
+    module = path.endswith(".py") or all(part.isidentifier() for part in path.split("."))
+    return bool(colon) and function.isidentifier() and module
+
+
 def check_probability(p: float) -> float:
     """Returns `p` as a float if it is in [0, 1].
 

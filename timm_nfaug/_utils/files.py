@@ -30,13 +30,16 @@ def make_directory(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any], durable: bool = True) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], Any], durable: bool = True, scratch: Path | None = None
+) -> None:
     """Calls `write` with a temporary path, then renames: a reader sees the old file or the new one.
 
     Args:
         durable: flush the file to the disk first, so that this holds through a power cut, and
             remove temporary files of killed processes. False is many times faster for thousands of
             small files.
+        scratch: directory on the same disk for the temporary file, by default that of the file.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_atomically(Path(folder, "new", "a.txt"), lambda p: p.write_text("hello"))
@@ -52,7 +55,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], durable: bool = T
         if durable:
             remove_leftovers(path.parent, path.name)
         prefix = f".{path.name}.{socket.gethostname()}-{os.getpid()}."
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
+        fd, temporary = tempfile.mkstemp(dir=scratch or path.parent, prefix=prefix)
         os.close(fd)
         try:
             write(Path(temporary))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import lift
 from ..autoencoder import Autoencoder
+from ..config import FlowConfig
 from ..flows.model import ConditionalFlow
 from ..moves.base import Move
 from .base import Change, Images
@@ -60,8 +61,7 @@ class LatentChange(Change):
         self.size = (3, side, side)
         self.num_classes, self.noise_size = inner.num_classes, inner.noise_size
         self.still = inner.still
-        scale = [latent.get(k) or [usual] * own[0] for k, usual in (("mean", 0.0), ("std", 1.0))]
-        self._mean, self._std = (torch.tensor(v).view(1, -1, 1, 1) for v in scale)
+        self._mean, self._std = scale_of(inner.flow.config)
 
     @property
     def flow(self) -> ConditionalFlow:
@@ -78,11 +78,17 @@ class LatentChange(Change):
 
     @torch.no_grad()
     def change_of_latents(self, z: Tensor, y: Tensor | None, noise: Tensor) -> Tensor:
-        """The change (B, 3, H, W) of images whose latents (B, c, h, w) are known."""
-        move = self.inner.change(lambda: self.standardized(z), y, noise)
+        """The change (B, 3, H, W) of images whose latents (B, c, h, w) are known.
+
+        Noise (k B, n), and labels (k B,), move each image k times, the first of all images first:
+        (k B, 3, H, W). The images are then encoded once and decoded once as they are.
+        """
+        count, own = len(noise), len(z)
+        again = lambda v: v if own == count else v.repeat(count // own, 1, 1, 1)
+        move = self.inner.change(lambda: again(self.standardized(z)), y, noise)
         move = lift.down(move.to(z.device), (z.shape[2], z.shape[3])) * self._std.to(z.device)
-        moved, same = self.autoencoder.decode(torch.cat([z + move, z])).chunk(2)
-        change = moved - same
+        decoded = self.autoencoder.decode(torch.cat([again(z) + move, z]))
+        change = decoded[:count] - again(decoded[count:])
         # convolutions round by the place in a batch, which must not change an image either
         change[move.abs().amax((1, 2, 3)) == 0] = 0.0
         return change
@@ -99,3 +105,15 @@ class LatentChange(Change):
         else:
             setattr(change, name, part)
         return change
+
+
+def scale_of(config: FlowConfig) -> tuple[Tensor, Tensor]:
+    """Mean and spread (1, c, 1, 1) that latents are standardised by before a flow takes them.
+
+    >>> [float(v) for v in scale_of(FlowConfig("linear", (1, 8, 8), 1, latent={"size": 64}))]
+    [0.0, 1.0]
+    """
+    latent, channels = config.latent, config.input_size[0]
+    scale = [latent.get(k) or [usual] * channels for k, usual in (("mean", 0.0), ("std", 1.0))]
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in scale)
+    return mean, std

@@ -1,6 +1,7 @@
 """Looks at a dataset and says what NFA will do with it: ``timm-nfaug doctor DATA``."""
 
 import argparse
+import importlib.util
 import random
 import shlex
 import statistics
@@ -19,15 +20,19 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAWarning
 from ..augment import NFAugment
+from ..fit import SIDES
+from ..grid import SMALL, check_picture_name, write_picture
 from ..integration.classes import evenly
 from ..integration.flags import nfa_string
 from ..integration.pillow import guard_posterize
-from ..preview import SMALL, Labelled, check_picture_name, preview_augmentation, write_picture
+from ..pictures import Labelled, preview_augmentation
 from ..spec import parse_config
 from .survey import SIDE, Survey, few, file_of, problems_of_folders, square, survey
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"  # timm's usual one
 SHOWN, TIMED = 4, 10  # images in the picture, and in the timing
+LATENT, LATENT_SIZE = SIDES[0], 112  # pixels: images that have latents, and a side to start with
+EXAMPLE = "madebyollin/taesd"
 KINDS = {  # of images by Pillow's mode
     "RGB": "colour", "L": "grey", "P": "palette", "1": "of 1 bit", "I;16": "grey of 16 bits",
     "I": "grey of 32 bits", "F": "floats",
@@ -187,8 +192,18 @@ def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list
         ("cost", f"{nfa:.0f} us an image at {side} px, RandAugment {policy:.0f} us "
                  f"(one thread, {len(images)} of these images)"),
         ("picture", f"{args.out}: {min(SHOWN, len(found.usable))} images before and after"),
+        *_latent(sides, command, args.aug or rule.aug or "nfa"),
         ("next", command),
     ]  # fmt: skip
+
+
+def _latent(sides: list[int], command: str, aug: str) -> list[Line]:
+    """How to move texture and background, too, where images are large enough for latents."""
+    if sides[len(sides) // 2] < LATENT or importlib.util.find_spec("diffusers") is None:
+        return []
+    plain = command.rpartition(" --a")[0]
+    flags = f"--aug {aug} --nfa-autoencoder {EXAMPLE} --nfa-size {LATENT_SIZE}"
+    return [("latent", f"texture and background change, too, by an autoencoder: {plain} {flags}")]
 
 
 def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:

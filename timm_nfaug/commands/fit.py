@@ -12,29 +12,40 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from .._utils.checks import is_code
 from ..augment import NFAugment
+from ..autoencoder import Autoencoder
 from ..config import settings_string
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..hub import LINEAR
 from ..integration.classes import evenly
-from ..integration.folder import describe, fit_to, training_set
-from ..preview import Labelled, preview_augmentation, shrink, usual_strengths
+from ..integration.folder import describe, fit_to, latents_of, training_set
+from ..pictures import Labelled, preview_augmentation, shrink, usual_strengths
 from ..saved import settings_for_fit, settings_of
+from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
 from ..spec import parse_config
 from ..unchanged import without_modes
 
 ROWS = 6  # of the picture
 
 
-def _unfitted(args: argparse.Namespace) -> NFAugment:
+def _unfitted(args: argparse.Namespace, autoencoder: Autoencoder | None) -> NFAugment:
     """The augmentation that flags ask for, without modes yet."""
     settings = parse_config(args.aug)
+    if args.flow == LINEAR and autoencoder is not None:
+        flow = latents_of(training_set(args.data_dir, args.dataset), autoencoder, args.size)
+        return NFAugment.to_fit(flow, **settings | {"autoencoder": autoencoder})
     if args.flow == LINEAR:
         side = 32 if args.size is None else args.size
         return NFAugment.to_fit(create_flow(LINEAR, input_size=(3, side, side)), **settings)
     flow = ConditionalFlow.from_pretrained(args.flow)
-    if args.size not in (None, flow.config.input_size[1]):
+    check_space(args.space, flow.config.latent)
+    if flow.config.latent:
+        settings |= {"autoencoder": autoencoder, "size": args.size}
+    elif autoencoder is not None:
+        raise ValueError(f"{args.flow} moves pixels: drop --autoencoder, or --flow")
+    elif args.size not in (None, flow.config.input_size[1]):
         own = " x ".join(map(str, flow.config.input_size[1:]))
         raise ValueError(
             f"--size is for --flow linear, {args.flow} is of {own} pixels; drop --size"
@@ -54,11 +65,11 @@ def _examples(dataset: Any, channels: int, labelled: bool) -> Labelled:
 
 
 def _picture(augment: NFAugment, dataset: Any) -> Image.Image:
-    flow = augment.flow
-    images = _examples(dataset, flow.config.input_size[0], augment.labels == "given")
-    strengths = usual_strengths(augment.strength)
-    modes, kind, labels = augment.modes, augment.kind, augment.labels
-    return preview_augmentation(flow, images, strengths, 2, modes, kind, labels=labels)
+    images = _examples(dataset, augment.change.size[0], augment.labels == "given")
+    strengths, own = usual_strengths(augment.strength), ("modes", "kind", "labels", "size")
+    settings = {name: getattr(augment, name) for name in own}
+    settings["autoencoder"] = getattr(augment, "autoencoder", None)
+    return preview_augmentation(augment.flow, images, strengths, **settings)
 
 
 def _check_out(out: Path, dataset: Any) -> None:
@@ -72,7 +83,9 @@ def _check_out(out: Path, dataset: Any) -> None:
 
 def _fit(args: argparse.Namespace) -> str:
     """Fits and saves; returns what is to be said."""
-    augment = _unfitted(args)
+    size = None if args.autoencoder is None else args.size  # else of the modes of pixels
+    space = args.space if args.flow == LINEAR else None
+    augment = _unfitted(args, chosen_autoencoder(space, args.autoencoder, size))
     dataset = training_set(args.data_dir, args.dataset, augment.change.size[0])
     _check_out(args.out, dataset)
     augment = fit_to(augment, dataset, args.num_classes, args.workers)
@@ -82,11 +95,13 @@ def _fit(args: argparse.Namespace) -> str:
     augment.flow.config.info |= describe(args.data_dir, args.dataset, dataset)
     augment.save_pretrained(args.out, args.name, preview=_picture(augment, dataset))
     info, settings = augment.flow.config.info, settings_string(settings_of(augment))
-    quoted = shlex.quote(str(args.out))
+    quoted, own, flag = shlex.quote(str(args.out)), "", ""
+    if augment.size is not None and is_code(name := augment.autoencoder.name):
+        own, flag = f', autoencoder="{name}"', f" --nfa-autoencoder {shlex.quote(name)}"
     return (
         f"saved {args.out}: {settings}, modes of {info['images']:,} images of "
         f"{info['data']}; look at {args.out / 'preview.png'}\n"
-        f'use it: NFAugment.from_pretrained("{args.out}"), or --aug nfa --nfa-flow {quoted}'
+        f'use it: NFAugment.from_pretrained("{args.out}"{own}), or --aug nfa --nfa-flow {quoted}{flag}'
     )
 
 
@@ -105,14 +120,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="directory for the augmentation")
     add("--aug", default="nfa", metavar="NFA", help=f"settings, as nfa-s0.5-k32-p0.5 {usual}")
     add("--flow", default=LINEAR, metavar="NAME", help=f"{flow} {usual}")
-    add("--size", type=int, help="side of the linear modes in pixels (default: 32)")
+    add("--space", choices=SPACES, help=SPACE_HELP)
+    add("--autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
+    latents = "or at which latents are made (default: of the images, 64 to 224)"
+    size = f"side in pixels of the linear modes (default: 32), {latents}"
+    add("--size", type=int, help=size)
     add("--num-classes", type=int, help="where --dataset does not know it, for modes of classes")
     add("--workers", type=int, default=2, help=f"processes that read images {usual}")
     add("--name", help="title of the card (default: that of the directory)")
     args = parser.parse_args(argv)
     try:
         said = _fit(args)
-    except (ValueError, OSError, Warning) as e:  # Warning: python -W error
+    except (ValueError, OSError, ImportError, Warning) as e:  # Warning: python -W error
         parser.exit(2, f"error: {e}\n")
     print(said)
 

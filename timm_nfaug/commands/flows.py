@@ -23,6 +23,7 @@ def describe(name: str) -> dict[str, Any]:
     folder = hub.resolve(name)
     config, _ = read_config(folder / CONFIG_NAME)
     metrics = config.info.get("metrics", {})
+    own = {"latent": config.latent, "nats_per_dim": metrics.get("nats_per_dim")}
     return {
         "name": name,
         "size": list(config.input_size),  # (C, H, W)
@@ -31,17 +32,20 @@ def describe(name: str) -> dict[str, Any]:
         "bits_per_dim": metrics.get("bits_per_dim"),
         "class_accuracy": metrics.get("class_accuracy"),
         "file_bytes": (folder / WEIGHTS_NAME).stat().st_size,
+        **(own if config.latent else {}),
     }
 
 
 def _row(flow: dict[str, Any]) -> list[str]:
-    bits, accuracy = flow["bits_per_dim"], flow["class_accuracy"]
+    bits, accuracy, nats = flow["bits_per_dim"], flow["class_accuracy"], flow.get("nats_per_dim")
+    of = f", latents of {flow['latent']['size']} px" if "latent" in flow else ""
+    bits = f"{bits:.2f}" if bits is not None else "-" if nats is None else f"{nats:.2f} nats"
     return [
         flow["name"],
-        " x ".join(map(str, flow["size"])),
+        " x ".join(map(str, flow["size"])) + of,
         str(flow["classes"]),
         flow["data"] or "not stated",
-        "-" if bits is None else f"{bits:.2f}",
+        bits,
         "-" if accuracy is None else f"{accuracy:.1%}",
         f"{flow['file_bytes'] / 1e6:.1f} MB",
     ]

@@ -136,7 +136,7 @@ class CachedNFADataset(_Wrapped):
         self.notices = Notices().share()  # with the workers
 
     def _label(self, rest: list[Any]) -> Any:
-        return label_of(rest, sys.maxsize) if self.cache.index["labels"] == "given" else None
+        return label_of(rest, sys.maxsize) if self.cache.labels == "given" else None
 
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         g = keyed_generator(self.seed, int(self._epoch), index)

@@ -1,5 +1,6 @@
 """The files of a cache: arrays with a row for each image, filled shard by shard, and an index.
 
+What the arrays hold is a `Layout`: of the tangents of `NFACache`, or of the latents of train_flow.
 The index is written after each shard, with its checksum: builds resume, and damage is found. Where
 nothing is left to write, nothing is locked: a complete cache may lie on a read-only disk.
 """
@@ -10,8 +11,9 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal, Protocol
@@ -21,39 +23,24 @@ import numpy as np
 from .._utils.files import locked, make_directory, reserve, write_atomically
 from .._utils.progress import progress, say
 from ..change.tangents import BENDS
+from .layout import FIELDS, Fields, Index, Layout, is_count, is_text
 
-Index = dict[str, Any]
 Arrays = dict[str, np.memmap]
 Shards = list[tuple[str, range]]  # the name of each in the index, and its rows
 
 KIND, FORMAT = "tangents", 3
-DTYPES: dict[str, np.dtype] = {"crc": np.dtype(np.uint32), "tangents": np.dtype(np.uint8)}
+DTYPES: dict[str, Any] = {"crc": np.uint32, "tangents": np.uint8}
 # what numpy raises for the header of a damaged file
 DAMAGED = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, TokenError)
 SHARD = 1024  # images between two notes of what is done
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**32
-
-
-def _is_notes(value: Any, kind: type) -> bool:
-    return isinstance(value, dict) and all(type(v) is kind for v in value.values())
-
-
-FIELDS: dict[str, Callable[[Any], bool]] = {  # what an index may hold
-    "flow": lambda v: isinstance(v, str),
-    "mode_kind": lambda v: isinstance(v, str),
-    "labels": lambda v: isinstance(v, str),
+OF_TANGENTS: Fields = {
+    "flow": is_text,
+    "mode_kind": is_text,
+    "labels": is_text,
     "step": lambda v: type(v) in (int, float) and 0 < v < math.inf,
-    "modes": _is_count,
-    "count": _is_count,
-    "shard": _is_count,
-    "size": lambda v: isinstance(v, list) and len(v) == 3 and all(map(_is_count, v)),
-    "complete": lambda v: type(v) is bool,
-    "shards": lambda v: _is_notes(v, str),
-    "stamps": lambda v: v is None or _is_notes(v, int),
-    "unmoved": lambda v: v is None or _is_notes(v, int),
+    "modes": is_count,
 }
 
 
@@ -64,6 +51,12 @@ def shapes(size: list[int], modes: int) -> dict[str, list[int]]:
     {'crc': [], 'tangents': [12, 3080]}
     """
     return {"crc": [], "tangents": [modes + BENDS, math.prod(size) + 8]}
+
+
+TANGENTS = Layout(
+    KIND, FORMAT, DTYPES, OF_TANGENTS, lambda index: shapes(index["size"], index["modes"]),
+    "NFA cache", "NFACache.build",
+)  # fmt: skip
 
 
 class Source(Protocol):
@@ -80,10 +73,10 @@ class Source(Protocol):
         """Tells which shards are still those of the dataset."""
 
     def fill(self, arrays: Arrays, shards: list[range]) -> Iterator[int]:
-        """Fills shard after shard; yields how many rows of each the flow could not move."""
+        """Fills shard after shard; yields how many rows of each could not be made."""
 
     def check(self, unmoved: int) -> None:
-        """Warns or raises where the flow could not move so many of the images."""
+        """Warns or raises where so many rows could not be made."""
 
 
 class Store:
@@ -96,9 +89,9 @@ class Store:
 
     index: Index
 
-    def __init__(self, path: Path):
-        self.path, self.file = path, path / "index.json"
-        self.parts = {part: path / f"{part}.npy" for part in DTYPES}
+    def __init__(self, path: Path, layout: Layout = TANGENTS):
+        self.path, self.file, self.layout = path, path / "index.json", layout
+        self.parts = {part: path / f"{part}.npy" for part in layout.dtypes}
 
     def read(self) -> Index:
         """Reads the index, and refuses one of another format or kind, or that is damaged."""
@@ -106,25 +99,26 @@ class Store:
             index = json.loads(self.file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             what = f"{self.path} holds no {self.file.name}"
-            raise FileNotFoundError(f"{what}; NFACache.build makes a cache") from None
+            raise FileNotFoundError(f"{what}; {self.layout.remedy} makes a cache") from None
         except (ValueError, RecursionError) as e:
             raise self._damaged(f"is not JSON ({e})") from e
         if not isinstance(index, dict):
             raise self._damaged(f"holds a {type(index).__name__}, not a dict")
-        for name, known in (("format", FORMAT), ("kind", KIND)):
+        layout = self.layout
+        for name, known in (("format", layout.format), ("kind", layout.kind)):
             if (value := index.get(name)) != known:
                 what = f"{self.path} holds a cache of {name} {value}, this version reads {known}"
-                raise ValueError(f"{what}; delete it and build it again with NFACache.build")
-        for name, fits in FIELDS.items():
+                raise ValueError(f"{what}; delete it and build it again with {layout.remedy}")
+        for name, fits in (FIELDS | layout.fields).items():
             if not fits(index.get(name)):
                 raise self._damaged(f"holds {name}: {str(index.get(name))[:60]}")
-        if index.get("shapes") != shapes(index["size"], index["modes"]):
+        if index.get("shapes") != layout.shapes(index):
             raise self._damaged("holds shapes that do not go with its size and modes")
         self.index = index
         return index
 
     def _damaged(self, what: str) -> ValueError:
-        remedy = f"delete {self.path} and build it again with NFACache.build"
+        remedy = f"delete {self.path} and build it again with {self.layout.remedy}"
         return ValueError(f"{self.file} is damaged: it {what}; {remedy}")
 
     def open(self, verify: bool) -> Arrays:
@@ -133,12 +127,14 @@ class Store:
         Without `verify` it looks at their shapes alone, not at their checksums.
         """
         if not self.index["complete"]:
-            raise ValueError(f"the cache in {self.path} is not complete; call NFACache.build again")
+            what = f"the cache in {self.path} is not complete"
+            raise ValueError(f"{what}; call {self.layout.remedy} again")
         arrays = self._map("r")
         for _, rows, same in self._compared(arrays, self._shards() if verify else []):
             if not same:
                 what = f"rows {rows.start} to {rows.stop - 1} of the cache in {self.path}"
-                raise ValueError(f"{what} are damaged; call NFACache.build again to repair them")
+                remedy = f"call {self.layout.remedy} again to repair them"
+                raise ValueError(f"{what} are damaged; {remedy}")
         return arrays
 
     def write(self, source: Source) -> None:
@@ -169,7 +165,7 @@ class Store:
                 bar.update(self._done() - int(bar.n))
 
         with contextlib.ExitStack() as held:
-            with progress(count, "NFA cache, made by another process", "images") as bar:
+            with progress(count, f"{self.layout.name}, made by another process", "images") as bar:
                 held.enter_context(locked(self.path, meanwhile=look))
             yield
 
@@ -214,13 +210,14 @@ class Store:
         return sum(len(rows) for name, rows in self._shards() if name in noted)
 
     def _say(self, state: str) -> None:
-        count, shapes = self.index["count"], self.index["shapes"]
-        size = sum(math.prod(shapes[k]) * dtype.itemsize for k, dtype in DTYPES.items()) * count
-        say(f"NFA cache {self.path}: {size / 1e9:.1f} GB for {count:,} images, {state}")
+        count, size = self.index["count"], self.layout.bytes(self.index)
+        amount = f"{size / 1e9:.1f} GB for {count:,} images"
+        say(f"{self.layout.name} {self.path}: {amount}, {state}")
 
     def _note(self, arrays: Arrays, name: str, rows: range, unmoved: int) -> None:
         for array in arrays.values():
             array.flush()
+            _forget(array)
         self.index["shards"][name] = _checksum(arrays, rows)
         self.index["unmoved"][name] = unmoved
         self._save()
@@ -241,7 +238,7 @@ class Store:
     def _compared(self, arrays: Arrays, shards: Shards) -> Iterator[tuple[str, range, bool]]:
         """Reads shards through, and tells of each whether it has its checksum."""
         total = sum(len(rows) for _, rows in shards)
-        with progress(total, "NFA cache, checksums", "images") as bar:
+        with progress(total, f"{self.layout.name}, checksums", "images") as bar:
             for name, rows in shards:
                 yield name, rows, self.index["shards"].get(name) == _checksum(arrays, rows)
                 bar.update(len(rows))
@@ -255,7 +252,8 @@ class Store:
         """Maps the arrays to read ("r"), or to write ("r+"), which makes missing ones."""
         arrays: Arrays = {}
         for part, file in reversed(self.parts.items()):  # the large one first, if there is no room
-            shape, dtype = (self.index["count"], *self.index["shapes"][part]), DTYPES[part]
+            shape = self.index["count"], *self.index["shapes"][part]
+            dtype = np.dtype(self.layout.dtypes[part])
             with contextlib.suppress(FileNotFoundError, *DAMAGED):
                 arrays[part] = np.lib.format.open_memmap(file, "r")
             fits = part in arrays and (arrays[part].shape, arrays[part].dtype) == (shape, dtype)
@@ -263,7 +261,7 @@ class Store:
                 _make(file, shape, dtype, anew=not fits)
                 arrays[part] = np.lib.format.open_memmap(file, "r+")
             elif not fits:
-                raise ValueError(f"{file} is missing or damaged; NFACache.build repairs it")
+                raise ValueError(f"{file} is missing or damaged; {self.layout.remedy} repairs it")
         return arrays
 
     def _is_trusted(self) -> bool:
@@ -296,6 +294,14 @@ def _make(file: Path, shape: tuple[int, ...], dtype: np.dtype, anew: bool) -> No
 
 def _checksum(arrays: Arrays, rows: range) -> str:
     h = hashlib.sha256()
-    for part in DTYPES:
+    for part in sorted(arrays):
         h.update(arrays[part][rows.start : rows.stop].data)
+        _forget(arrays[part])
     return h.hexdigest()
+
+
+def _forget(array: np.memmap) -> None:
+    """Gives back the memory of what was read or written of a mapped file, which keeps it."""
+    mapped = getattr(array, "_mmap", None)
+    if hasattr(mmap, "MADV_DONTNEED") and isinstance(mapped, mmap.mmap):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -48,6 +48,10 @@ def _resnet_ms(shape, levels=3, steps=8, blocks=(8, 4, 2), hidden=128, clamp=0.6
 
 
 def _level(shape, factor, steps, clamp, make_net, whiten=False) -> list[Bijection]:
+    if shape[1] % factor or shape[2] % factor:
+        what = f"patch {factor}: height and width must be multiples of {factor}"
+        got = f"{shape[1]} x {shape[2]}: resize"
+        raise ValueError(f"{what}, got {got}, or set patch=1 (network.patch=1 in a config)")
     squeeze = Squeeze(factor)
     c, h, w = squeeze.output_shape(shape)
     layers: list[Bijection] = [squeeze, Whiten(c)] if whiten else [squeeze]

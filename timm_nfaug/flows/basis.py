@@ -7,6 +7,7 @@ a basis of 256 directions of all images together they take 33 MB, and the basis 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .moments import ClassMoments, fix_signs, thin_svd
@@ -49,7 +50,8 @@ class Projection(nn.Module):
 class SharedBasis:
     """Finds the R directions of most energy in codes (B, D), and the coordinates of all, in one pass.
 
-    The coordinates follow the basis as it turns: R numbers for each code are kept, never the code.
+    The basis turns as codes come, and coordinates follow it at the end. Of each code R numbers are
+    kept, and half as many for the turns: with 256 rows 1.5 kB an image, whatever D is.
 
     >>> shared = SharedBasis(rows=2)
     >>> shared.update(torch.tensor([[3.0, 0, 0], [0, 0, 4.0]]), torch.tensor([0, 1]))
@@ -62,9 +64,15 @@ class SharedBasis:
         self.rows = rows
         self._sketch: Tensor | None = None  # (R, D), the directions times their energy
         self._basis: Tensor | None = None  # (R, D)
-        self._found: list[Tensor] = []  # coordinates (b, R) of codes
+        self._found: list[Tensor] = []  # coordinates (b, R) of codes, each in the basis of its time
+        self._turns: list[Tensor] = []  # into each basis from the one before, (R, R)
         self._labels: list[Tensor] = []
         self._waiting: list[Tensor] = []
+
+    @property
+    def empty(self) -> bool:
+        """Whether no codes came."""
+        return self._basis is None and not any(map(len, self._waiting))
 
     @torch.no_grad()
     def update(self, z: Tensor, y: Tensor) -> None:
@@ -79,25 +87,37 @@ class SharedBasis:
         known = [] if self._sketch is None else [self._sketch]
         s, v = thin_svd(torch.cat([*known, new]))
         # float32 codes: what is below 1e-6 of the largest is rounding
-        n = min(self.rows, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()))
+        n = min(self.rows, max(1, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum())))
         s, v = s[:n], fix_signs(v[:n])
-        if self._basis is not None:
-            turn = self._basis @ v.T  # (R, n)
-            self._found = [torch.cat(self._found) @ turn]
+        before = v[:0] if self._basis is None else self._basis
+        self._turns.append(before @ v.T)
         self._found.append(new @ v.T)
         self._sketch, self._basis = s[:, None] * v, v
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The basis (R, D), fewer rows where codes have fewer directions, coordinates, and labels."""
+    def finish(self, least: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """The basis (R, D), coordinates (N, R), and labels (N,).
+
+        Where codes have fewer than R directions there are fewer, and zeros up to `least`.
+        """
         if self._waiting:
             self._fold()
-        if self._basis is None:
-            raise ValueError("no codes came")
-        return self._basis, torch.cat(self._found), torch.cat(self._labels)
+        assert self._basis is not None, "no codes came"
+        basis, found = self._basis, self._coordinates(self._basis)
+        if (lacking := least - len(basis)) > 0:
+            basis, found = F.pad(basis, (0, 0, 0, lacking)), F.pad(found, (0, lacking))
+        return basis, found, torch.cat(self._labels)
+
+    def _coordinates(self, basis: Tensor) -> Tensor:
+        """The coordinates (N, R) of all codes in the last basis."""
+        parts, turn = [], torch.eye(len(basis))
+        for own, before in zip(reversed(self._found), reversed(self._turns), strict=True):
+            parts.append(own @ turn)
+            turn = before @ turn
+        return torch.cat(parts[::-1])
 
     def moments(self, num_classes: int, num_modes: int, allow_empty: bool, shrinkage: float):
         """The basis (R, D), and the `ClassMoments` of the coordinates in it."""
-        basis, coordinates, labels = self.finish()
+        basis, coordinates, labels = self.finish(least=num_modes)
         found = ClassMoments(num_classes, len(basis), num_modes, allow_empty, shrinkage)
         found.update(coordinates, labels)
         return basis, found

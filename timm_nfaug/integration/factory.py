@@ -18,6 +18,11 @@ from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
 from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
+SLOW = (
+    "NFA: the workers encode an image once and decode it twice, on a CPU, which is slow: on a GPU "
+    f"{INSTEAD}, or keep moved copies of the images, by timm-nfaug materialise"
+)
+
 
 def loader_factory(
     create_loader: Callable, augment: NFAugment, seed: int = 0, fit: bool = False,
@@ -70,7 +75,8 @@ class _Factory:
             device = "cpu" if self.place == "dataset" else given.get("device", "cpu")
             how = self.num_classes, given.get("num_workers", 1), device, self.fit_dataset
             fitted = _fit_to_dataset(own, dataset, *how)
-            self.augment, self.fit = self.augment.replace(flow=fitted.flow), False
+            parts = {"flow": fitted.flow, "autoencoder": fitted._autoencoder}
+            self.augment, self.fit = self.augment.replace(**parts), False
             self.augment.notices = fitted.notices
         else:
             _check_classes(dataset, self.augment)
@@ -98,6 +104,8 @@ class _Factory:
     def _augmented(self, dataset: Any, given: dict[str, Any]) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
         if self.place == "dataset" and not self.cache:
+            if self.augment.size is not None:
+                say(SLOW)
             return _WorkerDataset(dataset, self.augment, self.seed)
         if not self.cache:
             return dataset

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import itertools
 import logging
 import math
 import time
@@ -20,17 +21,19 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAError
 from .._utils.random import process_rank
-from ..augment import NFAugment
+from ..augment import PARTS, NFAugment
 from ..data.transforms import set_transform
 from ..reading import WorkerLoader, count_images, message_of, naming
 from ..unchanged import say_fitted
-from .classes import class_names, class_to_idx, spread, stored_labels
+from .classes import class_names, class_to_idx, evenly, spread, stored_labels
 
 _logger = logging.getLogger(__name__)
 
 # read to find the modes; all of ImageNet would take hours at every launch
 FIT_IMAGES = 256  # per class, or 8 per mode where that is more
 FIT_IMAGES_POOLED = 10_000  # in all, where the modes are of no class
+LATENTS = 64  # per class, or 2 per mode: each costs an encode, and the classes share a basis
+LATENTS_POOLED = 2_000  # in all, or 8 per mode
 BATCH = 256
 REMEDY = (
     "pass fit_dataset=, a dataset of (image, label) pairs without random augmentation, or take a "
@@ -39,7 +42,13 @@ REMEDY = (
 
 
 def _check_channels(augment: NFAugment, given: int, source: str = "the loader gives") -> None:
-    if given != (taken := augment.change.size[0]):
+    taken = augment.change.size[0]
+    if given != taken and augment.size is not None:
+        raise NFAError(
+            f"an autoencoder takes images of {taken} channels, {source} {given}; convert them to "
+            "RGB, or move their pixels, without an autoencoder"
+        )
+    if given != taken:
         raise NFAError(
             f"the flow takes images of {taken} channels, {source} {given}; convert the images, "
             f"take --nfa-flow linear with --in-chans {given}, or train a flow on such images"
@@ -58,12 +67,22 @@ def _check_classes(dataset: Any, augment: NFAugment) -> None:
 
 
 def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:
-    flow, device = getattr(augment, "flow", None), torch.device(device)
-    if flow is None or device in (flow.device, torch.device(flow.device.type)):
+    """The augmentation, or a copy whose flow and autoencoder are copies on this device."""
+    device = torch.device(device)
+    parts = {name: getattr(augment, name) for name in PARTS if hasattr(augment, name)}
+    away = {name: part for name, part in parts.items() if not _is_on(part, device)}
+    if not away:
         return augment
-    moved = augment.replace(flow=copy.deepcopy(flow).to(device))  # the caller's flow stays
+    moved = augment.replace(**{k: copy.deepcopy(part).to(device) for k, part in away.items()})
     moved.notices = augment.notices
     return moved
+
+
+def _is_on(part: torch.nn.Module, device: torch.device) -> bool:
+    """Whether its tensors are on a device; a module without any works on all."""
+    tensors = itertools.chain(part.parameters(), part.buffers())
+    own = next((t.device for t in tensors), device)
+    return device in (own, torch.device(own.type))
 
 
 def _fit_to_dataset(
@@ -94,7 +113,8 @@ def _fit_to_dataset(
         which = which if stream else f"{loader.read} of {len(base)} images"
         seconds = time.monotonic() - start
         whose = "all images together" if augment.labels == "none" else f"{classes} classes"
-        _logger.info("NFA: modes of %s from %s in %.1f s", whose, which, seconds)
+        of = f"latents at {augment.size} px, of " if augment.size is not None else ""
+        _logger.info("NFA: modes of %s%s from %s in %.1f s", of, whose, which, seconds)
     return augment
 
 
@@ -120,6 +140,9 @@ def _fit_to_batches(augment: NFAugment, loader: Any, num_classes: int | None) ->
     except (TypeError, ValueError) as e:
         raise NFAError(str(e)) from e
     if dist.is_available() and dist.is_initialized():  # of a stream each process reads its own part
+        if flow.config.network.get("basis"):  # whose rows are as many as the images allow
+            dist.broadcast_object_list(shared := [flow], 0)
+            flow = shared[0]
         device = "cuda" if "nccl" in dist.get_backend() else "cpu"
         for tensor in (*flow.prior.state_dict().values(), flow.log_prior):
             dist.broadcast(shared := tensor.to(device), 0)
@@ -153,11 +176,13 @@ class _Reader:
 
 
 def _batches_of(
-    loader: Any, count: float = math.inf, size: int | None = None, whole: bool = True
-) -> _Reader:
+    loader: Any, count: float = math.inf, size: int | None = None, whole: bool = True,
+    picked: list[int] | None = None,
+) -> _Reader:  # fmt: skip
     """Reads a loader's batches in workers of its own kind; without `dataset` it is iterated.
 
-    `whole`: the whole dataset in order, whatever a sampler gives this process; of torch's loaders.
+    `whole`: the whole dataset in order, whatever a sampler gives this process, or the images
+    `picked` of it; of torch's loaders.
     """
     inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
     if not isinstance(inner, DataLoader):
@@ -168,6 +193,8 @@ def _batches_of(
     how["batch_size"] = None if inner.batch_sampler is None else size or inner.batch_size or BATCH
     if _is_scheduled(data):  # whose indices name one of its transforms: its first
         how["sampler"] = [(i, 0) for i in range(len(data))]
+    elif picked is not None and how["batch_size"] is not None:
+        how["sampler"] = picked
     elif not whole and not isinstance(data, IterableDataset):
         how["sampler"] = sampler = copy.copy(inner.sampler)
         if hasattr(sampler, "generator"):
@@ -195,14 +222,25 @@ def _images(
             data.reader = copy.copy(data.reader)
             data.set_loader_cfg(num_workers=how["num_workers"])
         return _Reader(WorkerLoader(data, like, **how), wanted * classes)
-    labels = [0] * len(base) if augment.labels == "none" else stored_labels(base)
-    if labels is not None:
-        how["sampler"] = spread(labels, wanted)
+    how["sampler"] = _picked(augment, base, classes)
     return _Reader(WorkerLoader(data, like, **how))
 
 
+def _picked(augment: NFAugment, data: Any, classes: int) -> list[int] | None:
+    """Indices of the images that are read to find modes, spread over the classes; None: of all."""
+    wanted = _images_wanted(augment)
+    labels = [0] * len(data) if augment.labels == "none" else stored_labels(data)
+    if labels is None:  # an image may have to be read for its label, but none be encoded in vain
+        return None if augment.size is None else evenly(list(range(len(data))), wanted * classes)
+    return spread(labels, wanted)
+
+
 def _images_wanted(augment: NFAugment) -> int:
-    return max(FIT_IMAGES_POOLED if augment.labels == "none" else FIT_IMAGES, 8 * augment.modes)
+    """How many images are read to find modes: of each class, or in all."""
+    pooled, modes = augment.labels == "none", augment.modes
+    if augment.size is not None:
+        return max(LATENTS_POOLED, 8 * modes) if pooled else max(LATENTS, 2 * modes)
+    return max(FIT_IMAGES_POOLED if pooled else FIT_IMAGES, 8 * modes)
 
 
 def _levels(size: tuple[int, int, int], image: Any) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 from .._utils.checks import check_choice
 from .._utils.notices import NFAError
 from ..augment import NFAugment
+from ..fit import SIDES, latent_flow, latent_side
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..from_string import nf_augment_transform
 from ..hub import LINEAR
 from ..moves import list_moves
 from ..saved import settings_for_fit
+from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
 from ..spec import parse_config
 from .fit import _check_channels
 
@@ -56,11 +58,16 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     place = "where it runs: on batches, on their device, or on images, in the loader's workers"
     cache = (
         "of a deep flow: compute once, into this directory, how it changes each training image, so "
-        "that epochs need no flow; NFA then comes before crop and flip, in the loader's workers"
+        "that epochs need no flow; of latents: these, so that epochs only decode; NFA then comes "
+        "before crop and flip, in the loader's workers"
     )
+    size = f"side at which latents are made (default: of the images, {SIDES[0]} to {SIDES[1]})"
     strict = "end with an error where NFA would warn: at images that it cannot move, or guesses"
     add("--aug", type=nfa_string, metavar="NFA", help=what)
     add("--nfa-flow", default=LINEAR, metavar="NAME", help=flow)
+    add("--nfa-space", choices=SPACES, help=SPACE_HELP)
+    add("--nfa-autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
+    add("--nfa-size", type=int, metavar="PIXELS", help=size)
     add("--nfa-fit", action="store_true", help=fit)
     add("--nfa-place", choices=PLACES, default="batch", help=f"{place} (default: batch)")
     add("--nfa-cache", metavar="DIR", help=f"{cache} (default: none)")
@@ -118,14 +125,19 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     if not isinstance(args.aug, str):
         raise NFAError(f"aug must be a string such as nfa-s0.5-k32-p0.5, got {args.aug!r}")
     check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
-    if args.nfa_flow == LINEAR:
-        return _linear(args, shape)
+    return _linear(args, shape) if args.nfa_flow == LINEAR else _pretrained(args)
+
+
+def _pretrained(args: Any) -> NFAugment:
+    """The augmentation of a flow that has a name; with --nfa-fit without modes yet."""
+    latent = {"autoencoder": args.nfa_autoencoder, "size": args.nfa_size}
     if args.nfa_fit:
         flow = ConditionalFlow.from_pretrained(args.nfa_flow)
-        settings = settings_for_fit(flow) | parse_config(args.aug)
+        settings = settings_for_fit(flow) | parse_config(args.aug) | latent
         augment = NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
     else:
-        augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict)
+        augment = nf_augment_transform(args.aug, args.nfa_flow, strict=args.nfa_strict, **latent)
+    check_space(args.nfa_space, augment.flow.config.latent, "--nfa-")
     if (channels := _asked_size(args)[0]) is not None:
         _check_channels(augment, channels, "--in-chans or --input-size asks for")
     augment.flow.set_net_dtype(_net_dtype(args))
@@ -133,13 +145,20 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
 
 
 def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
-    if args.nfa_cache:
+    """The augmentation by eigen-images, or by modes of latents, none of which are known yet."""
+    (channels, side), settings = _asked_size(args), parse_config(args.aug)
+    c, h, w = shape or (3, *(side or SIDES[1],) * 2)
+    side = side or min(h, w)
+    latent = args.nfa_space, args.nfa_autoencoder, args.nfa_size
+    if (autoencoder := chosen_autoencoder(*latent, "--nfa-")) is not None:
+        flow = latent_flow(autoencoder, args.nfa_size or latent_side(side, autoencoder.factor))
+        settings["autoencoder"] = autoencoder
+    elif args.nfa_cache:
         raise NFAError("a linear flow costs next to nothing without: drop --nfa-cache")
-    channels, side = _asked_size(args)
-    c, h, w = shape or (3, 32, 32)
-    side = min(32, side or min(h, w))  # larger images go through the lift
-    flow = create_flow(LINEAR, input_size=(channels or c, side, side))
-    return NFAugment.to_fit(flow, strict=args.nfa_strict, **parse_config(args.aug))
+    else:
+        size = min(32, side)  # larger images go through the lift
+        flow = create_flow(LINEAR, input_size=(channels or c, size, size))
+    return NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
 
 
 def needs_fit(args: Any) -> bool:

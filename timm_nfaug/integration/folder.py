@@ -8,6 +8,9 @@ from timm.data import ImageDataset, create_dataset
 
 from .._utils.notices import NFAError
 from ..augment import NFAugment
+from ..autoencoder import Autoencoder
+from ..fit import latent_flow, latent_side
+from ..flows.model import ConditionalFlow
 from ..reading import message_of, read_image
 from .classes import class_to_idx
 from .fit import _fit_to_dataset
@@ -58,6 +61,25 @@ def training_set(folder: str | os.PathLike, name: str = "", channels: int = 3) -
         raise ValueError(str(e) or f"timm has no dataset {name!r} in {folder}") from None
     files = not name and Path(folder).is_dir()
     return ImageFiles(dataset.reader, channels) if files else dataset
+
+
+def latents_of(dataset: Any, autoencoder: Autoencoder, size: int | None = None) -> ConditionalFlow:
+    """A linear flow over latents of a dataset's images, without modes yet.
+
+    Args:
+        size: side at which latents are made; by default that of the first image, 64 to 224.
+
+    >>> class Identity:
+    ...     def encode(self, x): return x
+    ...     decode = encode
+    >>> from torchvision.datasets import FakeData
+    >>> latents_of(FakeData(4, (3, 100, 80)), Autoencoder(Identity())).config.input_size
+    (3, 80, 80)
+    """
+    if size is None:
+        image, *_ = next(iter(dataset))
+        size = latent_side(min(image.size), autoencoder.factor)
+    return latent_flow(autoencoder, size)
 
 
 def fit_to(

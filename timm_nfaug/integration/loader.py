@@ -16,6 +16,7 @@ from .._utils.random import keyed_generator, process_rank
 from ..augment import NFAugment
 from ..data.datasets import CachedNFADataset
 from ..reading import message_of
+from ..space import name_of
 from .fit import _check_channels, _on_device
 from .workers import _WorkerDataset
 
@@ -126,6 +127,8 @@ def _say_on(augment: NFAugment, place: str) -> None:
     size = " x ".join(map(str, augment.change.size))
     name = kind if flow is None else flow.config.architecture
     space = kind if flow is None else "linear" if flow.is_linear else "deep"
+    if augment.size is not None:
+        space = f"latent, autoencoder {name_of(augment.autoencoder)}, size {augment.size}"
     classes = augment.change.num_classes
     whose = "all images" if classes == 1 else f"{classes} classes"
     if flow is not None and (data := flow.config.info.get("data")):  # not of this training set

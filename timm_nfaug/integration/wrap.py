@@ -133,6 +133,7 @@ def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
     images = first[0] if isinstance(first, (tuple, list)) and first else first
     if isinstance(images, Tensor) and images.ndim == 4:
         if args.nfa_flow == LINEAR:
+            args.nfa_autoencoder = augment._autoencoder  # which is loaded already
             augment = augment_from_args(args, tuple(images.shape[1:])) or augment
         fit._check_channels(augment, images.shape[1])
     return augment
@@ -158,8 +159,11 @@ def _fit(
         own = f"{type(base).__name__} has a `transform` of its own, which may augment at random"
         raise NFAError(f"{own}; {fit.REMEDY}")
     classes = 1 if augment.labels == "none" else num_classes or 1
-    count = fit._images_wanted(augment) * classes if _is_stream(loader) else math.inf
-    batches = fit._batches_of(loader, count)
+    stream, picked = _is_stream(loader), None
+    count = fit._images_wanted(augment) * classes if stream else math.inf
+    if augment.size is not None and not stream:
+        picked = fit._picked(augment, dataset, classes)
+    batches = fit._batches_of(loader, count, picked=picked)
     return fit._fit_to_batches(fit._on_device(augment, device), batches, num_classes)
 
 

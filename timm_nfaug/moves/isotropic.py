@@ -23,6 +23,14 @@ class Isotropic(Move):
 
     name = "isotropic"
 
+    def check(self, flow: Flow) -> None:
+        super().check(flow)
+        if flow.config.network.get("basis"):
+            raise ValueError(
+                f"kind isotropic is for all coordinates of a code, and classes that share a basis have "
+                f'its {flow.dim} alone; find modes of all images together, labels="none", or take pca'
+            )
+
     def noise_size(self, flow: Flow) -> int:
         return flow.dim
 
