@@ -51,6 +51,7 @@ FITTED, FIT_SIDE = 128, 64  # images that the modes are found in, and their side
 PIXELS = {"cpu": 2**17, "cuda": 2**22}  # of latents' images in a batch: one of 448 px, ten of 112
 MOST = {"cpu": 8, "cuda": 128}  # images in a batch
 PARTS = ("encode", "decode", "whole", "cached")
+DRAWS = 64  # images of RandAugment in a call, whose cost depends on what it draws
 EVA = "eva02_base_patch14_448"
 EVA_BATCH = 16
 GOALS = {"vit": 0.15, "eva": 0.03}  # shares of a step at side 112 on a GPU
@@ -167,9 +168,10 @@ def measure(
     count = max(1, min(MOST[kind], PIXELS[kind] // side**2))
     levels = images_for(side, count, args.data_dir)
     hyper = {"translate_const": int(0.45 * levels.shape[-1]), "img_mean": (124, 116, 104)}
-    policy, pils = rand_augment_transform(RANDAUGMENT, hyper), [to_pil_image(x) for x in levels]
+    policy = rand_augment_transform(RANDAUGMENT, hyper)
+    pils = [to_pil_image(levels[i % count]) for i in range(DRAWS)]
     levels = levels.to(args.device)
-    calls = {"randaugment": (lambda: [policy(image) for image in pils], count)} | steps(args.device)
+    calls = {"randaugment": (lambda: [policy(image) for image in pils], DRAWS)} | steps(args.device)
     found = augmentations(autoencoder, flow, side, args.device)
     for dtype, augment in found.items():
         for name, call in candidates(augment, levels).items():
