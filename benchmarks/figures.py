@@ -133,7 +133,9 @@ def latent_flows(args: argparse.Namespace, labels: str = "none") -> dict[str, NF
     """The augmentations by the flows of --latent-flow, by the names of their directories."""
     autoencoder: Autoencoder = load_autoencoder(args.autoencoder)
     return {
-        folder_name(Path(name)): NFAugment.from_pretrained(name, autoencoder=autoencoder, labels=labels)
+        folder_name(Path(name)): NFAugment.from_pretrained(
+            name, autoencoder=autoencoder, labels=labels
+        )
         for name in args.latent_flow
     }
 

@@ -125,10 +125,10 @@ def test_modes_hold_at_their_own_side_what_they_claim(autoencoder, data):
 @pytest.fixture
 def flags(image_folder, tmp_path, weights, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    (tmp_path / "halves.py").write_text(HALVES)
+    (file := weights.parent / "halves_of_drift.py").write_text(HALVES)  # one place for a module
     data = ["--data-dir", str(image_folder), "--data-name", "toy", "--image-size", "32"]
     model = ["--backbone-weights", str(weights), "--classifier-size", "32"]
-    return [*data, *model, "--autoencoder", f"{tmp_path / 'halves.py'}:Halves", "--size", "16"]
+    return [*data, *model, "--autoencoder", f"{file}:Halves", "--size", "16"]
 
 
 def test_drift_command(flags, tmp_path, capsys, small_flow):
@@ -141,7 +141,7 @@ def test_drift_command(flags, tmp_path, capsys, small_flow):
     arms = ["linear", "shading", "deep", "latent", "latent, class", drift.POLICY]
     assert [row["arm"] for row in rows] == arms and plot.stat().st_size > 1000
     assert all(row["move_levels"] > 0 and row["spread"] > 0 for row in rows)
-    assert record["settings"]["autoencoder"] == "halves.py:Halves"
+    assert record["settings"]["autoencoder"] == "halves_of_drift.py:Halves"
     assert "| latent, class | 0.5 |" in capsys.readouterr().out
 
 

@@ -64,6 +64,15 @@ def latent_batches(
     Args:
         raw: as the autoencoder gives them; else as the flow of the change knows them.
 
+    >>> class Identity:
+    ...     def encode(self, x): return x
+    ...     decode = encode
+    >>> from timm_nfaug import NFAugment
+    >>> autoencoder = Autoencoder(Identity())
+    >>> change = NFAugment.to_fit(latent_flow(autoencoder, 64), autoencoder=autoencoder).change
+    >>> next(latent_batches([(torch.zeros(2, 3, 64, 64), None)], change, raw=True))[0].shape
+    torch.Size([2, 3, 64, 64])
+
     Raises:
         NFAError: there are latents that are not finite.
     """

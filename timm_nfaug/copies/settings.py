@@ -21,6 +21,10 @@ from .shards import one_thread
 def start(args: argparse.Namespace, dataset: ImageFiles) -> NFAugment:
     """The augmentation that flags of `timm_nfaug.materialise` ask for; a linear one has no modes yet.
 
+    >>> flags = argparse.Namespace(aug="nfa-s1", flow="conv_p4_tiny.digits", space=None)
+    >>> start(argparse.Namespace(**vars(flags), autoencoder=None, size=None), None).p
+    1.0
+
     Raises:
         ValueError, OSError: the flags do not go together, or there is no such flow or autoencoder.
     """
@@ -37,7 +41,14 @@ def start(args: argparse.Namespace, dataset: ImageFiles) -> NFAugment:
 
 
 def fitted(augment: NFAugment, data: str, dataset: ImageFiles) -> NFAugment:
-    """A copy with the modes of the dataset, found with one thread: the same on any machine."""
+    """A copy with the modes of the dataset, found with one thread: the same on any machine.
+
+    >>> from torchvision.datasets import FakeData
+    >>> from timm_nfaug import create_flow
+    >>> augment = NFAugment.to_fit(create_flow(LINEAR), modes=2)
+    >>> fitted(augment, "flowers", FakeData(4, (3, 32, 32))).flow.config.info["data"]
+    'flowers'
+    """
     with one_thread():
         augment = fit_to(augment, dataset)
     assert augment.move is not None
@@ -60,7 +71,11 @@ def absolute(name: str | None) -> str | None:
 
 
 def check(augment: NFAugment, args: argparse.Namespace, dataset: Any) -> None:
-    """Refuses what would give copies that are no copies, or cannot be made."""
+    """Refuses what would give copies that are no copies, or cannot be made.
+
+    >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits")
+    >>> check(augment, argparse.Namespace(aug="nfa", flow=LINEAR), [])
+    """
     if augment.idle:
         raise ValueError(f"--aug {args.aug} moves nothing: its copies would be the images again")
     if augment.value_range is not None:
@@ -73,7 +88,13 @@ def check(augment: NFAugment, args: argparse.Namespace, dataset: Any) -> None:
 
 
 def settings_now(augment: NFAugment, args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """All that the bytes of the set depend on, beside the images and the versions."""
+    """All that the bytes of the set depend on, beside the images and the versions.
+
+    >>> flags = dict(flow=LINEAR, copies=3, seed=0, format="folder", quality=None, device="cpu")
+    >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits")
+    >>> settings_now(augment, argparse.Namespace(**flags, shard_images=64), ["a", "b"])["side"]
+    8
+    """
     latent = getattr(augment, "autoencoder", None)
     return {
         "aug": settings_string(settings_of(augment)),
@@ -91,7 +112,7 @@ def settings_now(augment: NFAugment, args: argparse.Namespace, names: list[str])
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose rounding and compression the bytes depend on.
+    """Versions of the packages whose rounding and compression the bytes depend on.
 
     >>> sorted(versions())
     ['numpy', 'pillow', 'torch']
