@@ -44,6 +44,7 @@ from benchmarks.speed.peak import dtypes, synchronised
 from timm_nfaug import ConditionalFlow, NFAugment, lift, pixels
 from timm_nfaug.autoencoder import Autoencoder, load_autoencoder
 from timm_nfaug.change import LatentChange, add_change
+from timm_nfaug.integration.pillow import guard_posterize
 from timm_nfaug.moves import draw_noise
 
 MODES, STRENGTH, P = 32, 0.5, 0.5
@@ -168,6 +169,7 @@ def measure(
     count = max(1, min(MOST[kind], PIXELS[kind] // side**2))
     levels = images_for(side, count, args.data_dir)
     hyper = {"translate_const": int(0.45 * levels.shape[-1]), "img_mean": (124, 116, 104)}
+    guard_posterize()
     policy = rand_augment_transform(RANDAUGMENT, hyper)
     pils = [to_pil_image(levels[i % count]) for i in range(DRAWS)]
     levels = levels.to(args.device)
