@@ -268,7 +268,7 @@ def test_samples_and_walks_are_decoded_from_latents(deep_latent):
 
 def test_flows_of_latents_from_the_command_line(deep_latent, image_folder, tmp_path, capsys):
     name = str(deep_latent.save_pretrained(tmp_path / "glem"))
-    file = tmp_path / "halves.py"
+    file = tmp_path / "halves_of_figures.py"
     file.write_text("import torch\n" + inspect.getsource(Halves))
     common = ["--autoencoder", f"{file}:Halves", "--latent-flow", name]
     photos = [
@@ -311,7 +311,7 @@ def test_all_figures_from_the_command_line(flow_dirs, image_folder, tmp_path, mo
     monkeypatch.setattr(tables, "summary_runs", lambda: two)
     flow, control = flow_dirs
     folder, out = str(image_folder), tmp_path / "out"
-    file = tmp_path / "halves.py"
+    file = tmp_path / "halves_of_all_figures.py"
     file.write_text("import torch\n" + inspect.getsource(Halves))
     flags = ["--photos", folder, "--data-dir", folder, "--flow", flow, "--control", control]
     flags += ["--images", folder, "--autoencoder", f"{file}:Halves", "--size", "16"]
