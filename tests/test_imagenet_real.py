@@ -551,7 +551,10 @@ def test_a_run_over_latents_and_its_record(
     assert imagenet_real.main(argv) == 0
     settings = validate_file(tmp_path / "r.json")["settings"]
     digest = load_autoencoder(halves).digest()
-    assert (settings["space"], settings["autoencoder"]) == ("latent", "halves_of_imagenet.py:Halves")
+    assert (settings["space"], settings["autoencoder"]) == (
+        "latent",
+        "halves_of_imagenet.py:Halves",
+    )
     assert (settings["size"], settings["digest"]) == (16, digest)
     assert "autoencoder=Autoencoder(halves_of_imagenet.py:Halves" in settings["augment"]
     # a checkpoint of other latents is not resumed
