@@ -443,7 +443,7 @@ def test_a_directory_has_no_revision(tiny_vaes):
 
 def test_without_diffusers_the_extra_is_named(tiny_vaes, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"needs diffusers: pip install timm_nfaug\[latent\]"):
+    with pytest.raises(ImportError, match="needs diffusers: pip install diffusers"):
         load_autoencoder(tiny_vaes["AutoencoderTiny"][1])
 
 

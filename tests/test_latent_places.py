@@ -269,7 +269,7 @@ def test_flags_that_do_not_go_together(train, tmp_path, monkeypatch, flags, mess
 
 def test_without_diffusers_the_extra_is_named(by_name, monkeypatch, capsys, image_folder, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)  # as where it is not installed
-    remedy = r"pip install timm_nfaug\[latent\]"
+    remedy = "pip install diffusers"
     tiny = str(by_name.parent / "tiny")
     with pytest.raises(ImportError, match=remedy):
         augment_from_args(parsed("--aug", "nfa", "--nfa-autoencoder", tiny))

@@ -71,7 +71,7 @@ def read_diffusers(directory: Path, name: str) -> OfDiffusers:
     try:
         import diffusers
     except ImportError as e:
-        what = f"the autoencoder {name} needs diffusers: pip install timm_nfaug[latent]"
+        what = f"the autoencoder {name} needs diffusers: pip install diffusers"
         raise ImportError(what) from e
     how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:

@@ -32,7 +32,7 @@ def made_on_ray(
     try:
         import ray
     except ImportError as e:
-        raise ImportError("--ray needs Ray: pip install timm_nfaug[ray]") from e
+        raise ImportError("--ray needs Ray: pip install ray") from e
     own = not ray.is_initialized()
     if own:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
