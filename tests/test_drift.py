@@ -122,13 +122,19 @@ def test_modes_hold_at_their_own_side_what_they_claim(autoencoder, data):
     assert torch.allclose(moves / claimed, torch.full((3,), 4.0), rtol=0.2)  # of 4 times the pixels
 
 
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    path = tmp_path_factory.mktemp("autoencoder") / "halves_of_drift.py"
+    path.write_text(HALVES)
+    return f"{path}:Halves"
+
+
 @pytest.fixture
-def flags(image_folder, tmp_path, weights, monkeypatch):
+def flags(image_folder, tmp_path, weights, halves, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    (tmp_path / "halves.py").write_text(HALVES)
     data = ["--data-dir", str(image_folder), "--data-name", "toy", "--image-size", "32"]
     model = ["--backbone-weights", str(weights), "--classifier-size", "32"]
-    return [*data, *model, "--autoencoder", f"{tmp_path / 'halves.py'}:Halves", "--size", "16"]
+    return [*data, *model, "--autoencoder", halves, "--size", "16"]
 
 
 def test_drift_command(flags, tmp_path, capsys, small_flow):
@@ -141,7 +147,7 @@ def test_drift_command(flags, tmp_path, capsys, small_flow):
     arms = ["linear", "shading", "deep", "latent", "latent, class", drift.POLICY]
     assert [row["arm"] for row in rows] == arms and plot.stat().st_size > 1000
     assert all(row["move_levels"] > 0 and row["spread"] > 0 for row in rows)
-    assert record["settings"]["autoencoder"] == "halves.py:Halves"
+    assert record["settings"]["autoencoder"] == "halves_of_drift.py:Halves"
     assert "| latent, class | 0.5 |" in capsys.readouterr().out
 
 
