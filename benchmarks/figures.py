@@ -129,13 +129,20 @@ def linear_of(args: argparse.Namespace) -> NFAugment:
     return latent_linear(args.photos, args.autoencoder, args.size, args.latent_modes)
 
 
-def latent_flows(args: argparse.Namespace, labels: str = "posterior") -> dict[str, NFAugment]:
+def latent_flows(args: argparse.Namespace, labels: str = "none") -> dict[str, NFAugment]:
     """The augmentations by the flows of --latent-flow, by the names of their directories."""
     autoencoder: Autoencoder = load_autoencoder(args.autoencoder)
     return {
-        Path(name).name: NFAugment.from_pretrained(name, autoencoder=autoencoder, labels=labels)
+        folder_name(Path(name)): NFAugment.from_pretrained(
+            name, autoencoder=autoencoder, labels=labels
+        )
         for name in args.latent_flow
     }
+
+
+def folder_name(path: Path) -> str:
+    """The name of a flow's directory, or of the training that it lies in."""
+    return path.parent.name if path.name == "flow" else path.name
 
 
 def first_flow(args: argparse.Namespace) -> NFAugment:
@@ -260,7 +267,8 @@ FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]
 
 def file_name(figure: str) -> str:
     """Photographs are JPEG, which is a quarter of a PNG of them."""
-    return f"{figure}.jpg" if figure.endswith("moves") or "latent" in figure else f"{figure}.png"
+    photographs = figure.endswith("moves") or figure.startswith("latent_")
+    return f"{figure}.jpg" if photographs and figure != "latent_drift" else f"{figure}.png"
 
 
 def save(sheet: Image.Image, out: Path) -> str:

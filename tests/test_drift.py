@@ -132,9 +132,10 @@ def halves(tmp_path_factory):
 @pytest.fixture
 def flags(image_folder, tmp_path, weights, halves, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
+    (file := weights.parent / "halves_of_drift.py").write_text(HALVES)  # one place for a module
     data = ["--data-dir", str(image_folder), "--data-name", "toy", "--image-size", "32"]
     model = ["--backbone-weights", str(weights), "--classifier-size", "32"]
-    return [*data, *model, "--autoencoder", halves, "--size", "16"]
+    return [*data, *model, "--autoencoder", f"{file}:Halves", "--size", "16"]
 
 
 def test_drift_command(flags, tmp_path, capsys, small_flow):

@@ -512,7 +512,7 @@ class Halves(torch.nn.Module):
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """The name of an autoencoder of its own file: latents (3, H/2, W/2)."""
-    file = tmp_path_factory.mktemp("autoencoder") / "halves.py"
+    file = tmp_path_factory.mktemp("autoencoder") / "halves_of_imagenet.py"
     file.write_text(HALVES)
     return f"{file}:Halves"
 
@@ -551,9 +551,12 @@ def test_a_run_over_latents_and_its_record(
     assert imagenet_real.main(argv) == 0
     settings = validate_file(tmp_path / "r.json")["settings"]
     digest = load_autoencoder(halves).digest()
-    assert (settings["space"], settings["autoencoder"]) == ("latent", "halves.py:Halves")
+    assert (settings["space"], settings["autoencoder"]) == (
+        "latent",
+        "halves_of_imagenet.py:Halves",
+    )
     assert (settings["size"], settings["digest"]) == (16, digest)
-    assert "autoencoder=Autoencoder(halves.py:Halves" in settings["augment"]
+    assert "autoencoder=Autoencoder(halves_of_imagenet.py:Halves" in settings["augment"]
     # a checkpoint of other latents is not resumed
     with pytest.raises(SystemExit) as e:
         imagenet_real.main([arg if arg != "16" else "28" for arg in argv])

@@ -163,8 +163,8 @@ def test_the_log_says_what_the_modes_are_of(train, monkeypatch, caplog):
     assert "modes of latents at 32 px, of all images together from 32 of 60 images" in caplog.text
 
 
-def test_the_size_is_that_of_the_images_from_64_to_224(toy_images):
-    assert augment_from_args(parsed(*FLAGS)).size == 224  # as most models take
+def test_the_size_is_that_of_the_images_from_64_to_112(toy_images):
+    assert augment_from_args(parsed(*FLAGS)).size == 112
     for given, size in ({"img_size": 100}, 100), ({"input_size": [3, 40, 99]}, 64), ({}, 64):
         args = argparse.Namespace(**vars(parsed(*FLAGS)), **given)
         assert augment_from_args(args, (3, 32, 32)).size == size

@@ -181,7 +181,7 @@ class NFAugment(SavedMixin, v2.Transform):
 
         With an `autoencoder` (see `timm_nfaug.autoencoder.load_autoencoder`) the modes are those of
         latents, of images brought to `size` x `size` pixels: by default the images' own size, 64 to
-        224. Texture, contrast, light and background then change at full resolution.
+        112. Texture, contrast, light and background then change at full resolution.
         """
         loader = Opened(loader)
         if autoencoder is not None:

@@ -290,6 +290,10 @@ def autoencoder_for(latent: dict[str, Any], given: Any = None, **how: Any) -> Au
         latent: `FlowConfig.latent`.
         how: token, cache_dir and local_files_only, as for `load_autoencoder`.
 
+    >>> autoencoder_for({"autoencoder": "mine.py:load", "size": 64})
+    Traceback (most recent call last):
+    timm_nfaug._utils.notices.NFAError: this flow moves latents of an autoencoder made by mine.py:...
+
     Raises:
         NFAError: it names none, or one of your own code, which no file may run; or the weights are
             not those that its modes were found with.

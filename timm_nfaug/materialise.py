@@ -42,10 +42,10 @@ from .data.cache import digest
 from .hub import LINEAR
 from .integration.classes import class_names
 from .integration.folder import ImageFiles, training_set
+from .space import AUTOENCODER_HELP, SPACE_HELP, SPACES
 
 SHARD = 64  # images
 INFO = "_info.json"  # that timm reads beside tar files
-SPACES = ("pixels", "latent")
 FEW = 10  # damaged files that are named
 
 
@@ -234,7 +234,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add, usual = parser.add_argument, "(default: %(default)s)"
     flow = "linear, the modes of these images; or a bundled name, a directory, a Hub id"
-    own = "a Hub id or directory of diffusers, or FILE.py:FUNCTION"
     add("--data-dir", required=True, help="folder with a folder of images a class, or with train/")
     add("--out", type=Path, required=True, help="directory for the set; not inside the data")
     add("--copies", type=int, default=3, help=f"moved versions of each image {usual}")
@@ -242,8 +241,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quality", type=int, help="writes copies as JPEG of this quality (default: PNG)")
     add("--aug", default="nfa", metavar="NFA", help=f"settings, as nfa-s0.5-k32; p is 1 {usual}")
     add("--flow", default=LINEAR, metavar="NAME", help=f"{flow} {usual}")
-    add("--space", choices=SPACES, help="(default: latent with --autoencoder, else that of --flow)")
-    add("--autoencoder", metavar="NAME", help=f"of the space latent: {own}")
+    add("--space", choices=SPACES, help=SPACE_HELP)
+    add("--autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
     add("--size", type=int, help="side in pixels of the modes (default: 32; latent: the images')")
     add("--seed", type=int, default=0, help=usual)
     add("--device", help="cpu or cuda (default: cuda where there is one)")

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .augment import NFAugment
 from .flows.model import ConditionalFlow
-from .flows.registry import create_flow
 from .grid import CELL, FORMATS, PHOTO_CELL, check_picture_name, write_picture
 from .hub import LINEAR
 from .integration.classes import evenly
-from .integration.folder import fit_to, latents_of, training_set
+from .integration.folder import fit_to, linear_to_fit, training_set
 from .moves import list_moves
 from .pictures import (
     LARGEST,
@@ -95,12 +93,10 @@ def _fitted(args: argparse.Namespace) -> ConditionalFlow:
     """The eigen-images of a folder, as a training on these images would fit them."""
     find_images(args.images, 1, 0, [])  # refuses a folder without images
     modes, dataset = 32 if args.modes is None else args.modes, training_set(args.images)
-    own: dict[str, Any] = {"modes": modes}
-    flow = create_flow(LINEAR)
-    if (autoencoder := chosen_autoencoder(args.space, args.autoencoder, args.size)) is not None:
-        flow = latents_of(dataset, autoencoder, args.size)
-        own["autoencoder"] = args.autoencoder = autoencoder  # loaded once
-    return fit_to(NFAugment.to_fit(flow, **own), dataset).flow
+    # loaded once
+    args.autoencoder = chosen_autoencoder(args.space, args.autoencoder, args.size)
+    augment = linear_to_fit(dataset, {"modes": modes}, args.size, args.autoencoder)
+    return fit_to(augment, dataset).flow
 
 
 def _shown(path: Path, channels: int) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from benchmarks.analysis import drift, latent_modes
+from benchmarks.analysis import drift, latent_flows, latent_modes
 from benchmarks.analysis import flow_objectives as objectives
 from benchmarks.analysis import flow_pareto as pareto
 from benchmarks.analysis import linearity as linear
@@ -98,6 +98,12 @@ def latent_study(name: str) -> str:
     return f"{r['data']}.\n\n{markdown_table(cells)}\n\n{source(name)}"
 
 
+def flows_over_latents() -> str:
+    r = result("latent_flows")
+    cells = latent_flows.table(r["results"]["rows"])
+    return f"{r['data']}.\n\n{markdown_table(cells)}\n\n{source('latent_flows')}"
+
+
 def tangents() -> str:
     r = result("tangents")
     found = r["results"]["median_at_step_1"][pictures.DEFAULT]
@@ -143,6 +149,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "linearity": linearity,
     "shrinkage": shrinkage,
     "latent_drift": latent_drift,
+    "latent_flows": flows_over_latents,
     "drift_cifar10": functools.partial(latent_drift, "drift_cifar10"),
     **{name: functools.partial(latent_study, name) for name in STUDIES},
     "tangents": tangents,

@@ -158,7 +158,7 @@ def fit_linear(
 
     Args:
         autoencoder: modes of its latents in place of pixels. size: side of the images that it
-            encodes; by default theirs, up to 224.
+            encodes; by default theirs, up to 112.
     """
     picked: dict[int, list[int]] = {}
     for i, label in enumerate(base.targets):

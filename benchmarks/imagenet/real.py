@@ -90,7 +90,7 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     add("--space", choices=SPACES, help="default: latent where --autoencoder is given, else pixels")
     autoencoder = "of the latents: Hub id, directory, FILE.py:FUNCTION (default: what --flow names)"
     add("--autoencoder", metavar="NAME", help=autoencoder)
-    size = "side of the images that it encodes (default: of --flow, or the model's up to 224)"
+    size = "side of the images that it encodes (default: of --flow, or the model's up to 112)"
     add("--size", type=int, metavar="PIXELS", help=size)
 
 

@@ -17,10 +17,9 @@ from ..augment import NFAugment
 from ..autoencoder import Autoencoder
 from ..config import settings_string
 from ..flows.model import ConditionalFlow
-from ..flows.registry import create_flow
 from ..hub import LINEAR
 from ..integration.classes import evenly
-from ..integration.folder import describe, fit_to, latents_of, training_set
+from ..integration.folder import describe, fit_to, linear_to_fit, training_set
 from ..pictures import Labelled, preview_augmentation, shrink, usual_strengths
 from ..saved import settings_for_fit, settings_of
 from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
@@ -33,12 +32,9 @@ ROWS = 6  # of the picture
 def _unfitted(args: argparse.Namespace, autoencoder: Autoencoder | None) -> NFAugment:
     """The augmentation that flags ask for, without modes yet."""
     settings = parse_config(args.aug)
-    if args.flow == LINEAR and autoencoder is not None:
-        flow = latents_of(training_set(args.data_dir, args.dataset), autoencoder, args.size)
-        return NFAugment.to_fit(flow, **settings | {"autoencoder": autoencoder})
     if args.flow == LINEAR:
-        side = 32 if args.size is None else args.size
-        return NFAugment.to_fit(create_flow(LINEAR, input_size=(3, side, side)), **settings)
+        dataset = training_set(args.data_dir, args.dataset)
+        return linear_to_fit(dataset, settings, args.size, autoencoder)
     flow = ConditionalFlow.from_pretrained(args.flow)
     check_space(args.space, flow.config.latent)
     if flow.config.latent:
@@ -122,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--flow", default=LINEAR, metavar="NAME", help=f"{flow} {usual}")
     add("--space", choices=SPACES, help=SPACE_HELP)
     add("--autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
-    latents = "or at which latents are made (default: of the images, 64 to 224)"
+    latents = "or at which latents are made (default: of the images, 64 to 112)"
     size = f"side in pixels of the linear modes (default: 32), {latents}"
     add("--size", type=int, help=size)
     add("--num-classes", type=int, help="where --dataset does not know it, for modes of classes")

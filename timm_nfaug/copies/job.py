@@ -49,7 +49,7 @@ class Job:
 
     @property
     def suffix(self) -> str:
-        """Of the names of copies."""
+        """What names of copies end in."""
         return ".png" if self.quality is None else ".jpg"
 
     def record(self, shard: int) -> Path:

@@ -73,7 +73,14 @@ class Plan:
 
 
 def write_plan(plan: Plan, job: Job, settings: dict[str, Any]) -> None:
-    """Notes in OUT which images and settings it is begun with; the settings last."""
+    """Notes in OUT which images and settings it is begun with; the settings last.
+
+    >>> import tempfile
+    >>> job = Job(tempfile.mkdtemp(), "DATA", copies=3)
+    >>> write_plan(Plan([], "DATA", 0, 2), job, {"copies": 3})
+    >>> read_settings(job)
+    {'copies': 3}
+    """
 
     def write_images(path: Path) -> None:
         with open(path, "w", encoding="utf-8") as f:
@@ -114,6 +121,12 @@ def check_settings(out: str, known: dict[str, Any], now: dict[str, Any]) -> None
 def touched(plan: Plan, job: Job) -> set[int]:
     """Indices of images with another time than when OUT was begun.
 
+    >>> import tempfile
+    >>> job, plan = Job(tempfile.mkdtemp(), "DATA", copies=3), Plan([], "DATA", 0, 2)
+    >>> write_plan(plan, job, {})
+    >>> touched(plan, job)
+    set()
+
     Raises:
         ValueError: an image is new, gone, of another class or of another size; it is named.
     """
@@ -134,6 +147,8 @@ def check_originals(job: Job, shard: Shard, known: list[str], indices: set[int])
     Args:
         known: checksums of the shard's images.
         indices: of images to be looked at.
+
+    >>> check_originals(Job("OUT", "DATA", copies=3), Shard(0, []), [], set())
     """
     for item, checksum in zip(shard.items, known):
         if item.index in indices and digest(Path(job.root, item.name)) != checksum:

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..augment import NFAugment
-from ..autoencoder import Autoencoder, load_autoencoder
 from ..config import settings_string
 from ..data.cache import digest
-from ..fit import SIDES, latent_flow
-from ..flows.registry import create_flow
 from ..hub import LINEAR
 from ..integration.fit import _check_classes
-from ..integration.folder import ImageFiles, describe, fit_to
+from ..integration.folder import ImageFiles, describe, fit_to, linear_to_fit
 from ..saved import settings_of
+from ..space import check_space, chosen_autoencoder
 from ..spec import parse_config
 from ..unchanged import without_modes
 from .shards import one_thread
@@ -23,29 +21,34 @@ from .shards import one_thread
 def start(args: argparse.Namespace, dataset: ImageFiles) -> NFAugment:
     """The augmentation that flags of `timm_nfaug.materialise` ask for; a linear one has no modes yet.
 
+    >>> flags = argparse.Namespace(aug="nfa-s1", flow="conv_p4_tiny.digits", space=None)
+    >>> start(argparse.Namespace(**vars(flags), autoencoder=None, size=None), None).p
+    1.0
+
     Raises:
         ValueError, OSError: the flags do not go together, or there is no such flow or autoencoder.
     """
     settings = {"p": 1.0} | parse_config(args.aug)
-    if args.space == "pixels" and args.autoencoder:
-        raise ValueError("--autoencoder is for --space latent: drop one of them")
-    autoencoder = _autoencoder(args)
-    if args.flow != LINEAR:
-        own = {"autoencoder": autoencoder, "size": args.size}
-        own = {k: v for k, v in own.items() if v is not None}
-        return NFAugment.from_pretrained(args.flow, **settings, **own)
-    if autoencoder is None:
-        if args.space == "latent":
-            raise ValueError("--space latent needs --autoencoder NAME, or a --flow over latents")
-        side = 32 if args.size is None else args.size
-        return NFAugment.to_fit(create_flow(LINEAR, input_size=(3, side, side)), **settings)
-    side = _side(dataset, autoencoder.factor) if args.size is None else args.size
-    flow = latent_flow(autoencoder, side)
-    return NFAugment.to_fit(flow, autoencoder=autoencoder, size=side, **settings)
+    own = args.flow == LINEAR
+    autoencoder = chosen_autoencoder(args.space if own else None, args.autoencoder)
+    autoencoder = autoencoder if autoencoder is None else autoencoder.to(args.device)
+    if own:
+        return linear_to_fit(dataset, settings, args.size, autoencoder)
+    latent = {"autoencoder": autoencoder, "size": args.size}
+    augment = NFAugment.from_pretrained(args.flow, **settings, **latent)
+    check_space(args.space, augment.flow.config.latent)
+    return augment
 
 
 def fitted(augment: NFAugment, data: str, dataset: ImageFiles) -> NFAugment:
-    """A copy with the modes of the dataset, found with one thread: the same on any machine."""
+    """A copy with the modes of the dataset, found with one thread: the same on any machine.
+
+    >>> from torchvision.datasets import FakeData
+    >>> from timm_nfaug import create_flow
+    >>> augment = NFAugment.to_fit(create_flow(LINEAR), modes=2)
+    >>> fitted(augment, "flowers", FakeData(4, (3, 32, 32))).flow.config.info["data"]
+    'flowers'
+    """
     with one_thread():
         augment = fit_to(augment, dataset)
     assert augment.move is not None
@@ -67,18 +70,12 @@ def absolute(name: str | None) -> str | None:
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
-def _autoencoder(args: argparse.Namespace) -> Autoencoder | None:
-    return None if args.autoencoder is None else load_autoencoder(args.autoencoder).to(args.device)
-
-
-def _side(dataset: ImageFiles, factor: int) -> int:
-    """Side of latents: that of the first image, 64 to 224, a multiple of `factor`."""
-    side = min(max(min(dataset[0][0].size), SIDES[0]), SIDES[1])
-    return max(factor, side // factor * factor)
-
-
 def check(augment: NFAugment, args: argparse.Namespace, dataset: Any) -> None:
-    """Refuses what would give copies that are no copies, or cannot be made."""
+    """Refuses what would give copies that are no copies, or cannot be made.
+
+    >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits")
+    >>> check(augment, argparse.Namespace(aug="nfa", flow=LINEAR), [])
+    """
     if augment.idle:
         raise ValueError(f"--aug {args.aug} moves nothing: its copies would be the images again")
     if augment.value_range is not None:
@@ -86,14 +83,18 @@ def check(augment: NFAugment, args: argparse.Namespace, dataset: Any) -> None:
             f"the modes of {args.flow} are of images in the range {augment.value_range}, image files "
             "have levels 0 to 255: take one that was fitted to 8-bit images"
         )
-    if args.space is not None and (args.space == "latent") != (augment.size is not None):
-        raise ValueError(f"{args.flow} is not a flow over the space {args.space}: drop --space")
     if args.flow != LINEAR:
         _check_classes(dataset, augment)
 
 
 def settings_now(augment: NFAugment, args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """All that the bytes of the set depend on, beside the images and the versions."""
+    """All that the bytes of the set depend on, beside the images and the versions.
+
+    >>> flags = dict(flow=LINEAR, copies=3, seed=0, format="folder", quality=None, device="cpu")
+    >>> augment = NFAugment.from_pretrained("conv_p4_tiny.digits")
+    >>> settings_now(augment, argparse.Namespace(**flags, shard_images=64), ["a", "b"])["side"]
+    8
+    """
     latent = getattr(augment, "autoencoder", None)
     return {
         "aug": settings_string(settings_of(augment)),
@@ -111,7 +112,7 @@ def settings_now(augment: NFAugment, args: argparse.Namespace, names: list[str])
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose rounding and compression the bytes depend on.
+    """Versions of the packages whose rounding and compression the bytes depend on.
 
     >>> sorted(versions())
     ['numpy', 'pillow', 'torch']

@@ -37,6 +37,10 @@ Record = dict[str, Any]
 def make_shard(job: Job, shard: Shard) -> Record:
     """Makes all files of a shard, then its record, which it returns.
 
+    >>> make_shard(Job("no folder", "DATA", copies=3), Shard(0, []))
+    Traceback (most recent call last):
+    FileNotFoundError: no folder/.nfa/augmentation holds no config.json; ...
+
     Raises:
         ValueError: an image cannot be read; the file is named.
         OSError: a file cannot be written.

@@ -16,6 +16,9 @@ def read_back(job: Job, plan: Plan) -> tuple[int, list[str]]:
     """Reads all files of finished shards: their number, and the damaged ones.
 
     The shard of a damaged file counts as unfinished from then on.
+
+    >>> read_back(Job("OUT", "DATA", copies=3), Plan([], "DATA", 0, 2))
+    (0, [])
     """
     files, bad = 0, []
     with progress(len(plan), "NFA verify", "shards") as bar:
@@ -43,6 +46,10 @@ def strays(job: Job, plan: Plan, others: tuple[str, ...]) -> Iterator[str]:
 
     Args:
         others: names beside tar files that belong there.
+
+    >>> import tempfile
+    >>> list(strays(Job(tempfile.mkdtemp(), "DATA", copies=3), Plan([], "DATA", 0, 2), ()))
+    []
     """
     out = Path(job.out)
     if job.format == "webdataset":

@@ -92,7 +92,7 @@ class NFACache:
 
     @property
     def labels(self) -> str:
-        """Whose modes images move along, as for `NFAugment`."""
+        """Tells whose modes images move along, as for `NFAugment`."""
         return self.index["labels"]
 
     def __len__(self) -> int:

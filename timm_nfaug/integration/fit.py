@@ -230,7 +230,9 @@ def _picked(augment: NFAugment, data: Any, classes: int) -> list[int] | None:
     """Indices of the images that are read to find modes, spread over the classes; None: of all."""
     wanted = _images_wanted(augment)
     labels = [0] * len(data) if augment.labels == "none" else stored_labels(data)
-    if labels is None:  # an image may have to be read for its label, but none be encoded in vain
+    if (
+        labels is None
+    ):  # an image may have to be read for its label, and none that is not wanted be encoded
         return None if augment.size is None else evenly(list(range(len(data))), wanted * classes)
     return spread(labels, wanted)
 

@@ -10,7 +10,8 @@ from .._utils.notices import NFAError
 from ..augment import NFAugment
 from ..autoencoder import Autoencoder
 from ..fit import latent_flow, latent_side
-from ..flows.model import ConditionalFlow
+from ..flows.registry import create_flow
+from ..hub import LINEAR
 from ..reading import message_of, read_image
 from .classes import class_to_idx
 from .fit import _fit_to_dataset
@@ -63,23 +64,31 @@ def training_set(folder: str | os.PathLike, name: str = "", channels: int = 3) -
     return ImageFiles(dataset.reader, channels) if files else dataset
 
 
-def latents_of(dataset: Any, autoencoder: Autoencoder, size: int | None = None) -> ConditionalFlow:
-    """A linear flow over latents of a dataset's images, without modes yet.
+def linear_to_fit(
+    dataset: Any, settings: dict[str, Any], size: int | None = None,
+    autoencoder: Autoencoder | None = None,
+) -> NFAugment:  # fmt: skip
+    """A linear augmentation for a dataset's images, of pixels or latents, without modes yet.
 
     Args:
-        size: side at which latents are made; by default that of the first image, 64 to 224.
+        size: side of the modes of pixels, by default 32, or of the images whose latents are made, by
+            default that of the first one, 64 to 112.
 
     >>> class Identity:
     ...     def encode(self, x): return x
     ...     decode = encode
     >>> from torchvision.datasets import FakeData
-    >>> latents_of(FakeData(4, (3, 100, 80)), Autoencoder(Identity())).config.input_size
+    >>> images = FakeData(4, (3, 100, 80))
+    >>> linear_to_fit(images, {}, autoencoder=Autoencoder(Identity())).flow.config.input_size
     (3, 80, 80)
     """
+    if autoencoder is None:
+        side = 32 if size is None else size
+        return NFAugment.to_fit(create_flow(LINEAR, input_size=(3, side, side)), **settings)
     if size is None:
         image, *_ = next(iter(dataset))
         size = latent_side(min(image.size), autoencoder.factor)
-    return latent_flow(autoencoder, size)
+    return NFAugment.to_fit(latent_flow(autoencoder, size), autoencoder=autoencoder, **settings)
 
 
 def fit_to(
