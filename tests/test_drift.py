@@ -122,15 +122,8 @@ def test_modes_hold_at_their_own_side_what_they_claim(autoencoder, data):
     assert torch.allclose(moves / claimed, torch.full((3,), 4.0), rtol=0.2)  # of 4 times the pixels
 
 
-@pytest.fixture(scope="module")
-def halves(tmp_path_factory):
-    path = tmp_path_factory.mktemp("autoencoder") / "halves_of_drift.py"
-    path.write_text(HALVES)
-    return f"{path}:Halves"
-
-
 @pytest.fixture
-def flags(image_folder, tmp_path, weights, halves, monkeypatch):
+def flags(image_folder, tmp_path, weights, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     (file := weights.parent / "halves_of_drift.py").write_text(HALVES)  # one place for a module
     data = ["--data-dir", str(image_folder), "--data-name", "toy", "--image-size", "32"]
