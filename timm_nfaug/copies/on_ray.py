@@ -1,6 +1,8 @@
 """Shards made on a Ray cluster: the function of one machine as tasks of many."""
 
 import logging
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,7 +35,7 @@ def made_on_ray(
         import ray
     except ImportError as e:
         raise ImportError("--ray needs Ray: pip install ray") from e
-    own = not ray.is_initialized()
+    own, before = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     if own:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
@@ -42,6 +44,8 @@ def made_on_ray(
     finally:
         if own:
             ray.shutdown()
+            if before is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray sets its own, and leaves it
 
 
 def _slots(ray: Any, gpus_per_task: float) -> int:
