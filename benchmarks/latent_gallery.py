@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from benchmarks import gallery
 from benchmarks.gallery import CLASSES, LARGE, TEMPERATURES, check_finite
 from timm_nfaug import ConditionalFlow, NFAugment, lift, pictures, pixels
+from timm_nfaug.change.latent import scale_of
 from timm_nfaug.grid import draw_grid
 from timm_nfaug.pictures import class_name, to_pil
 
@@ -40,10 +41,8 @@ def encoded(augment: NFAugment, images: Sequence[Image.Image]) -> Tensor:
 
 def decoded(augment: NFAugment, z: Tensor) -> list[Image.Image]:
     """Images of latents (B, c, h, w) as the flow knows them."""
-    mean, std = (augment.flow.config.latent.get(k) for k in ("mean", "std"))
-    if mean is not None:
-        z = z * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    return [to_pil(x) for x in augment.autoencoder.decode(z)]
+    mean, std = scale_of(augment.flow.config)
+    return [to_pil(x) for x in augment.autoencoder.decode(z * std + mean)]
 
 
 def psnr(augment: NFAugment, images: Sequence[Image.Image]) -> float:

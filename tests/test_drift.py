@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_autoencoder import HALVES, Halves
 
 import timm_nfaug as nfa
 from benchmarks.analysis import drift, frozen, latent_modes, moved
@@ -13,22 +14,10 @@ from timm_nfaug.change import add_change
 from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
 
-HALVES = """
-import torch
-
-class Halves(torch.nn.Module):
-    def encode(self, x):
-        return torch.nn.functional.avg_pool2d(x, 2)
-    def decode(self, z):
-        return torch.nn.functional.interpolate(z, scale_factor=2)
-"""
-
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    space: dict = {}
-    exec(HALVES, space)
-    return Autoencoder(space["Halves"]())
+    return Autoencoder(Halves())
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +114,9 @@ def test_modes_hold_at_their_own_side_what_they_claim(autoencoder, data):
 @pytest.fixture
 def flags(image_folder, tmp_path, weights, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    (file := weights.parent / "halves_of_drift.py").write_text(HALVES)  # one place for a module
     data = ["--data-dir", str(image_folder), "--data-name", "toy", "--image-size", "32"]
     model = ["--backbone-weights", str(weights), "--classifier-size", "32"]
-    return [*data, *model, "--autoencoder", f"{file}:Halves", "--size", "16"]
+    return [*data, *model, "--autoencoder", HALVES, "--size", "16"]
 
 
 def test_drift_command(flags, tmp_path, capsys, small_flow):
@@ -141,7 +129,7 @@ def test_drift_command(flags, tmp_path, capsys, small_flow):
     arms = ["linear", "shading", "deep", "latent", "latent, class", drift.POLICY]
     assert [row["arm"] for row in rows] == arms and plot.stat().st_size > 1000
     assert all(row["move_levels"] > 0 and row["spread"] > 0 for row in rows)
-    assert record["settings"]["autoencoder"] == "halves_of_drift.py:Halves"
+    assert record["settings"]["autoencoder"] == "small_autoencoder.py:Halves"
     assert "| latent, class | 0.5 |" in capsys.readouterr().out
 
 

@@ -1,7 +1,6 @@
 """The pages' pictures at toy size: right pixels in the right place, every arm in every chart; the gallery shows what exists."""
 
 import argparse
-import inspect
 import itertools
 import math
 import re
@@ -15,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from small_autoencoder import HALVES, Halves
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -159,14 +159,6 @@ def block_of(sheet: np.ndarray, index: int) -> np.ndarray:
     return np.stack([[sheet[y : y + LARGE, x : x + LARGE] for x in columns] for y in rows])
 
 
-class Halves(torch.nn.Module):
-    def encode(self, x):
-        return torch.nn.functional.avg_pool2d(x, 2)
-
-    def decode(self, z):
-        return torch.nn.functional.interpolate(z, scale_factor=2)
-
-
 @pytest.fixture(scope="module")
 def latent(toy_images):
     """Linear modes of latents (3, 8, 8) of images of 16 pixels."""
@@ -268,9 +260,7 @@ def test_samples_and_walks_are_decoded_from_latents(deep_latent):
 
 def test_flows_of_latents_from_the_command_line(deep_latent, image_folder, tmp_path, capsys):
     name = str(deep_latent.save_pretrained(tmp_path / "glem"))
-    file = tmp_path / "halves_of_figures.py"
-    file.write_text("import torch\n" + inspect.getsource(Halves))
-    common = ["--autoencoder", f"{file}:Halves", "--latent-flow", name]
+    common = ["--autoencoder", HALVES, "--latent-flow", name]
     photos = [
         "--photos",
         str(image_folder),
@@ -311,10 +301,8 @@ def test_all_figures_from_the_command_line(flow_dirs, image_folder, tmp_path, mo
     monkeypatch.setattr(tables, "summary_runs", lambda: two)
     flow, control = flow_dirs
     folder, out = str(image_folder), tmp_path / "out"
-    file = tmp_path / "halves_of_all_figures.py"
-    file.write_text("import torch\n" + inspect.getsource(Halves))
     flags = ["--photos", folder, "--data-dir", folder, "--flow", flow, "--control", control]
-    flags += ["--images", folder, "--autoencoder", f"{file}:Halves", "--size", "16"]
+    flags += ["--images", folder, "--autoencoder", HALVES, "--size", "16"]
     assert main(["all", *flags, "--out", str(out)]) == 0
     drawn = FIGURES.keys() - set(figures.LATENT_FLOWS)
     assert {p.name for p in out.iterdir()} == {figures.file_name(name) for name in drawn}

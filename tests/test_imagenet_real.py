@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from conftest import TORCHRUN
 from packaging.version import Version
 from PIL import Image
+from small_autoencoder import HALVES
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
 import timm_nfaug as nfa
@@ -499,22 +500,11 @@ def test_flows_of_the_arms(small_flow, flow_dir, tmp_path):
 
 # -- latents ----------------------------------------------------------------------------------------------------------
 
-HALVES = """
-import torch
-class Halves(torch.nn.Module):
-    def encode(self, x):
-        return torch.nn.functional.avg_pool2d(x, 2)
-    def decode(self, z):
-        return torch.nn.functional.interpolate(z, scale_factor=2)
-"""
-
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
+def halves():
     """The name of an autoencoder of its own file: latents (3, H/2, W/2)."""
-    file = tmp_path_factory.mktemp("autoencoder") / "halves_of_imagenet.py"
-    file.write_text(HALVES)
-    return f"{file}:Halves"
+    return HALVES
 
 
 @pytest.fixture(scope="module")
@@ -551,12 +541,9 @@ def test_a_run_over_latents_and_its_record(
     assert imagenet_real.main(argv) == 0
     settings = validate_file(tmp_path / "r.json")["settings"]
     digest = load_autoencoder(halves).digest()
-    assert (settings["space"], settings["autoencoder"]) == (
-        "latent",
-        "halves_of_imagenet.py:Halves",
-    )
+    assert (settings["space"], settings["autoencoder"]) == ("latent", "small_autoencoder.py:Halves")
     assert (settings["size"], settings["digest"]) == (16, digest)
-    assert "autoencoder=Autoencoder(halves_of_imagenet.py:Halves" in settings["augment"]
+    assert "autoencoder=Autoencoder(small_autoencoder.py:Halves" in settings["augment"]
     # a checkpoint of other latents is not resumed
     with pytest.raises(SystemExit) as e:
         imagenet_real.main([arg if arg != "16" else "28" for arg in argv])

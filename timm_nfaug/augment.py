@@ -131,10 +131,10 @@ class NFAugment(SavedMixin, v2.Transform):
         if latent:
             return LatentChange(inner, autoencoder_for(latent, autoencoder), size)
         if autoencoder is not None or size is not None:
-            what = "an autoencoder" if autoencoder is not None else f"size={size}"
+            what = f"size={size}" if autoencoder is None else "autoencoder"
             raise ValueError(
-                f"this flow moves pixels and takes no {what.removeprefix('an ')}; modes of latents "
-                "are found by NFAugment.from_data(loader, autoencoder=...)"
+                f"this flow moves pixels and takes no {what}; modes of latents are found by "
+                "NFAugment.from_data(loader, autoencoder=...)"
             )
         return inner
 

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 import sys
 import time
@@ -39,6 +38,7 @@ from .copies.shards import Record, read_record
 from .copies.verify import read_back, strays
 from .copies.workers import made_by_processes
 from .data.cache import digest
+from .data.source import cpus
 from .hub import LINEAR
 from .integration.classes import class_names
 from .integration.folder import ImageFiles, training_set
@@ -270,8 +270,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--device takes cpu or cuda, got {args.device}")
     if args.device == "cuda" and args.processes not in (None, 1):
         parser.error("--processes is for CPUs: one process keeps a GPU busy")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    args.processes = args.processes or (1 if args.device == "cuda" else cores or 1)
+    args.processes = args.processes or (1 if args.device == "cuda" else cpus())
     return args
 
 

@@ -110,7 +110,7 @@ class Source:
         if not batches:
             return
         data = _Rows(self.base, self.change.size, self.classes)
-        workers = self.workers or min(4, _cpus(), len(batches))
+        workers = self.workers or min(4, cpus(), len(batches))
         how: dict[str, Any] = {"batch_size": None, "num_workers": workers}
         for found in WorkerLoader(data, sampler=batches, **how):
             if isinstance(found, Exception):
@@ -149,8 +149,12 @@ class _Rows(Dataset):
         return lift.down(pixels.levels_to_model(levels), (h, w))
 
 
-def _cpus() -> int:
-    """How many CPUs this process may use."""
+def cpus() -> int:
+    """How many CPUs this process may use.
+
+    >>> cpus() > 0
+    True
+    """
     known = hasattr(os, "sched_getaffinity")  # not on macOS or Windows
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
