@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import timm
 import torch
@@ -30,7 +31,7 @@ from train_flow.data import Images, random_shift
 from train_flow.schedule import generator
 
 # purposes of random numbers, apart from those of a flow's training
-ORDER, CROP, AUGMENT = range(100, 103)
+ORDER, CROP, AUGMENT, FLIP = range(100, 104)
 
 # The small ones are ResNet18's shape with one block a stage and fewer channels, for comparisons on a CPU.
 MODELS = {
@@ -52,6 +53,40 @@ class Recipe:
     bf16: bool = True  # autocast
     compile: bool = False
     init: str = ""  # weights to start from, all but the head: a file of --save
+
+    smoothing: ClassVar[float] = 0.0  # of labels
+    views: ClassVar[int] = 1  # of an image in a test, see `logits_of`
+
+    def build(self, data: Images) -> nn.Module:
+        """Creates the classifier of the classes of `data`, on the CPU, from the global generator."""
+        model = make_classifier(self.model, len(data.class_names))
+        if self.init:
+            start_from(model, self.init)
+        return model
+
+    def batches(self, data: Images, seed: int) -> Batches:
+        return Batches(data, self, seed)
+
+    def optimizer(self, model: nn.Module, steps: int) -> Steps:
+        decay = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        sgd = torch.optim.SGD(model.parameters(), self.max_lr, **decay)
+        return Steps(sgd, torch.optim.lr_scheduler.OneCycleLR(sgd, self.max_lr, total_steps=steps))
+
+
+@dataclass
+class Steps:
+    """An optimizer and its schedule, stepped together."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Updates the parameters by their gradients."""
+        self.optimizer.step()
+        self.schedule.step()
 
 
 def make_classifier(name: str, num_classes: int) -> nn.Module:
@@ -163,20 +198,12 @@ def train(
     """
     device = data.levels.device
     torch.manual_seed(seed)
-    model = make_classifier(recipe.model, len(data.class_names))
-    if recipe.init:
-        start_from(model, recipe.init)
-    model = model.to(device).train()
+    model = recipe.build(data).to(device).train()
     run = torch.compile(model) if recipe.compile else model
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        recipe.max_lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-    batches = Batches(data, recipe, seed)
+    batches = recipe.batches(data, seed)
     steps = recipe.epochs * batches.per_epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=steps)
+    optimizer = recipe.optimizer(model, steps)
+    arm.smoothing = recipe.smoothing
     arm.start(model, steps)
     # single images are PIL's: in processes of their own, which see the images in main memory
     ready = (
@@ -192,7 +219,6 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     del ready  # ends the workers, whose time then counts
@@ -215,7 +241,7 @@ def inputs(
     if ready:
         levels = next(ready).to(device, non_blocking=True)
     else:
-        levels = data.levels[index]
+        levels = arm.take(data, index, g)
         if arm.before is not None:
             levels = arm.before(levels, y, g)
         levels = apply_policy(arm.policy, batches.crop_and_flip(levels, step))
@@ -250,19 +276,45 @@ def penultimate(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 500) -> Tensor:
-    """(N, K) float32."""
+def logits_of(
+    model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 500, views: int = 1
+) -> Tensor:
+    """Logits (N, K), float32, averaged over the views of each image.
+
+    Args:
+        views: 1 for the image, 2 with its mirror image, 6 for these and both shifted by a pixel to
+            either side along the diagonal, at half the weight.
+    """
     model.eval()
     out = []
     for part in levels.split(batch_size):
+        total = 0.0
         with torch.autocast(levels.device.type, torch.bfloat16, enabled=bf16):
-            out.append(model(normalize(part)).float())
+            for weight, view in views_of(normalize(part), views):
+                total = total + weight * model(view).float()
+        out.append(total)
     return torch.cat(out)
 
 
-def test(model: nn.Module, data: Images, bf16: bool, corrupted: int = 0) -> dict[str, float]:
+def views_of(x: Tensor, views: int) -> list[tuple[float, Tensor]]:
+    """Weights and views of images (B, C, H, W), see `logits_of`."""
+    if views == 1:
+        return [(1.0, x)]
+    if views == 2:
+        return [(0.5, x), (0.5, x.flip(3))]
+    h, w = x.shape[2:]
+    padded = F.pad(x, (1,) * 4, mode="reflect")
+    shifted = (padded[:, :, :h, :w], padded[:, :, 2:, 2:])
+    return [(0.25, v) for v in (x, x.flip(3))] + [
+        (0.125, v) for s in shifted for v in (s, s.flip(3))
+    ]
+
+
+def test(
+    model: nn.Module, data: Images, bf16: bool, corrupted: int = 0, views: int = 1
+) -> dict[str, float]:
     """top1 and ece in percent, nll in nats; with `corrupted`, top1 on so many images under every corruption too."""
-    logits = logits_of(model, data.levels, bf16)
+    logits = logits_of(model, data.levels, bf16, views=views)
     found = {
         "top1": 100 * (logits.argmax(1) == data.labels).float().mean().item(),
         "nll": F.cross_entropy(logits, data.labels).item(),

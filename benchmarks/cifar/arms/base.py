@@ -112,6 +112,7 @@ class Arm:
         mix: Mixup | None = None,
     ):
         self.policy, self.levels, self.before, self.mix = policy, levels, before, mix
+        self.smoothing = 0.0  # of labels, as the recipe says
         self.erase = RandomErasing(reprob, mode="pixel", device="cpu") if reprob else None
 
     @classmethod
@@ -124,6 +125,10 @@ class Arm:
         for step in (self.before, self.levels):
             if isinstance(step, NFAStep) and isinstance(step.augment.change, ClassifierChange):
                 step.augment.change.model = model
+
+    def take(self, data: Images, index: Tensor, g: torch.Generator) -> Tensor:
+        """The uint8 images (B, C, H, W) at `index` (B,), before anything is done to them."""
+        return data.levels[index]
 
     def images(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
         """uint8 images (B, C, H, W), cropped and under `policy` where there is one, to uint8 images."""
@@ -139,7 +144,7 @@ class Arm:
         return x, y
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor, step: int) -> Tensor:
-        return F.cross_entropy(model(x), target)
+        return F.cross_entropy(model(x), target, label_smoothing=self.smoothing)
 
     def put(self, step: LevelsStep, place: str) -> Arm:
         """Adds a step on uint8 images before the crop, or after the crop and the policy; returns the arm."""
