@@ -8,10 +8,11 @@ from timm_nfaug.integration.pillow import guard_posterize
 from .base import Arm, Policy, register
 
 
-def randaugment(config: str) -> Policy:
-    """timm's RandAugment by its string."""
+def randaugment(config: str, side: int) -> Policy:
+    """timm's RandAugment by its string, for images of a side in pixels, as timm's `create_transform` makes it."""
     guard_posterize()
-    return rand_augment_transform(config, {"translate_const": 10, "img_mean": (128, 128, 128)})
+    of_side = {"translate_const": int(0.45 * side), "img_mean": (128, 128, 128)}
+    return rand_augment_transform(config, of_side)
 
 
 @register("sa")
@@ -23,7 +24,8 @@ class SA(Arm):
 
     @classmethod
     def make(cls, data, flow, s):
-        return cls(randaugment(s.randaugment), reprob=s.reprob)
+        side = min(data.levels.shape[2:])
+        return cls(randaugment(s.randaugment, side), reprob=s.reprob)
 
 
 @register("trivial")

@@ -1,0 +1,171 @@
+"""The arms of the evidence: how each is made, and the four settings that its search tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import Mixup
+from torchvision.transforms import v2
+
+import timm_nfaug as nfa
+from benchmarks.cifar.arms import Arm, Policy, Settings, fitted, linear_flow
+from benchmarks.cifar.arms.base import NFAStep
+from benchmarks.cifar.arms.policies import randaugment as timm_randaugment
+from benchmarks.evidence import changes
+from benchmarks.evidence.either import EitherOr
+from timm_nfaug.augment import NFAugment
+from train_flow.data import Images
+
+Values = dict[str, float]
+Make = Callable[[Images, Values, "Flow | None"], Arm]
+BEFORE = "before"  # the crop, where `NFADataset` and train.py move images
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The flow of an arm: a name for `from_pretrained`, and what its network was trained on."""
+
+    name: str
+    trained_on: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm of the evidence.
+
+    Attributes:
+        label: what the tables call it.
+        make: from the training images, a setting of `grid` and the flow to the arm.
+        grid: the settings that the search tries; the first is the usual one.
+        flow: whether it takes a deep flow.
+    """
+
+    label: str
+    make: Make
+    grid: tuple[Values, ...] = ({},)
+    flow: bool = False
+    longer: float = 1.0  # times the epochs of the recipe
+
+
+def grid(**values: tuple[float, ...]) -> tuple[Values, ...]:
+    """All combinations: ``grid(p=(0.5, 1.0), strength=(0.5, 1.0))`` has four."""
+    found: list[Values] = [{}]
+    for name, options in values.items():
+        found = [{**setting, name: value} for setting in found for value in options]
+    return tuple(found)
+
+
+MOVES = grid(strength=(0.5, 1.0), p=(0.5, 1.0))
+BOTH = grid(magnitude=(9, 5), strength=(0.5, 1.0))
+RANDAUGMENTS = grid(magnitude=(9, 5), reprob=(0.25, 0.0))
+
+
+def randaugment(data: Images, s: Values, flow: Flow | None) -> Arm:
+    return Arm(policy(data, s["magnitude"]), reprob=s["reprob"])
+
+
+def policy(data: Images, magnitude: float) -> Policy:
+    return timm_randaugment(f"rand-m{magnitude:g}-mstd0.5-inc1", data.levels.shape[-1])
+
+
+def trivial(data: Images, s: Values, flow: Flow | None) -> Arm:
+    always = v2.TrivialAugmentWide()
+    some = always if s["p"] == 1 else v2.RandomApply([always], s["p"])
+    return Arm(some, reprob=s["reprob"])
+
+
+def jitter(data: Images, s: Values, flow: Flow | None) -> Arm:
+    return Arm(v2.RandomApply([v2.ColorJitter(*3 * [s["amount"]])], s["p"]))
+
+
+def mixup(data: Images, s: Values, flow: Flow | None) -> Arm:
+    return mixed(data, mixup_alpha=s["alpha"], cutmix_alpha=0.0, prob=s["p"])
+
+
+def cutmix(data: Images, s: Values, flow: Flow | None) -> Arm:
+    return mixed(data, mixup_alpha=0.0, cutmix_alpha=s["alpha"], prob=s["p"])
+
+
+def mixed(data: Images, **amounts: float) -> Arm:
+    # labels are smoothed by the loss, as in every arm
+    return Arm(mix=Mixup(**amounts, label_smoothing=0.0, num_classes=len(data.class_names)))
+
+
+def erasing(data: Images, s: Values, flow: Flow | None) -> Arm:
+    return Arm(reprob=s["reprob"])
+
+
+def moved(augment: NFAugment) -> Arm:
+    return Arm(before=NFAStep(augment))
+
+
+def modes(data: Images, s: Values, flow: Flow | None, labels: str, move: str = "pca") -> NFAugment:
+    """NFA with modes of the run's own images: of its pixels or, with a flow, of its codes."""
+    if flow is None:
+        base = linear_flow(data)
+    else:
+        base = nfa.ConditionalFlow.from_pretrained(flow.name).to(data.levels.device).eval()
+        base.set_net_dtype(changes.NET_DTYPE)
+    return fitted(base, data, Settings(strength=s["strength"], p=s["p"], move=move), labels)
+
+
+def nfa_arm(labels: str, move: str = "pca") -> Make:
+    return lambda data, s, flow: moved(modes(data, s, flow, labels, move))
+
+
+def with_change(make: Callable[[Images, float], Any]) -> Make:
+    """An arm of a change that needs no fit of modes, made from the images and a strength."""
+
+    def arm(data: Images, s: Values, flow: Flow | None) -> Arm:
+        change = make(data, s["strength"])
+        return moved(NFAugment.from_change(change, p=s["p"], labels="none"))
+
+    return arm
+
+
+def on_top(data: Images, s: Values, flow: Flow | None) -> Arm:
+    arm = moved(modes(data, {"p": 0.5, **s}, flow, "none"))
+    arm.policy = policy(data, s["magnitude"])
+    return arm
+
+
+def either(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """Each image gets RandAugment or a move, never both and never neither."""
+    move = modes(data, {"p": 1.0, **s}, flow, "none")
+    return EitherOr(NFAStep(move), policy(data, s["magnitude"]))
+
+
+def adversarial(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """Moves along pooled modes, pushed up the classifier's loss; on the images that it sees, after the crop."""
+    inner = modes(data, {"strength": 0.5, "p": 1.0}, flow, "none").change
+    change = changes.PushedChange(inner, s["step"], len(data.class_names))
+    return Arm(levels=NFAStep(NFAugment.from_change(change, p=s["p"], labels="given")))
+
+
+ENTRIES: dict[str, Entry] = {
+    "crop-flip": Entry("crop and flip", lambda data, s, flow: Arm()),
+    "crop-flip-long": Entry("crop and flip, twice as long", lambda data, s, flow: Arm(), longer=2.0),
+    "randaugment": Entry("RandAugment", randaugment, RANDAUGMENTS),
+    "trivialaugment": Entry("TrivialAugment", trivial, grid(p=(1.0, 0.5), reprob=(0.0, 0.25))),
+    "colorjitter": Entry("ColorJitter", jitter, grid(amount=(0.4, 0.2), p=(1.0, 0.5))),
+    "mixup": Entry("Mixup", mixup, grid(alpha=(1.0, 0.2), p=(1.0, 0.5))),
+    "cutmix": Entry("CutMix", cutmix, grid(alpha=(1.0, 0.2), p=(0.5, 1.0))),
+    "erasing": Entry("RandomErasing", erasing, grid(reprob=(0.25, 0.1, 0.5, 0.75))),
+    "cosine": Entry("cosine shading, no data", with_change(changes.cosine), MOVES),
+    "colour-pca": Entry("colour PCA", with_change(changes.colour_pca), grid(strength=(0.1, 0.5), p=(1.0, 0.5))),
+    "noise": Entry("white noise of equal energy", with_change(changes.matched_noise), MOVES),
+    "pooled": Entry("NFA linear, pooled modes", nfa_arm("none"), MOVES),
+    "class": Entry("NFA linear, class modes", nfa_arm("given"), MOVES),
+    "flow-joint": Entry("NFA deep flow (joint), pooled modes", nfa_arm("none"), MOVES, flow=True),
+    "flow-joint-axes": Entry("NFA deep flow (joint), axes", nfa_arm("none", "axes"), MOVES, flow=True),
+    "flow-ml": Entry("NFA deep flow (ml), pooled modes", nfa_arm("none"), MOVES, flow=True),
+    "glem": Entry("NFA deep flow (GLEM), class modes", nfa_arm("given"), MOVES, flow=True),
+    "glem-axes": Entry("NFA deep flow (GLEM), class axes, as the paper", nfa_arm("given", "axes"), MOVES, flow=True),
+    "randaugment+pooled": Entry("RandAugment, on NFA linear", on_top, BOTH),
+    "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),
+    "randaugment+flow": Entry("RandAugment, on NFA deep flow (joint)", on_top, BOTH, flow=True),
+    "randaugment|flow": Entry("RandAugment or NFA deep flow (joint)", either, BOTH, flow=True),
+    "adversarial": Entry("NFA linear, moves up the loss", adversarial, grid(step=(0.5, 2.0), p=(0.5, 1.0))),
+}  # fmt: skip

@@ -1,0 +1,68 @@
+"""The cells of the evidence: which images, how many a class, which network, and which arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.evidence.arms import ENTRIES, Flow, grid
+
+SEEDS = (0, 1, 2, 3, 4)  # of what is reported
+SEARCH_SEED = 100  # of what is chosen: other images, another start
+HELD = 0.1  # share of the training images that choices are made on, and no training sees
+
+CIFAR10 = "CIFAR-10"
+JOINT = Flow("conv_p4_small.cifar10", "all training images, with labels")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of the comparison.
+
+    Attributes:
+        data: the name of the images.
+        per_class: training images of a class; None for all.
+        recipe: how the network is trained, before the tuning.
+        tuning: settings of the recipe that crop and flip is tuned over.
+        arms: those of `ENTRIES` that apply.
+        flows: of the arms that take one, by arm.
+        tuned_in: the cell whose recipe and searches serve this one, where it has none of its own.
+    """
+
+    name: str
+    data: str
+    per_class: int | None
+    fraction: float  # of the training images
+    recipe: Any
+    tuning: tuple[dict[str, float], ...] = ({},)
+    arms: tuple[str, ...] = tuple(ENTRIES)
+    flows: dict[str, Flow] = field(default_factory=dict)
+    seeds: tuple[int, ...] = SEEDS
+    tuned_in: str = ""
+    size: int = 32  # pixels
+    corrupted: int = 1000  # test images under every corruption
+
+
+DEEP = ("flow-joint", "flow-joint-axes", "randaugment+flow", "randaugment|flow")
+FLOWS = dict.fromkeys(DEEP, JOINT)
+
+FEW = Cell(
+    "cifar10-50", CIFAR10, 50, 0.01, QuickRecipe(width=32, batch_size=100, views=2),
+    tuning=grid(epochs=(60, 120, 240), max_lr=(0.1, 0.2, 0.4), weight_decay=(5e-3, 1e-2, 2e-2)),
+    flows=FLOWS,
+)  # fmt: skip
+TENTH = Cell(
+    "cifar10-500", CIFAR10, 500, 0.1, QuickRecipe(batch_size=250),
+    tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
+    arms=(
+        "crop-flip", "crop-flip-long", "randaugment", "trivialaugment", "cosine", "pooled", "flow-joint",
+        "randaugment|pooled",
+    ), flows=FLOWS,
+)  # fmt: skip
+WHOLE = Cell(
+    "cifar10-all", CIFAR10, None, 1.0, QuickRecipe(),
+    arms=tuple(a for a in TENTH.arms if a != "crop-flip-long"), flows=FLOWS, seeds=(0, 1, 2), tuned_in="cifar10-500",
+)  # fmt: skip
+
+CELLS = {cell.name: cell for cell in (FEW, TENTH, WHOLE)}

@@ -1,0 +1,106 @@
+"""The controls of the evidence: data-free shading, colour PCA, white noise, and moves up the loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.analysis.moved import shading
+from benchmarks.cifar.arms import Settings, fitted, linear_flow
+from benchmarks.cifar.arms.base import ClassifierChange
+from timm_nfaug import lift, pixels
+from timm_nfaug.augment import NFAugment
+from timm_nfaug.change import Change
+from train_flow.data import Images
+
+NET_DTYPE = torch.bfloat16  # of a deep flow's networks: moves an image by less than one level
+MODES = 32
+
+
+def pooled(data: Images, strength: float) -> NFAugment:
+    """Linear NFA with the pooled modes of the images, which the controls take their energy from."""
+    return fitted(linear_flow(data), data, Settings(strength=strength, modes=MODES), "none")
+
+
+def cosine(data: Images, strength: float) -> Change:
+    """Cosine images with a 1/f spectrum, of the energy of the pooled modes."""
+    flow = shading(pooled(data, strength).flow, MODES)
+    return NFAugment(flow, strength=strength, modes=MODES, labels="none").change
+
+
+class ColourPCA(Change):
+    """One colour offset an image, along the principal components of the colours of all pixels.
+
+    Source: Krizhevsky, Sutskever & Hinton, NeurIPS 2012, with a standard deviation of 0.1 there.
+    """
+
+    noise_size, num_classes = 3, 1
+
+    def __init__(self, data: Images, strength: float):
+        self.size = tuple(data.levels.shape[1:])
+        x = pixels.levels_to_model(data.levels).transpose(0, 1).flatten(1)  # (3, pixels)
+        values, vectors = torch.linalg.eigh(torch.cov(x.double()))
+        self.matrix = (vectors * values.clamp_min(0).sqrt() * strength).float()  # (3, 3)
+
+    def change(self, images, y: Tensor | None, noise: Tensor) -> Tensor:
+        colours = noise.to(self.matrix) @ self.matrix.T  # (B, 3)
+        return colours[:, :, None, None].expand(-1, -1, *self.size[1:])
+
+
+class WhiteNoise(Change):
+    """Noise without correlation, of the energy of moves along the pooled modes."""
+
+    num_classes = 1
+
+    def __init__(self, data: Images, strength: float):
+        self.size = tuple(data.levels.shape[1:])
+        self.noise_size = data.levels[0].numel()
+        std = pooled(data, strength).flow.prior.mode_std[0, :MODES]
+        self.std = strength * float(std.square().sum().sqrt()) / self.noise_size**0.5
+
+    def change(self, images, y: Tensor | None, noise: Tensor) -> Tensor:
+        return self.std * noise.view(-1, *self.size)
+
+
+def colour_pca(data: Images, strength: float) -> Change:
+    return ColourPCA(data, strength)
+
+
+def matched_noise(data: Images, strength: float) -> Change:
+    return WhiteNoise(data, strength)
+
+
+class PushedChange(ClassifierChange):
+    """Another change whose noise is pushed up the classifier's loss by one gradient step, its length kept.
+
+    Source: on-manifold adversarial training (Stutz, Hein & Schiele, CVPR 2019), here with random
+    moves to start from.
+
+    Args:
+        inner: of modes of all images together.
+        step: length of the push, in lengths of the noise.
+        num_classes: of the labels, which the classifier's loss needs.
+    """
+
+    def __init__(self, inner: Change, step: float, num_classes: int):
+        self.inner, self.step = inner, step
+        self.size, self.num_classes = inner.size, num_classes
+        self.noise_size = inner.noise_size
+
+    def change(self, images, y: Tensor | None, noise: Tensor) -> Tensor:
+        x = lift.down(images(), self.size[1:])
+        own = torch.zeros_like(y)
+        noise = noise.to(x).requires_grad_()
+        with torch.enable_grad(), self.evaluated() as model:
+            moved = (x + self.inner.change(lambda: x, own, noise)).clamp(-1, 1)
+            with torch.autocast(x.device.type, torch.bfloat16):
+                logits = model(moved * 2)
+            loss = F.cross_entropy(logits.float(), y, reduction="sum")
+            (up,) = torch.autograd.grad(loss, noise)
+        noise = noise.detach()
+        length = noise.norm(dim=1, keepdim=True)
+        pushed = noise + self.step * length * F.normalize(up, dim=1)
+        pushed = length * F.normalize(pushed, dim=1)
+        with torch.no_grad():
+            return self.inner.change(lambda: x, own, pushed)

@@ -1,0 +1,223 @@
+"""Fills a cell of the evidence: tunes crop and flip, searches every arm, reports on the test images.
+
+    python -m benchmarks.evidence.run --cell cifar10-50 --data-dir CIFAR
+
+CIFAR is an ImageFolder tree with train/ and val/. Runs are appended to benchmarks/results/evidence.jsonl
+and those on record are skipped, so the same command resumes where it stopped. Searches start once
+the tuning is complete, reports of an arm once its search is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing import get_context
+
+from benchmarks.cifar.classifier import test, train
+from benchmarks.core import records
+from benchmarks.core.common import command_line, environment, flow_title
+from benchmarks.evidence.arms import ENTRIES, Flow
+from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED, Cell
+from benchmarks.evidence.choices import chosen, tuned_recipe
+from train_flow.data import Images, load_data, stratified_split
+
+SUITE = "evidence"
+_worker: dict[str, Any] = {}  # of a process that trains: args, cell and images
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    cell, path = CELLS[args.cell], args.record or records.suite_file(SUITE)
+    end, slowest, late = time.time() + args.time_limit, 0.0, False
+    running: dict[Future, dict] = {}
+    with ProcessPoolExecutor(args.jobs, get_context("spawn"), start_worker, (args,)) as pool:
+        while True:
+            known = {records.key(run) for run in running.values()}
+            runs = missing(cell, args, records.read(path))
+            pending = [run for run in runs if records.key(run) not in known]
+            late |= bool(pending) and time.time() + slowest > end
+            while pending and not late and len(running) < args.jobs:
+                run = pending.pop(0)
+                running[pool.submit(execute, run)] = run
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                run = future.result()
+                slowest = max(slowest, run["seconds"] + run["flow_seconds"])
+                records.append(run, path)
+                show(run)
+    if late:
+        print("time limit reached; the same command resumes")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence.run", description="Fills a cell of the evidence."
+    )
+    add = parser.add_argument
+    add("--cell", required=True, choices=CELLS)
+    add("--data-dir", required=True, type=Path, help="ImageFolder tree with train/ and val/")
+    add("--arms", nargs="+", choices=ENTRIES, metavar="ARM", help="some of the cell's arms")
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--jobs", type=int, default=1, help="trainings at once, each in a process of its own")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=1)
+    add("--time-limit", type=float, default=float("inf"), help="seconds")
+    add("--record", type=Path, help="a file of runs; default: benchmarks/results/evidence.jsonl")
+    args = parser.parse_args(argv)
+    args.arms = args.arms or CELLS[args.cell].arms
+    args.command = command_line("benchmarks.evidence.run", argv)
+    return args
+
+
+def start_worker(args: argparse.Namespace) -> None:
+    """Loads the images of the cell, once for all trainings of a process."""
+    torch.set_num_threads(args.threads)
+    cell = CELLS[args.cell]
+    pool, splits = load(cell, args.data_dir)
+    _worker.update(args=args, cell=cell, pool=pool, splits=splits)
+
+
+def load(cell: Cell, folder: Path) -> tuple[Images, dict[str, Images]]:
+    """The training images less the held-out ones, and by split the images that runs are tested on."""
+    data, test_images = load_data("folder", folder, cell.size)
+    if test_images is None:
+        raise SystemExit(f"{folder} has no val/ beside train/; the evidence is reported on it")
+    if cell.per_class is None:  # nothing is chosen here, so nothing is held out
+        return data, {"test": test_images}
+    rest, held = stratified_split(data.labels, HELD, seed=0)
+    return data.subset(rest), {"held": data.subset(held), "test": test_images}
+
+
+def missing(cell: Cell, args: argparse.Namespace, runs: list[dict]) -> list[dict]:
+    """The runs that are not on record of the first stage that lacks some, an arm's report as soon as it can be."""
+    done = {records.key(run) for run in runs}
+    found: list[dict] = []
+    for stage in args.stages:
+        planned = STAGES[stage](cell, args.arms, runs)
+        found += [run for run in planned if records.key(run) not in done]
+        if found and stage == "tune":
+            break
+    return found
+
+
+def tune(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
+    """Crop and flip with every recipe of the tuning."""
+    if len(cell.tuning) > 1 and not cell.tuned_in:
+        for settings in cell.tuning:
+            recipe = dataclasses.replace(cell.recipe, **settings)
+            yield describe(cell, "crop-flip", recipe, {}, SEARCH_SEED, "held")
+
+
+def search(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
+    """Every arm with each setting of its grid."""
+    for arm in arms:
+        if len(ENTRIES[arm].grid) > 1 and not cell.tuned_in:
+            for settings in ENTRIES[arm].grid:
+                recipe = tuned_recipe(runs, cell)
+                yield describe(cell, arm, recipe, settings, SEARCH_SEED, "held")
+
+
+def report(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
+    """Every arm whose search is complete, with its chosen setting and every seed."""
+    for arm in arms:
+        try:
+            settings, recipe = chosen(runs, cell, arm), tuned_recipe(runs, cell)
+        except LookupError:
+            continue
+        for seed in cell.seeds:
+            yield describe(cell, arm, recipe, settings, seed, "test")
+
+
+STAGES = {"tune": tune, "search": search, "report": report}
+
+
+def describe(
+    cell: Cell, arm: str, recipe: Any, settings: dict, seed: int, split: str
+) -> dict[str, Any]:
+    """The part of a record that identifies a run."""
+    flow = flow_of(cell, arm)
+    values = {
+        "cell": cell.name,
+        "per_class": cell.per_class,
+        **dataclasses.asdict(recipe),
+        **settings,
+    }
+    values["epochs"] = round(recipe.epochs * ENTRIES[arm].longer)
+    if flow:
+        values["flow_trained_on"] = flow.trained_on
+    return {
+        "suite": SUITE, "data": cell.data, "split": split, "fraction": cell.fraction, "arm": arm,
+        "seed": seed, "flow": flow_title(flow.name) if flow else None, "settings": values,
+    }  # fmt: skip
+
+
+def flow_of(cell: Cell, arm: str) -> Flow | None:
+    if not ENTRIES[arm].flow:
+        return None
+    if arm not in cell.flows:
+        raise LookupError(f"{cell.name} names no flow for {arm}")
+    return cell.flows[arm]
+
+
+def execute(run: dict) -> dict:
+    """Trains and tests one classifier, and completes its record."""
+    args, cell, pool, splits = (_worker[k] for k in ("args", "cell", "pool", "splits"))
+    seed, values, entry = run["seed"], run["settings"], ENTRIES[run["arm"]]
+    names = {f.name for f in dataclasses.fields(cell.recipe)}
+    recipe = dataclasses.replace(cell.recipe, **{k: v for k, v in values.items() if k in names})
+    data = some(pool, cell.per_class, seed).to(torch.device(args.device))
+    start = time.perf_counter()
+    settings = {k: values[k] for k in entry.grid[0]}
+    arm = entry.make(data, settings, flow_of(cell, run["arm"]))
+    fit = time.perf_counter() - start
+    model, cost = train(data, arm, recipe, seed)
+    corrupted = cell.corrupted if run["split"] == "test" else 0
+    images = splits[run["split"]].to(torch.device(args.device))
+    e = environment()
+    where = e["machine"]["gpu"] if args.device.startswith("cuda") else e["machine"]["cpu"]
+    run |= {
+        "metrics": test(model, images, recipe.bf16, corrupted, recipe.views),
+        "training_images": len(data), **cost, "flow_seconds": fit,
+        "device": f"{where}, {args.threads} threads", "versions": e["versions"], "commit": e["commit"],
+        "dirty": e["dirty"], "date": e["date"], "command": args.command,
+    }  # fmt: skip
+    return run
+
+
+def some(pool: Images, per_class: int | None, seed: int) -> Images:
+    """`per_class` random images of each class, others for every seed; all for None."""
+    if per_class is None:
+        return pool
+    g = torch.Generator().manual_seed(seed)
+    picked = []
+    for k in range(len(pool.class_names)):
+        own = torch.nonzero(pool.labels == k).flatten()
+        if len(own) < per_class:
+            raise ValueError(f"class {pool.class_names[k]} has {len(own)} images, not {per_class}")
+        picked.append(own[torch.randperm(len(own), generator=g)[:per_class]])
+    return pool.subset(torch.cat(picked).sort().values)
+
+
+def show(run: dict) -> None:
+    m, s = run["metrics"], run["settings"]
+    setting = " ".join(f"{k} {s[k]:g}" for k in ENTRIES[run["arm"]].grid[0])
+    print(
+        f"{s['cell']} {run['arm']} [{setting}] {run['split']} seed {run['seed']}, {s['epochs']} epochs: "
+        f"top-1 {m['top1']:.2f}, nll {m['nll']:.3f}, ece {m['ece']:.1f}, {run['seconds']:.0f} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
