@@ -28,6 +28,7 @@ from benchmarks.analysis import tangents
 from benchmarks.cifar import comparison
 from benchmarks.core import records
 from benchmarks.core.common import ROOT, pin_threads, pinned, timed
+from benchmarks.core.statistics import FEWEST, paired
 from benchmarks.speed import augmentations, flow_memory, flow_speed, throughput
 from benchmarks.speed.candidate import DIRECTIONS
 from benchmarks.speed.rivals import BASELINE, OPPONENTS
@@ -108,8 +109,8 @@ def accuracy() -> Iterator[Figure]:
     runs = records.read(records.suite_file("cifar_resnet18"))
     runs = [run for run in runs if run["split"] == "test"]
     for name, tangent, exact in comparison.tangent_pairs(runs):
-        gain, half, _, seeds = records.paired(tangent, exact)
-        if seeds >= records.FEWEST:
+        gain, half, _, seeds = paired(tangent, exact)
+        if seeds >= FEWEST:
             what = f"{name}: top-1 off that of the exact flow, points, {seeds} seeds on record"
             yield what, abs(gain), "at most", half
 

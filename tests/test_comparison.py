@@ -1,4 +1,4 @@
-"""The classification comparison: arms on equal terms, their losses, the record of runs and its statistics."""
+"""The classification comparison: arms on equal terms, their losses, the record of runs."""
 
 import dataclasses
 import json
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from scipy import stats
 from torch.distributions import MultivariateNormal
 
 from benchmarks.cifar import quoted, tables
@@ -35,6 +34,7 @@ from benchmarks.cifar.comparison import comparisons, label, table
 from benchmarks.cifar.corruptions import CORRUPTIONS
 from benchmarks.cifar.resnet18 import main, subset
 from benchmarks.core import records
+from benchmarks.core.statistics import half_width, seeds_for
 from timm_nfaug import create_flow, pixels
 from timm_nfaug.flows.bijections.conv1x1 import Conv1x1
 from timm_nfaug.moves import draw_noise
@@ -993,21 +993,6 @@ def test_seconds_of_trainings_that_shared_a_gpu_are_in_no_table():
         assert {row[[h.strip() for h in head].index("time")].strip() for row in rows} == {wanted}
 
 
-def test_statistics_are_those_of_scipy():
-    a, b = {0: 50.0, 1: 52.0, 2: 51.0, 7: 9.0}, {0: 49.0, 1: 50.5, 2: 50.8, 8: 70.0}
-    difference, half, p, count = records.paired(a, b)
-    reference = stats.ttest_rel([50.0, 52.0, 51.0], [49.0, 50.5, 50.8])
-    low, high = reference.confidence_interval(0.95)
-    assert count == 3 and difference == pytest.approx(0.9) and p == pytest.approx(reference.pvalue)
-    assert (difference - half, difference + half) == (pytest.approx(low), pytest.approx(high))
-    assert records.paired(a, {9: 1.0})[3] == 0
-    assert math.isnan(records.mean_interval([3.0, 9.0])[1]), "the interval of two is itself chance"
-    assert math.isnan(records.paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0})[2])
-    needed = records.seeds_for(0.5, 1.0)
-    assert records.half_width(1.0, needed) <= 0.5 < records.half_width(1.0, needed - 1)
-    assert records.mean_interval([1.0, 2.0, 3.0])[1] == pytest.approx(records.half_width(1.0, 3))
-
-
 def test_power_pools_the_deviations_of_all_arms(monkeypatch):
     def run(arm, seed, top1):
         settings = {"epochs": 9, "model": "m"}
@@ -1028,9 +1013,9 @@ def test_power_pools_the_deviations_of_all_arms(monkeypatch):
     assert cells[:3] == [
         "d: 5 images, 9 epochs",
         f"{deviation:.2f} (3 arms)",
-        f"{records.half_width(deviation, 3):.2f}",
+        f"{half_width(deviation, 3):.2f}",
     ]
-    assert cells[5] == str(records.seeds_for(0.33, deviation)) and cells[6] == "1.00 (1 arm)"
+    assert cells[5] == str(seeds_for(0.33, deviation)) and cells[6] == "1.00 (1 arm)"
 
 
 def test_verdicts_name_their_cell_and_differences_without_runs_raise():

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.cifar.arms import Arm, Combination, Settings, find
 from benchmarks.core.common import markdown_table
-from benchmarks.core.records import FEWEST, key, mean_interval, paired, standard_error
+from benchmarks.core.records import key
+from benchmarks.core.statistics import FEWEST, mean_interval, paired, standard_error
 
 Runs = dict[int, dict[str, Any]]  # by seed
 # settings that make one comparison; the others belong to an arm

@@ -20,7 +20,7 @@ from benchmarks.cifar import tables
 from benchmarks.cifar.comparison import Runs, metric
 from benchmarks.cifar.quoted import NETWORKS
 from benchmarks.core.charts import BLUE, VERMILION, chart
-from benchmarks.core.records import FEWEST, paired
+from benchmarks.core.statistics import FEWEST, paired
 
 # arms of the charts, by the README's names, from top to bottom; eight at most
 ARMS = {

@@ -7,8 +7,8 @@ from statistics import variance
 from typing import Any
 
 from benchmarks.cifar.comparison import comparisons, label, line, metric
-from benchmarks.core import records
 from benchmarks.core.common import markdown_table
+from benchmarks.core.statistics import FEWEST, half_width, seeds_for
 
 # of NFA over crop and flip and of both over SA: top-1 on ImageNet-ReaL, points (supplementary, table 1)
 PAPER_GAINS = (0.33, 0.04)
@@ -42,7 +42,7 @@ def differences(runs: list[dict[str, Any]]) -> dict[str, tuple[Differences, Diff
                 for control, differing in zip(controls, both, strict=True):
                     base = metric(arms.get(control, {}).get(epochs, {}))
                     values = [v - base[s] for s, v in metric(own).items() if s in base]
-                    if control != name and len(values) >= records.FEWEST:
+                    if control != name and len(values) >= FEWEST:
                         differing.append(values)
     return found
 
@@ -56,6 +56,6 @@ def _sa_of(run: dict[str, Any]) -> str:
 def _cells(arms: Differences, gain: float) -> list[str]:
     freedom = sum(len(d) - 1 for d in arms)
     deviation = math.sqrt(sum((len(d) - 1) * variance(d) for d in arms) / freedom)
-    reach = [f"{records.half_width(deviation, n):.2f}" for n in SEEDS]
+    reach = [f"{half_width(deviation, n):.2f}" for n in SEEDS]
     count = f"{deviation:.2f} ({len(arms)} arm{'s' * (len(arms) > 1)})"
-    return [count, *reach, f"{records.seeds_for(gain, deviation):,}"]
+    return [count, *reach, f"{seeds_for(gain, deviation):,}"]

@@ -12,6 +12,7 @@ from benchmarks.cifar import comparison, power, quoted
 from benchmarks.cifar.arms import ARMS, Settings
 from benchmarks.core import records
 from benchmarks.core.common import markdown_table
+from benchmarks.core.statistics import paired
 
 SUMMARY = {  # arms of the summary and the heads of their columns
     "baseline": "crop and flip",
@@ -78,7 +79,7 @@ def _summary_cell(arm: str, runs: dict[str, comparison.Runs]) -> str:
         return ""
     if arm == "baseline":
         return f"{fmean(shared):.1f}"
-    mean, half, _, count = records.paired(top1[arm], base)
+    mean, half, _, count = paired(top1[arm], base)
     notes = [f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")]
     notes += [f"{count} seed{'s' * (count > 1)}"] * (count != len(top1["baseline"]))
     strength = next(iter(runs[arm].values()))["settings"].get("strength", Settings.strength)

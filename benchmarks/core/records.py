@@ -1,4 +1,4 @@
-"""Runs of the comparisons on record: one JSON object a line, appended as each run ends, and their statistics.
+"""Runs of the comparisons on record: one JSON object a line, appended as each run ends.
 
 A line holds at least what `REQUIRED` names. A run is known by `key`; a comparison skips the runs
 that are on record.
@@ -7,13 +7,8 @@ that are on record.
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from benchmarks.core.common import RESULTS
 from benchmarks.core.schema import check_keys, check_values
@@ -24,7 +19,6 @@ REQUIRED = {
     "versions": dict, "commit": str, "command": str,
 }  # fmt: skip
 METRICS = {"top1": float, "nll": float, "ece": float}
-FEWEST = 3  # seeds that have an interval: that of two is itself chance
 KEY = ("suite", "data", "split", "fraction", "arm", "seed", "flow", "settings")
 
 
@@ -70,48 +64,3 @@ def append(run: dict[str, Any], path: Path) -> None:
 
 def suite_file(suite: str) -> Path:
     return RESULTS / f"{suite}.jsonl"
-
-
-def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean, and half the width of its Student interval; NaN below `FEWEST` values."""
-    values = list(values)
-    mean = statistics.fmean(values)
-    if len(values) < FEWEST:
-        return mean, math.nan
-    return mean, half_width(statistics.stdev(values), len(values), level)
-
-
-def half_width(deviation: float, count: int, level: float = 0.95) -> float:
-    """Half the width of the Student interval of the mean of `count` values of a standard deviation."""
-    return float(stats.t.ppf(0.5 + level / 2, count - 1)) * deviation / count**0.5
-
-
-def seeds_for(gain: float, deviation: float) -> int:
-    """The number of seeds whose 95% interval of a mean difference reaches no farther than `gain` to either side."""
-    count = max(
-        FEWEST, int((stats.norm.ppf(0.975) * deviation / gain) ** 2)
-    )  # fewer than Student's
-    while half_width(deviation, count) > gain:
-        count += 1
-    return count
-
-
-def standard_error(values: Iterable[float]) -> float:
-    """The standard error of the mean of two values or more."""
-    values = list(values)
-    return statistics.stdev(values) / len(values) ** 0.5
-
-
-def paired(arm: dict[int, float], other: dict[int, float]) -> tuple[float, float, float, int]:
-    """Difference arm - other over the seeds both have: mean, half width of its 95% interval, p of the t test, seeds.
-
-    Without interval and p below `FEWEST` seeds.
-    """
-    seeds = sorted(set(arm) & set(other))
-    if not seeds:
-        return math.nan, math.nan, math.nan, 0
-    differences = [arm[s] - other[s] for s in seeds]
-    mean, half = mean_interval(differences)
-    if len(seeds) < FEWEST or len(set(differences)) == 1:
-        return mean, half, math.nan, len(seeds)
-    return mean, half, float(stats.ttest_1samp(differences, 0.0).pvalue), len(seeds)

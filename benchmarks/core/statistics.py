@@ -1,0 +1,244 @@
+"""The statistics of comparisons: intervals, paired differences, Holm's correction, equivalence, power.
+
+A line is all arms of one cell of the protocol, {arm: {seed: value}}. Its differences are paired by
+seed, and their error comes from all of its arms:
+
+>>> line = {"baseline": {0: 40.0, 1: 42.0, 2: 41.0}, "nfa": {0: 44.1, 1: 45.9, 2: 45.0},
+...         "noise": {0: 40.2, 1: 41.9, 2: 41.3}}
+>>> found = compare_all(line, "baseline")
+>>> print(f"{found['nfa'].mean:+.1f} ± {found['nfa'].half:.1f}")
++4.0 ± 0.3
+>>> deviation, dof = residual_deviation(line)
+>>> verdict(found["nfa"], 0.5, dof), verdict(found["noise"], 0.5, dof)
+('ahead', 'level within 0.5 points')
+
+Sources: Holm 1979 (correction); Schuirmann 1987 (two one-sided tests).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+
+import numpy as np
+from scipy import stats
+
+Line = dict[str, dict[int, float]]  # arm to seed to value
+
+ALPHA = 0.05  # of every test
+FEWEST = 3  # seeds that have an interval of their own: that of two is itself chance
+ROUNDING = 1e-12  # of the largest value: what least squares leaves of residuals that are zero
+
+
+def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean, and half the width of its Student interval; NaN below `FEWEST` values."""
+    values = list(values)
+    mean = fmean(values)
+    if len(values) < FEWEST:
+        return mean, math.nan
+    return mean, half_width(stdev(values), len(values), level)
+
+
+def half_width(deviation: float, count: int, level: float = 0.95) -> float:
+    """Half the width of the Student interval of the mean of `count` values of a standard deviation."""
+    return _reach(level, count - 1) * deviation / count**0.5
+
+
+def _reach(level: float, dof: int) -> float:
+    """The standard errors to either side of a mean that a Student interval of this level takes."""
+    return float(stats.t.ppf(0.5 + level / 2, dof))
+
+
+def seeds_for(gain: float, deviation: float) -> int:
+    """The number of seeds whose 95% interval of a mean difference reaches no farther than `gain` to either side."""
+    count = max(
+        FEWEST, int((stats.norm.ppf(0.975) * deviation / gain) ** 2)
+    )  # fewer than Student's
+    while half_width(deviation, count) > gain:
+        count += 1
+    return count
+
+
+def standard_error(values: Iterable[float]) -> float:
+    """The standard error of the mean of two values or more."""
+    values = list(values)
+    return stdev(values) / len(values) ** 0.5
+
+
+def paired(arm: dict[int, float], other: dict[int, float]) -> tuple[float, float, float, int]:
+    """Difference arm - other over the seeds both have: mean, half width of its 95% interval, p of the t test, seeds.
+
+    Without interval and p below `FEWEST` seeds. The error comes from these two arms alone; `compare`
+    takes it from the whole line.
+    """
+    seeds = sorted(set(arm) & set(other))
+    if not seeds:
+        return math.nan, math.nan, math.nan, 0
+    differences = [arm[s] - other[s] for s in seeds]
+    mean, half = mean_interval(differences)
+    if len(seeds) < FEWEST or len(set(differences)) == 1:
+        return mean, half, math.nan, len(seeds)
+    return mean, half, float(stats.ttest_1samp(differences, 0.0).pvalue), len(seeds)
+
+
+def residual_deviation(values: Line) -> tuple[float, int]:
+    """Residual standard deviation of value = arm + seed, pooled over a line, and its degrees of freedom.
+
+    Fitted by least squares, so that arms may lack seeds. Residuals of zero up to rounding give 0.
+    Raises ValueError where no degree of freedom is left, or where a value is not finite.
+    """
+    runs = [(arm, seed, v) for arm, by_seed in values.items() for seed, v in by_seed.items()]
+    for arm, seed, value in runs:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"expected finite values, got {value} of {arm}, seed {seed}; leave that run out"
+            )
+    seeds = sorted({seed for _, seed, _ in runs})
+    rows = [[arm == a for a in values] + [seed == s for s in seeds] for arm, seed, _ in runs]
+    design = np.array(rows, float).reshape(len(runs), -1 if runs else 0)  # (runs, arms + seeds)
+    y = np.array([value for *_, value in runs])
+    effects, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    dof = len(runs) - int(rank)
+    if not dof:
+        raise ValueError(
+            f"expected two arms or more that share two seeds or more, got {len(runs)} runs of "
+            f"{len(values)} arms and {len(seeds)} seeds; run more arms of the line on the same seeds"
+        )
+    deviation = float(np.linalg.norm(y - design @ effects)) / math.sqrt(dof)
+    return (deviation if deviation > ROUNDING * np.abs(y).max() else 0.0), dof
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of two arms, with the error of their whole line."""
+
+    mean: float
+    half: float  # half the width of the interval at `level`
+    p: float  # two-sided, of this comparison alone
+    seeds: int  # that both arms have
+    holm: float | None = None  # p adjusted for all comparisons of the line; None before that
+    level: float = 0.95
+
+
+def compare(values: Line, arm: str, other: str, level: float = 0.95) -> Difference:
+    """Difference arm - other over the seeds both have, with the pooled residual deviation of the line.
+
+    The standard error is sqrt(2 / seeds) times that deviation; interval and p are Student's with its
+    degrees of freedom, exact where all arms have the same seeds. Without interval and p where the
+    deviation is 0: runs that repeat each other tell nothing about chance.
+    """
+    return _difference(values, arm, other, level, *residual_deviation(values))
+
+
+def _difference(
+    values: Line, arm: str, other: str, level: float, deviation: float, dof: int
+) -> Difference:
+    """`compare` with the deviation at hand."""
+    if arm == other or not {arm, other} <= set(values):
+        raise ValueError(f"expected two of the arms {', '.join(values)}, got {arm} and {other}")
+    seeds = sorted(set(values[arm]) & set(values[other]))
+    if not seeds:
+        raise ValueError(
+            f"expected a seed that both {arm} and {other} have, got none; run one on seeds of the other"
+        )
+    mean = fmean(values[arm][s] - values[other][s] for s in seeds)
+    if not deviation:
+        return Difference(mean, math.nan, math.nan, len(seeds), level=level)
+    error = deviation * math.sqrt(2 / len(seeds))
+    p = 2 * float(stats.t.sf(abs(mean) / error, dof))
+    return Difference(mean, _reach(level, dof) * error, p, len(seeds), level=level)
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Adjusts p values for being several, by Holm's method; NaN is no test: it stays, and counts for none.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'b': 0.06, 'c': 0.06}
+    """
+    tests = sorted((own, name) for name, own in p.items() if not math.isnan(own))
+    if tests and not 0 <= tests[0][0] <= tests[-1][0] <= 1:
+        raise ValueError(f"expected p values in [0, 1], got {tests[0][0]} to {tests[-1][0]}")
+    adjusted, largest = dict(p), 0.0
+    for i, (own, name) in enumerate(tests):
+        largest = max(largest, min(1.0, (len(tests) - i) * own))
+        adjusted[name] = largest
+    return adjusted
+
+
+def compare_all(values: Line, other: str) -> dict[str, Difference]:
+    """Differences of all arms of a line to one of them, their p adjusted by Holm's method too.
+
+    Arms that share no seed with it are left out.
+    """
+    deviation, dof = residual_deviation(values)
+    if other not in values:
+        raise ValueError(f"expected one of the arms {', '.join(values)}, got {other}")
+    arms = [arm for arm in values if arm != other and set(values[arm]) & set(values[other])]
+    found = {arm: _difference(values, arm, other, 0.95, deviation, dof) for arm in arms}
+    adjusted = holm({arm: difference.p for arm, difference in found.items()})
+    return {arm: replace(difference, holm=adjusted[arm]) for arm, difference in found.items()}
+
+
+def level(difference: Difference, margin: float, dof: int) -> bool:
+    """Whether two arms are equivalent: two one-sided tests at 5% say that they differ by less than `margin`.
+
+    That is, the 90% interval lies within -margin to margin. `dof` is that of `residual_deviation`.
+    """
+    if not margin > 0:
+        raise ValueError(f"expected a margin above 0, got {margin}")
+    half = difference.half * _reach(1 - 2 * ALPHA, dof) / _reach(difference.level, dof)
+    return abs(difference.mean) + half <= margin
+
+
+def verdict(difference: Difference, margin: float, dof: int) -> str:
+    """Says what is shown: "ahead" or "behind" by Holm's p, else "level within ... points" or "not decided"."""
+    if difference.holm is None:
+        raise ValueError(
+            "expected a difference with Holm's p, got one without; take it from compare_all"
+        )
+    if difference.holm < ALPHA:
+        return "ahead" if difference.mean > 0 else "behind"
+    if level(difference, margin, dof):
+        return f"level within {margin:g} points"
+    return "not decided"
+
+
+def power(gain: float, deviation: float, seeds: int, tests: int = 1) -> float:
+    """Probability that a line finds a true gain, at 5% two-sided, given its residual standard deviation.
+
+    The line has `tests` arms and what they are compared with, all with the same seeds; Bonferroni's
+    correction for the tests makes it a lower bound of Holm's. Finding it in the wrong direction
+    does not count.
+
+    >>> print(f"{power(0.3, 0.2, 5):.2f} {power(0.3, 0.2, 5, tests=4):.2f}")
+    0.44 0.36
+    """
+    if seeds < 2 or tests < 1 or not deviation > 0:
+        raise ValueError(
+            "expected two seeds or more, a test or more and a deviation above 0, "
+            f"got {seeds}, {tests} and {deviation}"
+        )
+    return _power(gain, deviation, seeds, tests)
+
+
+def _power(gain: float, deviation: float, seeds: int, tests: int) -> float:
+    dof = tests * (seeds - 1)
+    noncentrality = abs(gain) / (deviation * math.sqrt(2 / seeds))
+    return float(stats.nct.sf(_reach(1 - ALPHA / tests, dof), dof, noncentrality))
+
+
+def seeds_for_power(gain: float, deviation: float, power: float = 0.8, tests: int = 1) -> int:
+    """The least number of seeds, from `FEWEST` on, at which `power` of a line is as high as asked for."""
+    if not (gain and deviation > 0 and 0 < power < 1):
+        raise ValueError(
+            "expected a gain other than 0, a deviation above 0 and a power between 0 and 1, "
+            f"got {gain}, {deviation} and {power}"
+        )
+    # as many as with the deviation known, which are fewer
+    errors = stats.norm.ppf(1 - ALPHA / tests / 2) + stats.norm.ppf(power)
+    count = max(FEWEST, int(2 * (max(errors, 0.0) * deviation / gain) ** 2))
+    while _power(gain, deviation, count, tests) < power:
+        count += 1
+    return count
