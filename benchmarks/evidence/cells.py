@@ -34,6 +34,7 @@ class Cell:
     data: str
     per_class: int | None
     fraction: float  # of the training images
+    network: str  # in words
     recipe: Any
     tuning: tuple[dict[str, float], ...] = ({},)
     arms: tuple[str, ...] = tuple(ENTRIES)
@@ -48,12 +49,12 @@ DEEP = ("flow-joint", "flow-joint-axes", "randaugment+flow", "randaugment|flow")
 FLOWS = dict.fromkeys(DEEP, JOINT)
 
 FEW = Cell(
-    "cifar10-50", CIFAR10, 50, 0.01, QuickRecipe(width=32, batch_size=100, views=2),
+    "cifar10-50", CIFAR10, 50, 0.01, "quick classifier of half width", QuickRecipe(width=32, batch_size=100, views=2),
     tuning=grid(epochs=(60, 120, 240), max_lr=(0.2, 0.4), weight_decay=(1e-2, 2e-2)),
     flows=FLOWS,
 )  # fmt: skip
 TENTH = Cell(
-    "cifar10-500", CIFAR10, 500, 0.1, QuickRecipe(batch_size=250),
+    "cifar10-500", CIFAR10, 500, 0.1, "quick classifier", QuickRecipe(batch_size=250),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
         "crop-flip", "crop-flip-long", "randaugment", "trivialaugment", "cosine", "pooled", "flow-joint",
@@ -61,7 +62,7 @@ TENTH = Cell(
     ), flows=FLOWS,
 )  # fmt: skip
 WHOLE = Cell(
-    "cifar10-all", CIFAR10, None, 1.0, QuickRecipe(),
+    "cifar10-all", CIFAR10, None, 1.0, "quick classifier", QuickRecipe(),
     arms=tuple(a for a in TENTH.arms if a != "crop-flip-long"), flows=FLOWS, seeds=(0, 1, 2), tuned_in="cifar10-500",
 )  # fmt: skip
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.analysis.moved import shading
 from benchmarks.cifar.arms import Settings, fitted, linear_flow
 from benchmarks.cifar.arms.base import ClassifierChange
 from timm_nfaug import lift, pixels
@@ -24,9 +23,8 @@ def pooled(data: Images, strength: float) -> NFAugment:
 
 
 def cosine(data: Images, strength: float) -> Change:
-    """Cosine images with a 1/f spectrum, of the energy of the pooled modes."""
-    flow = shading(pooled(data, strength).flow, MODES)
-    return NFAugment(flow, strength=strength, modes=MODES, labels="none").change
+    """Data-free shading, as the package ships it."""
+    return NFAugment.from_cosine(strength, MODES, input_size=tuple(data.levels.shape[1:])).change
 
 
 class ColourPCA(Change):

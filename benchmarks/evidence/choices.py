@@ -12,13 +12,16 @@ from benchmarks.evidence.cells import CELLS, SEARCH_SEED, Cell
 Run = dict[str, Any]
 
 
-def held_runs(runs: list[Run], cell: Cell, arm: str) -> list[Run]:
-    """The runs of an arm's search in a cell, which were tested on held-out training images."""
+def of_arm(runs: list[Run], cell: Cell, arm: str, split: str) -> list[Run]:
     return [
         r for r in runs
-        if r["settings"]["cell"] == cell.name and r["arm"] == arm
-        and r["split"] == "held" and r["seed"] == SEARCH_SEED
+        if r["settings"]["cell"] == cell.name and r["arm"] == arm and r["split"] == split
     ]  # fmt: skip
+
+
+def held_runs(runs: list[Run], cell: Cell, arm: str) -> list[Run]:
+    """The runs of an arm in a cell that were tested on held-out training images, to choose from."""
+    return [r for r in of_arm(runs, cell, arm, "held") if r["seed"] == SEARCH_SEED]
 
 
 def tuned_recipe(runs: list[Run], cell: Cell) -> Any:
@@ -45,8 +48,15 @@ def has(run: Run, settings: Values) -> bool:
     return all(run["settings"].get(k) == v for k, v in settings.items())
 
 
+def searched(runs: list[Run], cell: Cell, arm: str) -> list[Run | None]:
+    """The run of every setting that an arm's search tries, under the tuned recipe; None for those not on record."""
+    recipe = dataclasses.asdict(tuned_recipe(runs, cell))
+    found = [r for r in held_runs(runs, cell, arm) if has(r, recipe)]
+    return [next((r for r in found if has(r, s)), None) for s in ENTRIES[arm].grid]
+
+
 def chosen(runs: list[Run], cell: Cell, arm: str) -> Values:
-    """The setting of an arm that was best on held-out images, under the tuned recipe.
+    """The setting of an arm that was best on held-out images.
 
     Raises:
         LookupError: the search is not complete.
@@ -55,12 +65,29 @@ def chosen(runs: list[Run], cell: Cell, arm: str) -> Values:
     if len(settings) == 1:
         return settings[0]
     where = CELLS[cell.tuned_in] if cell.tuned_in else cell
-    recipe = dataclasses.asdict(tuned_recipe(runs, where))
-    found = [r for r in held_runs(runs, where, arm) if has(r, recipe)]
-    scores = [
-        max((r["metrics"]["top1"] for r in found if has(r, s)), default=None) for s in settings
-    ]
+    scores = [r and r["metrics"]["top1"] for r in searched(runs, where, arm)]
     if None in scores:
         done = len(scores) - scores.count(None)
         raise LookupError(f"{done} of {len(settings)} runs of the search of {arm} in {where.name}")
     return settings[max(range(len(settings)), key=scores.__getitem__)]
+
+
+def expected(runs: list[Run], cell: Cell, arm: str) -> dict[str, Any]:
+    """The settings on record of what is reported of an arm: the tuned recipe and the chosen setting."""
+    recipe = tuned_recipe(runs, cell)
+    values = {**dataclasses.asdict(recipe), **chosen(runs, cell, arm)}
+    values["epochs"] = round(recipe.epochs * ENTRIES[arm].longer)
+    return values
+
+
+def reported(runs: list[Run], cell: Cell) -> dict[str, dict[int, Run]]:
+    """The runs on test images by arm and seed, of arms whose search is complete and that have some."""
+    found: dict[str, dict[int, Run]] = {}
+    for arm in cell.arms:
+        try:
+            values = expected(runs, cell, arm)
+        except LookupError:
+            continue
+        if own := {r["seed"]: r for r in of_arm(runs, cell, arm, "test") if has(r, values)}:
+            found[arm] = own
+    return found

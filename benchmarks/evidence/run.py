@@ -133,7 +133,7 @@ def report(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
     for arm in arms:
         try:
             settings, recipe = chosen(runs, cell, arm), tuned_recipe(runs, cell)
-        except LookupError:
+        except LookupError:  # its search is still to be done
             continue
         for seed in cell.seeds:
             yield describe(cell, arm, recipe, settings, seed, "test")

@@ -1,0 +1,156 @@
+"""The tables of the evidence, made from the record: a line for each arm of a cell, and its search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+from benchmarks.core import records
+from benchmarks.core.common import markdown_table
+from benchmarks.core.statistics import Difference, Line, compare_all, residual_deviation, verdict
+from benchmarks.evidence.arms import ENTRIES
+from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.choices import (
+    Run,
+    chosen,
+    has,
+    held_runs,
+    reported,
+    searched,
+    tuned_recipe,
+)
+
+BASELINE = "crop-flip"
+MARGIN = 1.0  # points of top-1 within which two arms are called level
+SUITE = "evidence"
+
+
+def all_runs() -> list[Run]:
+    return records.read(records.suite_file(SUITE))
+
+
+def line(runs: dict[str, dict[int, Run]], measure: str = "top1") -> Line:
+    """The values of a measure by arm and seed."""
+    return {
+        arm: {seed: r["metrics"][measure] for seed, r in own.items()} for arm, own in runs.items()
+    }
+
+
+def cell_table(cell: Cell, runs: list[Run]) -> str:
+    """Top-1 of every arm with its paired difference to crop and flip and to RandAugment, and what else was measured."""
+    found = reported(runs, cell)
+    if BASELINE not in found or len(found) < 2:
+        return "No run on record yet."
+    values = line(found)
+    against = {other: differences(values, other) for other in (BASELINE, "randaugment")}
+    dof = degrees(values)
+    base_cost = fmean(r["cpu_seconds"] for r in found[BASELINE].values())
+    head = [
+        "arm", "setting", "seeds", "top-1", "over crop and flip", "Holm's p", "that is", "over RandAugment", "NLL", "ECE",
+        "under corruptions", "CPU time",
+    ]  # fmt: skip
+    rows = [head]
+    for arm, own in found.items():
+        base = against[BASELINE].get(arm)
+        cost = fmean(r["cpu_seconds"] + r["flow_seconds"] for r in own.values()) / base_cost
+        metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece", "corrupted_top1")}
+        rows.append([
+            ENTRIES[arm].label, words(chosen(runs, cell, arm)), str(len(own)), f"{metrics['top1']:.1f}", gain(base),
+            f"{base.holm:.2g}" if base and base.holm is not None and not math.isnan(base.holm) else "",
+            verdict(base, MARGIN, dof) if base else "", gain(against["randaugment"].get(arm)),
+            f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}", f"{metrics['corrupted_top1']:.1f}", f"{cost:.2f}",
+        ])  # fmt: skip
+    return f"{recipe_line(cell, runs, found)}\n\n{markdown_table(rows)}"
+
+
+def differences(values: Line, other: str) -> dict[str, Difference]:
+    """Differences of all arms to one; none where that arm, or a second seed, is not on record."""
+    try:
+        return compare_all(values, other)
+    except ValueError:
+        return {}
+
+
+def degrees(values: Line) -> int:
+    try:
+        return residual_deviation(values)[1]
+    except ValueError:
+        return 0
+
+
+def mean_of(runs: dict[int, Run], measure: str) -> float:
+    return fmean(r["metrics"].get(measure, math.nan) for r in runs.values())
+
+
+def gain(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    half = "" if math.isnan(difference.half) else f" ± {difference.half:.1f}"
+    return f"{difference.mean:+.1f}{half}"
+
+
+def words(setting: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:g}" for k, v in setting.items())
+
+
+def recipe_line(cell: Cell, runs: list[Run], found: dict[str, dict[int, Run]]) -> str:
+    """What the cell is, and the residual deviation of its arms."""
+    recipe, run = tuned_recipe(runs, cell), next(iter(found[BASELINE].values()))
+    text = (
+        f"**{cell.data}, {run['training_images']:,} training images** ({cell.network}, {recipe.epochs} epochs of batch "
+        f"{recipe.batch_size}, learning rate {recipe.max_lr:g}, weight decay {recipe.weight_decay:g}"
+    )
+    try:
+        deviation, dof = residual_deviation(line(found))
+    except ValueError:
+        return text + ")."
+    return text + f"). Residual deviation {deviation:.2f} points, {dof} degrees of freedom."
+
+
+def search_table(cell: Cell, runs: list[Run]) -> str:
+    """Top-1 on held-out training images of every setting of every arm, the chosen one in bold."""
+    rows = [["arm", "settings tried, with top-1 on held-out images"]]
+    for arm in cell.arms:
+        settings = ENTRIES[arm].grid
+        if len(settings) > 1 and not cell.tuned_in:
+            rows.append([ENTRIES[arm].label, "; ".join(tried(cell, arm, runs))])
+    return markdown_table(rows)
+
+
+def tried(cell: Cell, arm: str, runs: list[Run]) -> list[str]:
+    found = searched(runs, cell, arm)
+    best = None if None in found else chosen(runs, cell, arm)
+    texts = []
+    for setting, run in zip(ENTRIES[arm].grid, found, strict=True):
+        result = f"{run['metrics']['top1']:.1f}" if run else "not run"
+        text = f"{words(setting)}: {result}"
+        texts.append(f"**{text}**" if setting == best else text)
+    return texts
+
+
+def tuning_table(cell: Cell, runs: list[Run]) -> str:
+    """Top-1 of crop and flip on held-out training images, for every recipe that was tried."""
+    names = list(cell.tuning[0])
+    rows = [[*names, "top-1", "NLL", "ECE"]]
+    for setting in cell.tuning:
+        for r in held_runs(runs, cell, BASELINE):
+            if has(r, setting):
+                m: dict[str, Any] = r["metrics"]
+                numbers = [f"{m['top1']:.1f}", f"{m['nll']:.3f}", f"{m['ece']:.1f}"]
+                rows.append([*(f"{setting[n]:g}" for n in names), *numbers])
+    return markdown_table(rows)
+
+
+def of_cell(make: Callable[[Cell, list[Run]], str], cell: Cell) -> Callable[[], str]:
+    return lambda: make(cell, all_runs())
+
+
+TABLES: dict[str, Callable[[], str]] = {}
+for _cell in CELLS.values():
+    _name = _cell.name.replace("-", "_")
+    TABLES[f"evidence_{_name}"] = of_cell(cell_table, _cell)
+    if not _cell.tuned_in:
+        TABLES[f"evidence_{_name}_search"] = of_cell(search_table, _cell)
+        TABLES[f"evidence_{_name}_tuning"] = of_cell(tuning_table, _cell)

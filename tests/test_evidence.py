@@ -1,0 +1,224 @@
+"""The evidence: arms on equal terms, choices on held-out images alone, and a command that fills a cell."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks.cifar.arms import Arm
+from benchmarks.cifar.classifier import normalize, train
+from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.core import records
+from benchmarks.evidence import cells, changes, choices, run, tables
+from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
+from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
+from benchmarks.evidence.either import EitherOr
+from timm_nfaug.moves import draw_noise
+from train_flow.data import Images
+
+SMALL = QuickRecipe(width=4, epochs=1, batch_size=10, views=1)
+RECORD = records.suite_file(run.SUITE)
+RUNS = records.read(RECORD)
+
+
+@pytest.fixture
+def data(toy_images) -> Images:
+    return Images(*toy_images, ["a", "b", "c"])
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """A cell of the toy images: 12 of a class, a tuning of two, three arms."""
+    small = cells.Cell(
+        "toy", "toy images", 12, 0.6, "tiny classifier", SMALL, tuning=grid(max_lr=(0.05, 0.1)),
+        arms=("crop-flip", "crop-flip-long", "pooled"), seeds=(0, 1), corrupted=0,
+    )  # fmt: skip
+    monkeypatch.setitem(CELLS, "toy", small)
+    return small
+
+
+# ---- what is on record
+
+
+def test_choices_and_reports_share_no_seed():
+    assert all(SEARCH_SEED not in cell.seeds for cell in CELLS.values())
+
+
+@pytest.mark.parametrize("name", sorted({r["settings"]["cell"] for r in RUNS}))
+def test_nothing_reported_was_chosen_on_its_test_images(name):
+    """Every run on test images has the recipe and the setting that held-out images of another seed chose."""
+    cell = CELLS[name]
+    for r in RUNS:
+        s = r["settings"]
+        if s["cell"] != name:
+            continue
+        assert r["split"] in ("held", "test")
+        if r["split"] == "held":
+            assert r["seed"] == SEARCH_SEED
+            continue
+        assert r["seed"] in cell.seeds
+        where = CELLS[cell.tuned_in] if cell.tuned_in else cell
+        if len(ENTRIES[r["arm"]].grid) > 1:
+            assert None not in choices.searched(RUNS, where, r["arm"]), "the search is not complete"
+        wanted = choices.expected(RUNS, cell, r["arm"])
+        assert {k: s[k] for k in wanted} == wanted, f"{r['arm']}, seed {r['seed']}"
+
+
+def test_the_held_out_images_are_in_no_training(image_folder):
+    cell = dataclasses.replace(CELLS["cifar10-50"], per_class=5)
+    pool, splits = run.load(cell, image_folder)
+    assert len(splits["held"]) == round(HELD * 60) and len(pool) == 60 - len(splits["held"])
+    seen = {tuple(x.flatten().tolist()) for x in run.some(pool, 5, 0).levels}
+    assert not seen & {tuple(x.flatten().tolist()) for x in splits["held"].levels}
+
+
+# ---- arms
+
+
+def test_every_search_has_four_settings():
+    """Of the same size for every arm; crop and flip has the tuning."""
+    for name, entry in ENTRIES.items():
+        assert len(entry.grid) == (1 if name.startswith("crop-flip") else 4), name
+        assert len({tuple(sorted(s.items())) for s in entry.grid}) == len(entry.grid)
+    assert len(MOVES) == len(BOTH) == 4
+
+
+@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if not e.flow])
+@pytest.mark.parametrize("which", [0, -1])
+def test_an_arm_trains(name, which, data):
+    entry = ENTRIES[name]
+    arm = entry.make(data, entry.grid[which], None)
+    model, cost = train(data, arm, SMALL, seed=0)
+    assert cost["images_seen"] == 60
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_arms_change_images_or_labels(data):
+    """What an arm makes of a batch differs from crop and flip's."""
+    for name, entry in ENTRIES.items():
+        if entry.flow or name.startswith("crop-flip"):
+            continue
+        arm = entry.make(data, entry.grid[0], None)
+        changed = arm.policy or arm.before or arm.levels or arm.mix or arm.erase
+        assert changed, name
+
+
+def test_either_or_gives_each_image_one_of_both():
+    levels = torch.full((200, 3, 8, 8), 100, dtype=torch.uint8)
+    y = torch.zeros(200, dtype=torch.long)
+    arm = EitherOr(lambda x, y, g: x + 1, lambda image: image.point(lambda v: v + 2))
+    g = torch.Generator().manual_seed(0)
+    out = arm.images(arm.before(levels, y, g), y, g)
+    kinds = out.flatten(1).unique(dim=1).flatten()
+    assert set(kinds.tolist()) == {101, 102}
+    assert 70 < int((kinds == 101).sum()) < 130
+    assert (levels == 100).all(), "the images of the dataset were changed"
+
+
+def test_white_noise_has_the_energy_of_the_pooled_modes(data):
+    augment = changes.pooled(data, 0.7)
+    noise = changes.WhiteNoise(data, 0.7)
+    g = torch.Generator().manual_seed(0)
+    energies = []
+    for change in (augment.change, noise):
+        z = draw_noise(2000, change.noise_size, g)
+        y = torch.zeros(2000, dtype=torch.long)
+        energies.append(float(change.change(None, y, z).square().mean()))
+    assert energies[1] == pytest.approx(energies[0], rel=0.05)  # 2,000 draws
+
+
+def test_colour_pca_moves_as_the_colours_vary(data):
+    change = changes.colour_pca(data, 0.5)
+    noise = draw_noise(20000, 3, torch.Generator().manual_seed(0))
+    moved = change.change(None, None, noise)
+    assert moved.shape == (20000, 3, 32, 32)
+    assert torch.equal(moved[:, :, 0, 0], moved[:, :, 17, 5])
+    pixels = normalize(data.levels).transpose(0, 1).flatten(1) / 2
+    wanted = 0.25 * torch.cov(pixels)
+    assert torch.allclose(torch.cov(moved[:, :, 0, 0].T), wanted, rtol=0.05, atol=2e-3)  # 20,000 draws
+
+
+def test_pushed_moves_raise_the_loss_and_keep_their_length(data):
+    model, _ = train(data, Arm(), dataclasses.replace(SMALL, epochs=3), seed=0)
+    inner = changes.pooled(data, 0.5).change
+    change = changes.PushedChange(inner, 1.0, 3)
+    change.model = model
+    x, y = normalize(data.levels) / 2, data.labels
+    noise = draw_noise(60, inner.noise_size, torch.Generator().manual_seed(0))
+    kept = noise.clone()
+    plain, pushed = (
+        inner.change(lambda: x, torch.zeros_like(y), noise),
+        change.change(lambda: x, y, noise),
+    )
+    losses = []
+    for moved in (plain, pushed):
+        with torch.no_grad(), change.evaluated():
+            logits = model((x + moved).clamp(-1, 1) * 2)
+        losses.append(torch.nn.functional.cross_entropy(logits, y).item())
+    assert losses[1] > losses[0]
+    assert torch.equal(noise, kept) and not pushed.requires_grad
+    assert model.training and all(p.grad is None or p.requires_grad for p in model.parameters())
+
+
+# ---- the command
+
+
+def main(image_folder, tmp_path, *more):
+    argv = ["--cell", "toy", "--data-dir", str(image_folder), "--record", str(tmp_path / "r.jsonl")]
+    assert run.main([*argv, *more]) == 0
+    return records.read(tmp_path / "r.jsonl")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trains in this process: a spawned one would not know the toy cell."""
+    from concurrent.futures import Future
+
+    class Here:
+        def __init__(self, jobs, context, initializer, arguments):
+            initializer(*arguments)
+
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *error: None
+
+        def submit(self, function, argument):
+            future = Future()
+            future.set_result(function(argument))
+            return future
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Here)
+
+
+def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path, in_process):
+    runs = main(image_folder, tmp_path)
+    stages = [(r["arm"], r["split"], r["seed"]) for r in runs]
+    assert stages.count(("crop-flip", "held", SEARCH_SEED)) == 2
+    assert stages.count(("pooled", "held", SEARCH_SEED)) == 4
+    assert [s for s in stages if s[1] == "test"].__len__() == 6
+    best = max(runs[:2], key=lambda r: r["metrics"]["top1"])["settings"]["max_lr"]
+    assert all(r["settings"]["max_lr"] == best for r in runs[2:])
+    assert {r["settings"]["epochs"] for r in runs if r["arm"] == "crop-flip-long"} == {2}
+    assert {r["training_images"] for r in runs} == {36}
+    again = main(image_folder, tmp_path)
+    assert again == runs, "runs on record were run again"
+    text = tables.cell_table(cell, runs)
+    assert "crop and flip, twice as long" in text and "NFA linear, pooled modes" in text
+    assert tables.search_table(cell, runs).count("**") == 2
+    assert tables.tuning_table(cell, runs).count("\n") == 3
+
+
+def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path, in_process):
+    runs = main(image_folder, tmp_path)
+    held = [r for r in runs if not (r["arm"] == "pooled" and r["settings"]["p"] == 1.0)]
+    assert "pooled" not in choices.reported(held, cell)
+    with pytest.raises(LookupError, match="2 of 4 runs of the search of pooled"):
+        choices.chosen(held, cell, "pooled")
+    assert "not run" in tables.search_table(cell, held)
+
+
+def test_images_of_a_class_differ_by_seed_and_are_as_many_as_asked(data):
+    a, b = run.some(data, 5, 0), run.some(data, 5, 1)
+    assert a.labels.bincount().tolist() == b.labels.bincount().tolist() == [5, 5, 5]
+    assert not torch.equal(a.levels, b.levels)
+    with pytest.raises(ValueError, match="class a has 20 images, not 21"):
+        run.some(data, 21, 0)
