@@ -109,9 +109,10 @@ def test_the_plugin_says_that_the_command_needs_none(run_script, monkeypatch):
 
 def test_flows_lists_linear_first_and_every_bundled_flow(capsys):
     code, out, _ = ended(capsys, "flows")
-    head, first, *rest = out.splitlines()
+    head, first, second, *rest = out.splitlines()
     assert code == 0 and head.split()[:2] == ["name", "size"]
     assert first.split(maxsplit=1) == ["linear", "modes of your own data: no file"]
+    assert second.split(maxsplit=1) == ["cosine", "smooth shading, modes of no data: no file"]
     assert [line.split()[0] for line in rest] == hub.bundled_flows()
     (digits,) = (line for line in rest if "digits" in line.split()[0])
     assert re.search(r" 1 x 8 x 8  +10  +scikit-learn digits .+ 6\.43 +95\.5% +0\.3 MB$", digits)
@@ -119,8 +120,8 @@ def test_flows_lists_linear_first_and_every_bundled_flow(capsys):
 
 def test_flows_of_directories_and_as_json(capsys, flow_dir):
     code, out, _ = ended(capsys, "flows", flow_dir, "--json")
-    linear, own = json.loads(out)
-    assert code == 0 and linear["name"] == "linear"
+    linear, cosine, own = json.loads(out)
+    assert code == 0 and (linear["name"], cosine["name"]) == ("linear", "cosine")
     size = (Path(flow_dir) / "model.safetensors").stat().st_size
     assert own == {
         "name": str(flow_dir), "size": [3, 32, 32], "classes": 3, "data": None,

@@ -23,6 +23,7 @@ from .fit import (
     latent_batches,
     latent_flow,
 )  # fmt: skip
+from .flows.cosine import cosine_flow
 from .flows.model import ConditionalFlow
 from .flows.registry import create_flow
 from .hub import LINEAR
@@ -197,6 +198,27 @@ class NFAugment(SavedMixin, v2.Transform):
             loader, num_classes, allow_empty, shrinkage
         )
         return loader.in_range(fitted, value_range, kwargs.get("mean"))
+
+    @classmethod
+    def from_cosine(
+        cls, strength: float = 0.5, modes: int = 32, p: float = 0.5,
+        input_size: tuple[int, int, int] = (3, 32, 32), **kwargs,
+    ) -> "NFAugment":  # fmt: skip
+        """The augmentation with smooth shading, in grey and two colours, that needs no data at all.
+
+        Its modes are cosine images with the spectrum of photographs (`timm_nfaug.flows.cosine`), of
+        `input_size` (C, H, W); larger images take the change enlarged. Other arguments as for the
+        class. Images of other than 3 channels are shaded in grey alone.
+
+        >>> NFAugment.from_cosine(p=1.0, seed=0)(torch.zeros(3, 48, 64)).shape
+        torch.Size([3, 48, 64])
+        """
+        if kwargs.get("labels", "none") != "none":
+            raise ValueError(
+                f"labels={kwargs['labels']!r} takes modes of classes, cosine images are the same for "
+                'all: leave it at labels="none" (-lnone), or take modes of your data'
+            )
+        return cls(cosine_flow(input_size, modes), strength, modes, p, **kwargs)
 
     @classmethod
     def to_fit(cls, flow: ConditionalFlow, modes: int = 32, **kwargs) -> "NFAugment":

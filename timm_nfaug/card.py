@@ -176,7 +176,11 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
     info = config.info
     network = f" {_inline(json.dumps(config.network))}" if config.network else ""
     own = [("settings", f"`{settings_string(config.augment)}`")] if config.augment else []
-    one = bool(config.augment) and config.num_classes == 1
+    whose = ("classes", str(config.num_classes))
+    if "fixed_modes" in info:
+        whose = ("modes", f"{_inline(config.title)} images, of no data")
+    elif config.augment and config.num_classes == 1:
+        whose = ("modes", "of all images together")
     # an augmentation's modes may not be those that the flow was measured with
     metrics = {} if config.augment else info.get("metrics", {})
     if (license := _license(config)) and not LICENSE.fullmatch(license):
@@ -187,7 +191,7 @@ def _rows(config: FlowConfig) -> list[tuple[str, str]]:
         *own,
         ("architecture", _code(config.architecture) + network),
         *_rows_of_images(config),
-        ("modes", "of all images together") if one else ("classes", str(config.num_classes)),
+        whose,
         ("data", _data(info)),
         *((str(k).replace("_", " "), _inline(v)) for k, v in metrics.items()),
     ]

@@ -96,6 +96,11 @@ class FlowConfig:
                 wanted = f"latent.{key} must hold a number for each of the {channels} channels"
                 raise ValueError(f"{wanted} of input_size, got {count}")
 
+    @property
+    def title(self) -> str:
+        """What the flow is called: its fixed modes, as cosine, or its architecture."""
+        return self.info.get("fixed_modes", self.architecture)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
         own = dataclasses.asdict(self) | {"input_size": list(self.input_size)}
@@ -224,6 +229,7 @@ _SCHEMA: dict[str, Rule] = {
     "info.data": _TEXT,
     "info.license": _TEXT,
     "info.training": _TEXT,
+    "info.fixed_modes": _TEXT,
     "info.metrics": _DICT,
     "augment": _DICT,
     "augment.strength": _number(0, 1e9),

@@ -4,7 +4,7 @@ from typing import Any
 
 from .augment import NFAugment
 from .flows.model import ConditionalFlow
-from .hub import LINEAR
+from .hub import COSINE, LINEAR
 from .moves import usual_modes
 from .spec import parse_config
 
@@ -19,8 +19,9 @@ def nf_augment_transform(
     Args:
         config: ``nfa``, then any of s (strength), k (modes), p (probability), m (kind) and l
             (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca-lnone``.
-        flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`; a saved
-            augmentation brings the settings that the string does not name.
+        flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`, "cosine"
+            those of `NFAugment.from_cosine`; a saved augmentation brings the settings that the string
+            does not name.
         data: for "linear", a loader of batches (images, labels, ...); `num_classes` as for
             `NFAugment.from_data`.
         autoencoder, size: of latents, as for `NFAugment.from_data` and `from_pretrained`.
@@ -33,6 +34,8 @@ def nf_augment_transform(
     if isinstance(flow, ConditionalFlow):
         values.setdefault("modes", usual_modes(flow))
         return NFAugment(flow, **values)
+    if flow == COSINE:
+        return NFAugment.from_cosine(**values)
     if flow != LINEAR:
         return NFAugment.from_pretrained(flow, **values)
     if data is None:

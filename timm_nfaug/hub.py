@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 LINEAR = "linear"  # as the name of a flow: eigen-images of the user's own data, without a file
+COSINE = "cosine"  # the same of cosine images, of no data
 Name = str | os.PathLike
 SUCCESSORS = {
     "conv_p4_small.cifar10_jpeg": "conv_p4_small.cifar10",
@@ -44,6 +45,8 @@ def similar(name: str) -> str:
     >>> similar("conv_p4_tiny.digitz")[:39]
     " (did you mean 'conv_p4_tiny.digits' or"
     """
+    if name == COSINE:
+        return ", as it has no file: NFAugment.from_cosine() makes it"
     if name not in SUCCESSORS:
         return closest(name, bundled_flows())
     return f" any more, as it knew CIFAR-10 saved as JPEG; take {SUCCESSORS[name]!r}, of CIFAR-10"

@@ -233,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         "timm-nfaug materialise", description=__doc__.partition("\n\n")[0]
     )
     add, usual = parser.add_argument, "(default: %(default)s)"
-    flow = "linear, the modes of these images; or a bundled name, a directory, a Hub id"
+    flow = "linear, the modes of these images; cosine; or a bundled name, a directory, a Hub id"
     add("--data-dir", required=True, help="folder with a folder of images a class, or with train/")
     add("--out", type=Path, required=True, help="directory for the set; not inside the data")
     add("--copies", type=int, default=3, help=f"moved versions of each image {usual}")

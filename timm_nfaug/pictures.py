@@ -158,13 +158,13 @@ def preview_augmentation(
             seeds = [seed + 1000 * i + j % per_strength for j in range(len(at))]
             rows.append([image, *_moved(at, image, labels[i], seeds)])
             bar.update(1)
-    space, over = flow.config.architecture, ""
+    space, over = flow.config.title, ""
     if augment.size is not None:
         space, over = f"latent {space}", f" over latents of images of {augment.size} px"
     titles = ["original", *(f"{space}, s {a.strength:g}" for a in at)]
     caption = (
         f"A row is one image: as it is, then moved {per_strength} times at each strength s, along "
-        f"{modes} modes of the flow {flow.config.architecture}{over}. s 0.5 is the default of --aug "
+        f"{modes} modes of the flow {flow.config.title}{over}. s 0.5 is the default of --aug "
         "nfa. The moves are random; under each strength the same ones come in the same order."
     )
     if guessing:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .flows.cosine import cosine_flow
 from .flows.model import ConditionalFlow
 from .grid import CELL, FORMATS, PHOTO_CELL, check_picture_name, write_picture
-from .hub import LINEAR
+from .hub import COSINE, LINEAR
 from .integration.classes import evenly
 from .integration.folder import fit_to, linear_to_fit, training_set
 from .moves import list_moves
@@ -58,7 +59,7 @@ def find_images(
 
 
 def _draw(args: argparse.Namespace) -> Image.Image:
-    flow = _fitted(args) if args.flow == LINEAR else ConditionalFlow.from_pretrained(args.flow)
+    flow = _flow(args)
     latent: dict[str, Any] = {"autoencoder": args.autoencoder}
     if args.flow != LINEAR:
         check_space(args.space, flow.config.latent)
@@ -85,6 +86,15 @@ def _draw(args: argparse.Namespace) -> Image.Image:
     return preview_augmentation(flow, images, strengths, folders=folders, **settings)
 
 
+def _flow(args: argparse.Namespace) -> ConditionalFlow:
+    """The flow that --flow names."""
+    if args.flow == LINEAR:
+        return _fitted(args)
+    if args.flow == COSINE:
+        return cosine_flow(modes=32 if args.modes is None else args.modes)
+    return ConditionalFlow.from_pretrained(args.flow)
+
+
 def _folder(path: Path, root: Path) -> str:
     return "" if path.parent == root else path.parent.name
 
@@ -108,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     what = "Draws what NFA does to your images; the picture says what its cells are."
     parser = argparse.ArgumentParser("timm-nfaug preview", description=what)
     add, usual = parser.add_argument, "(default: %(default)s)"
-    flows = "linear: the modes of --images; or a bundled name, a directory, a Hub id"
+    flows = "linear: the modes of --images; cosine; or a bundled name, a directory, a Hub id"
     add("--flow", default=LINEAR, help=f"{flows} {usual}")
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
     add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")

@@ -22,11 +22,12 @@ from torch import Tensor
 from benchmarks.analysis.frozen import BATCH, Classifier
 from benchmarks.cifar.arms import RANDAUGMENT, apply_policy
 from benchmarks.cifar.classifier import seed_globals
-from timm_nfaug import ConditionalFlow, NFAugment, create_flow, lift, pixels
+from timm_nfaug import ConditionalFlow, NFAugment, lift, pixels
 from timm_nfaug._utils.progress import progress
 from timm_nfaug.autoencoder import Autoencoder
 from timm_nfaug.change import LatentChange, add_change
 from timm_nfaug.fit import fit_flow, latent_flow
+from timm_nfaug.flows.cosine import cosine_flow
 from timm_nfaug.integration.pillow import guard_posterize
 from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
@@ -34,12 +35,6 @@ from train_flow.schedule import generator
 
 VERSIONS = 2  # of each image
 SIDE = 32  # pixels of `linear` and of the shading
-COLOURS = (
-    (1.0, 1.0, 1.0),
-    (1.0, 0.0, -1.0),
-    (1.0, -2.0, 1.0),
-)  # grey, blue to red, magenta to green
-CHROMA = 0.24  # of each colour over grey: 94% of the energy of 32 is grey, as in photographs
 
 Latents = list[tuple[Tensor, Tensor]]  # batches of latents (B, c, h, w) and labels (B,)
 
@@ -90,27 +85,9 @@ def linear_modes(images: Images, modes: int) -> ConditionalFlow:
 
 
 def shading(like: ConditionalFlow, modes: int) -> ConditionalFlow:
-    """The data-free control: cosine images with a 1/f spectrum, of the energy that `like` has.
-
-    The lowest frequencies along both axes, in grey and two colours: what makes photographs darker
-    on one side, without having seen one.
-    """
-    grid = (torch.arange(SIDE) + 0.5) * torch.pi / SIDE
-    found = []
-    for u in range(8):
-        for v in range(8):
-            plane = torch.outer(torch.cos(u * grid), torch.cos(v * grid))
-            for i, colour in enumerate(COLOURS):
-                image = plane * torch.tensor(colour).view(3, 1, 1)
-                std = (CHROMA if i else 1.0) / max(1.0, float(np.hypot(u, v)))
-                found.append((std, image.flatten() / image.norm()))
-    found = sorted(found, key=lambda pair: -pair[0])[:modes]
-    std = torch.tensor([s for s, _ in found])
-    std *= like.prior.mode_std[0, :modes].norm() / std.norm()
-    flow = create_flow(
-        "linear", input_size=(3, SIDE, SIDE), num_classes=1, prior={"num_modes": modes}
-    )
-    flow.prior.set_modes(torch.stack([m for _, m in found])[None], std[None])
+    """The data-free control: cosine images (`timm_nfaug.flows.cosine`), of the energy of `like`."""
+    flow = cosine_flow((3, SIDE, SIDE), modes)
+    flow.prior.mode_std *= like.prior.mode_std[0, :modes].norm() / flow.prior.mode_std.norm()
     return flow
 
 

@@ -22,6 +22,7 @@ from .._utils.notices import NFAWarning
 from ..augment import NFAugment
 from ..fit import SIDES
 from ..grid import SMALL, check_picture_name, write_picture
+from ..hub import COSINE, LINEAR
 from ..integration.classes import evenly
 from ..integration.flags import nfa_string
 from ..integration.pillow import guard_posterize
@@ -100,10 +101,18 @@ def _problems(found: Survey) -> list[str]:
     return said
 
 
-def _fit(found: Survey, settings: dict[str, Any]) -> NFAugment:
+def _augment(found: Survey, args: argparse.Namespace, aug: str) -> NFAugment | None:
+    """NFA as the flags ask for it; None where there are too few images to find modes in."""
+    settings = parse_config(aug)
+    own: dict[str, Any] = {k: settings[k] for k in ("strength", "modes", "kind") if k in settings}
+    if args.nfa_flow == COSINE:
+        return NFAugment.from_cosine(p=1.0, seed=0, **own) if found.usable else None
+    return _fit(found, own) if len(found.usable) > 1 else None
+
+
+def _fit(found: Survey, own: dict[str, Any]) -> NFAugment:
     """NFA with the modes of the small copies, all images together, as ``-lnone`` takes them."""
     images = torch.stack([pil_to_tensor(found.looks[i].small) for i in found.usable])
-    own = {k: settings[k] for k in ("strength", "modes", "kind") if k in settings}
     size = (3, SIDE, SIDE)
     return NFAugment.from_data([(images,)], input_size=size, labels="none", p=1.0, seed=0, **own)
 
@@ -168,18 +177,20 @@ def _about(found: Survey) -> list[Line]:
 
 def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list[Line]:
     """What to try, what it costs and what to type; draws the picture."""
-    rule = rule_for(statistics.median(found.counts.values()))
+    rule, cosine = rule_for(statistics.median(found.counts.values())), args.nfa_flow == COSINE
     sides = sorted(max(look.size) for look in found.looks.values())
     side = args.img_size or (sides[-1] if sides[-1] <= SMALL else 224)
     images = [square(found.dataset, i, side) for i in evenly(found.usable, TIMED)]
     nfa, policy = _cost(augment, images)
     _draw(found, args.out, augment, side)
-    first = f"--aug {rule.aug}" if rule.aug else f"RandAugment first (--aa {RANDAUGMENT})"
-    measured = f"{rule.cell} ({SCOPE})"
+    flow = f" --nfa-flow {COSINE}" * cosine
+    first = f"--aug {rule.aug}{flow}" if rule.aug else f"RandAugment first (--aa {RANDAUGMENT})"
+    measured = f"{'by modes of the images, not cosine: ' * cosine}{rule.cell} ({SCOPE})"
     if side > 32:
         measured += "; no accuracy measured on larger images"
     data = shlex.quote(str(args.data)) + (f" --dataset {args.dataset}" if args.dataset else "")
-    policy_of = f"--aug {args.aug or rule.aug}" if args.aug or rule.aug else f"--aa {RANDAUGMENT}"
+    aug = args.aug or rule.aug or "nfa" * cosine
+    policy_of = f"--aug {aug}{flow}" if aug else f"--aa {RANDAUGMENT}"
     command = (
         f"timm-nfaug train path/to/train.py --data-dir {data} --model resnet18 "
         f"--num-classes {len(found.counts)} --img-size {side} {policy_of}"
@@ -188,11 +199,12 @@ def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list
         ("try", f"{first}, for up to {rule.most:g} images a class" if rule.aug else
                 f"{first}: no gain of NFA measured with so many images a class"),
         ("measured", measured),
-        ("modes", f"{_modes_of(augment)} of {augment.modes}, of all images together"),
+        ("modes", f"{augment.modes}, cosine images, of no data" if cosine else
+                  f"{_modes_of(augment)} of {augment.modes}, of all images together"),
         ("cost", f"{nfa:.0f} us an image at {side} px, RandAugment {policy:.0f} us "
                  f"(one thread, {len(images)} of these images)"),
         ("picture", f"{args.out}: {min(SHOWN, len(found.usable))} images before and after"),
-        *_latent(sides, command, args.aug or rule.aug or "nfa"),
+        *_latent(sides, command, aug or "nfa"),
         ("next", command),
     ]  # fmt: skip
 
@@ -223,7 +235,7 @@ def _report(found: Survey, args: argparse.Namespace) -> tuple[list[Line], bool]:
     """The lines (what, text) to print, problems first, and whether NFA would work."""
     said, about = _problems(found), _about(found)
     aug = args.aug or rule_for(statistics.median(found.counts.values())).aug or "nfa"
-    augment = _fit(found, parse_config(aug)) if len(found.usable) > 1 else None
+    augment = _augment(found, args, aug)
     modes = 0 if augment is None else _modes_of(augment)
     if augment is not None and modes:
         if modes < augment.modes:
@@ -254,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--img-size", type=int, metavar="N", help=size)
     settings = "settings to look at (default: recommended ones)"
     add("--aug", type=nfa_string, metavar="NFA", help=settings)
+    flow = f"{LINEAR}, modes of the images, or {COSINE}, of no data (default: %(default)s)"
+    add("--nfa-flow", choices=(LINEAR, COSINE), default=LINEAR, help=flow)
     add("--out", type=Path, default=Path("preview.png"), help="picture (default: %(default)s)")
     args = parser.parse_args(argv)
     check_picture_name(parser, args.out)

@@ -7,7 +7,10 @@ from typing import Any
 from .. import hub
 from ..stored import CONFIG_NAME, WEIGHTS_NAME, read_config
 
-WITHOUT_FILE = {"name": hub.LINEAR, "about": "modes of your own data: no file"}
+WITHOUT_FILE = [
+    {"name": hub.LINEAR, "about": "modes of your own data: no file"},
+    {"name": hub.COSINE, "about": "smooth shading, modes of no data: no file"},
+]
 COLUMNS = ("name", "size", "classes", "data", "bits/dim", "class accuracy", "file")
 
 
@@ -55,7 +58,7 @@ def _table(flows: list[dict[str, Any]]) -> str:
     rows = [list(COLUMNS), *map(_row, flows)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-    lines.insert(1, f"{WITHOUT_FILE['name']:{widths[0]}}  {WITHOUT_FILE['about']}")
+    lines[1:1] = [f"{known['name']:{widths[0]}}  {known['about']}" for known in WITHOUT_FILE]
     return "\n".join(lines)
 
 
@@ -65,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     >>> main(["conv_p4_tiny.digits"])  # doctest: +ELLIPSIS
     name ...
     linear               modes of your own data: no file
+    cosine               smooth shading, modes of no data: no file
     conv_p4_tiny.digits  1 x 8 x 8  10 ...
     """
     parser = argparse.ArgumentParser(
@@ -78,4 +82,4 @@ def main(argv: list[str] | None = None) -> None:
         flows = [describe(name) for name in args.names or hub.bundled_flows()]
     except (ValueError, OSError) as e:
         parser.exit(1, f"error: {e}\n")
-    print(json.dumps([WITHOUT_FILE, *flows], indent=1) if args.json else _table(flows))
+    print(json.dumps([*WITHOUT_FILE, *flows], indent=1) if args.json else _table(flows))

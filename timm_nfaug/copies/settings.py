@@ -8,7 +8,7 @@ from typing import Any
 from ..augment import NFAugment
 from ..config import settings_string
 from ..data.cache import digest
-from ..hub import LINEAR
+from ..hub import COSINE, LINEAR
 from ..integration.fit import _check_classes
 from ..integration.folder import ImageFiles, describe, fit_to, linear_to_fit
 from ..saved import settings_of
@@ -35,7 +35,10 @@ def start(args: argparse.Namespace, dataset: ImageFiles) -> NFAugment:
     if own:
         return linear_to_fit(dataset, settings, args.size, autoencoder)
     latent = {"autoencoder": autoencoder, "size": args.size}
-    augment = NFAugment.from_pretrained(args.flow, **settings, **latent)
+    if args.flow == COSINE:
+        augment = NFAugment.from_cosine(**settings, **latent)
+    else:
+        augment = NFAugment.from_pretrained(args.flow, **settings, **latent)
     check_space(args.space, augment.flow.config.latent)
     return augment
 

@@ -23,6 +23,7 @@ from .._utils.notices import NFAError
 from .._utils.random import process_rank
 from ..augment import PARTS, NFAugment
 from ..data.transforms import set_transform
+from ..hub import COSINE, LINEAR
 from ..reading import WorkerLoader, count_images, message_of, naming
 from ..unchanged import say_fitted
 from .classes import class_names, class_to_idx, evenly, spread, stored_labels
@@ -49,9 +50,11 @@ def _check_channels(augment: NFAugment, given: int, source: str = "the loader gi
             "RGB, or move their pixels, without an autoencoder"
         )
     if given != taken:
+        flow = getattr(augment, "flow", None)
+        own = COSINE if flow is not None and flow.config.title == COSINE else LINEAR
         raise NFAError(
             f"the flow takes images of {taken} channels, {source} {given}; convert the images, "
-            f"take --nfa-flow linear with --in-chans {given}, or train a flow on such images"
+            f"take --nfa-flow {own} with --in-chans {given}, or train a flow on such images"
         )
 
 

@@ -13,7 +13,7 @@ from ..fit import SIDES, latent_flow, latent_side
 from ..flows.model import ConditionalFlow
 from ..flows.registry import create_flow
 from ..from_string import nf_augment_transform
-from ..hub import LINEAR
+from ..hub import COSINE, LINEAR
 from ..moves import list_moves
 from ..saved import settings_for_fit
 from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_autoencoder
@@ -21,6 +21,8 @@ from ..spec import parse_config
 from .fit import _check_channels
 
 PLACES = ("batch", "dataset")
+SIDE = 32  # of modes of pixels, at most
+CHEAP = "a linear flow costs next to nothing without: drop --nfa-cache"
 
 
 def nfa_string(text: str) -> str:
@@ -50,7 +52,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "nfa-s0.5-k32-p0.5-mpca-lnone (default: off)"
     )
     flow = (
-        f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; or a bundled name, "
+        f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; {COSINE}, smooth "
+        "shading that needs no data; or a bundled name, "
         "e.g. conv_p4_small.cifar10, a directory, a Hub id org/name; a saved augmentation "
         f"brings the settings that --aug does not name (default: {LINEAR})"
     )
@@ -125,6 +128,8 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     if not isinstance(args.aug, str):
         raise NFAError(f"aug must be a string such as nfa-s0.5-k32-p0.5, got {args.aug!r}")
     check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
+    if args.nfa_flow == COSINE:
+        return _cosine(args)
     return _linear(args, shape) if args.nfa_flow == LINEAR else _pretrained(args)
 
 
@@ -144,6 +149,20 @@ def _pretrained(args: Any) -> NFAugment:
     return augment
 
 
+def _cosine(args: Any) -> NFAugment:
+    """The augmentation by cosine images, which looks at no data."""
+    if args.nfa_fit:
+        raise NFAError(f"{COSINE} has nothing to fit: drop --nfa-fit, or take --nfa-flow {LINEAR}")
+    if args.nfa_cache:
+        raise NFAError(CHEAP)
+    check_space(args.nfa_space, {}, "--nfa-")
+    channels, side = _asked_size(args)
+    size = min(SIDE, side or SIDE)  # larger images go through the lift
+    latent = {"autoencoder": args.nfa_autoencoder, "size": args.nfa_size}  # refused
+    settings = parse_config(args.aug) | latent | {"strict": args.nfa_strict}
+    return NFAugment.from_cosine(input_size=(channels or 3, size, size), **settings)
+
+
 def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
     """The augmentation by eigen-images, or by modes of latents, none of which are known yet."""
     (channels, side), settings = _asked_size(args), parse_config(args.aug)
@@ -154,9 +173,9 @@ def _linear(args: Any, shape: tuple[int, ...] | None) -> NFAugment:
         flow = latent_flow(autoencoder, args.nfa_size or latent_side(side, autoencoder.factor))
         settings["autoencoder"] = autoencoder
     elif args.nfa_cache:
-        raise NFAError("a linear flow costs next to nothing without: drop --nfa-cache")
+        raise NFAError(CHEAP)
     else:
-        size = min(32, side)  # larger images go through the lift
+        size = min(SIDE, side)  # larger images go through the lift
         flow = create_flow(LINEAR, input_size=(channels or c, size, size))
     return NFAugment.to_fit(flow, strict=args.nfa_strict, **settings)
 

@@ -125,13 +125,15 @@ def _say_on(augment: NFAugment, place: str) -> None:
     """Says that NFA is on, and how: in the first process, to stderr where nothing logs."""
     flow, kind = getattr(augment, "flow", None), type(augment.change).__name__
     size = " x ".join(map(str, augment.change.size))
-    name = kind if flow is None else flow.config.architecture
+    name = kind if flow is None else flow.config.title
     space = kind if flow is None else "linear" if flow.is_linear else "deep"
     if augment.size is not None:
         space = f"latent, autoencoder {name_of(augment.autoencoder)}, size {augment.size}"
     classes = augment.change.num_classes
     whose = "all images" if classes == 1 else f"{classes} classes"
-    if flow is not None and (data := flow.config.info.get("data")):  # not of this training set
+    if flow is not None and "fixed_modes" in flow.config.info:
+        whose = "no images"
+    elif flow is not None and (data := flow.config.info.get("data")):  # not of this training set
         whose += f" of {' '.join(str(data).split()):.60}"
     say(
         f"NFA on: flow {name}, modes of {whose} at {size}, space {space}, "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..flows.model import ConditionalFlow as Flow
+from ..hub import COSINE
 from .base import STILL, Move, register
 
 
@@ -23,6 +24,13 @@ class Axes(Move):
     """
 
     name = "axes"
+
+    def check(self, flow: Flow) -> None:
+        super().check(flow)
+        if flow.config.title == COSINE:  # of no data, in which no pixel varies more than another
+            raise ValueError(
+                "kind axes needs the variances of your data, cosine has none: take pca"
+            )
 
     def unmoved(self, flow: Flow) -> Tensor:
         return flow.prior.variance.amax(1).sqrt() < STILL  # that of one image is not quite 0
