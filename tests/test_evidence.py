@@ -135,7 +135,9 @@ def test_colour_pca_moves_as_the_colours_vary(data):
     assert torch.equal(moved[:, :, 0, 0], moved[:, :, 17, 5])
     pixels = normalize(data.levels).transpose(0, 1).flatten(1) / 2
     wanted = 0.25 * torch.cov(pixels)
-    assert torch.allclose(torch.cov(moved[:, :, 0, 0].T), wanted, rtol=0.05, atol=2e-3)  # 20,000 draws
+    assert torch.allclose(
+        torch.cov(moved[:, :, 0, 0].T), wanted, rtol=0.05, atol=2e-3
+    )  # 20,000 draws
 
 
 def test_pushed_moves_raise_the_loss_and_keep_their_length(data):
