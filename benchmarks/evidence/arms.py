@@ -14,21 +14,32 @@ from benchmarks.cifar.arms import Arm, Policy, Settings, fitted, linear_flow
 from benchmarks.cifar.arms.base import NFAStep
 from benchmarks.cifar.arms.policies import randaugment as timm_randaugment
 from benchmarks.evidence import changes
+from benchmarks.evidence.copies import CopiesArm, copies_of
 from benchmarks.evidence.either import EitherOr
 from timm_nfaug.augment import NFAugment
 from train_flow.data import Images
 
 Values = dict[str, float]
 Make = Callable[[Images, Values, "Flow | None"], Arm]
-BEFORE = "before"  # the crop, where `NFADataset` and train.py move images
+LINEAR = "linear"
+SIDE = 64  # pixels at which an autoencoder sees small images, as `NFAugment` chooses it
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The flow of an arm: a name for `from_pretrained`, and what its network was trained on."""
+    """The flow of an arm, or the autoencoder of one that moves latents.
+
+    Attributes:
+        name: what the record calls it.
+        trained_on: what its network has seen.
+        where: what `from_pretrained` loads; by default the name.
+        autoencoder: of a flow over latents; with `name` "linear" the modes are those of its latents.
+    """
 
     name: str
     trained_on: str
+    where: str = ""
+    autoencoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,14 +50,15 @@ class Entry:
         label: what the tables call it.
         make: from the training images, a setting of `grid` and the flow to the arm.
         grid: the settings that the search tries; the first is the usual one.
-        flow: whether it takes a deep flow.
+        flow: whether it takes a deep flow or an autoencoder.
+        longer: times the epochs of the recipe.
     """
 
     label: str
     make: Make
     grid: tuple[Values, ...] = ({},)
     flow: bool = False
-    longer: float = 1.0  # times the epochs of the recipe
+    longer: float = 1.0
 
 
 def grid(**values: tuple[float, ...]) -> tuple[Values, ...]:
@@ -106,7 +118,11 @@ def modes(data: Images, s: Values, flow: Flow | None, labels: str, move: str = "
     if flow is None:
         base = linear_flow(data)
     else:
-        base = nfa.ConditionalFlow.from_pretrained(flow.name).to(data.levels.device).eval()
+        base = (
+            nfa.ConditionalFlow.from_pretrained(flow.where or flow.name)
+            .to(data.levels.device)
+            .eval()
+        )
         base.set_net_dtype(changes.NET_DTYPE)
     return fitted(base, data, Settings(strength=s["strength"], p=s["p"], move=move), labels)
 
@@ -135,6 +151,18 @@ def either(data: Images, s: Values, flow: Flow | None) -> Arm:
     """Each image gets RandAugment or a move, never both and never neither."""
     move = modes(data, {"p": 1.0, **s}, flow, "none")
     return EitherOr(NFAStep(move), policy(data, s["magnitude"]))
+
+
+def latent(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """Moved copies through an autoencoder, along pooled modes of the run's own latents."""
+    assert flow is not None
+    how = {"strength": s["strength"], "p": 1.0, "autoencoder": flow.autoencoder}
+    pairs = list(zip(data.levels.split(100), data.labels.split(100), strict=True))
+    if flow.name == LINEAR:
+        augment = NFAugment.from_data(pairs, size=SIDE, **how)
+    else:
+        augment = NFAugment.from_pretrained(flow.where or flow.name, **how).fit(pairs)
+    return CopiesArm(copies_of(data, augment), s["p"])
 
 
 def adversarial(data: Images, s: Values, flow: Flow | None) -> Arm:
@@ -167,5 +195,7 @@ ENTRIES: dict[str, Entry] = {
     "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),
     "randaugment+flow": Entry("RandAugment, on NFA deep flow (joint)", on_top, BOTH, flow=True),
     "randaugment|flow": Entry("RandAugment or NFA deep flow (joint)", either, BOTH, flow=True),
+    "latent-linear": Entry("NFA latent linear, pooled modes, 8 copies", latent, MOVES, flow=True),
+    "latent-deep": Entry("NFA latent deep flow, pooled modes, 8 copies", latent, MOVES, flow=True),
     "adversarial": Entry("NFA linear, moves up the loss", adversarial, grid(step=(0.5, 2.0), p=(0.5, 1.0))),
 }  # fmt: skip

@@ -6,14 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.cifar.quick import QuickRecipe
-from benchmarks.evidence.arms import ENTRIES, Flow, grid
+from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow, grid
 
 SEEDS = (0, 1, 2, 3, 4)  # of what is reported
 SEARCH_SEED = 100  # of what is chosen: other images, another start
 HELD = 0.1  # share of the training images that choices are made on, and no training sees
 
 CIFAR10 = "CIFAR-10"
-JOINT = Flow("conv_p4_small.cifar10", "all training images, with labels")
+TAEF2 = "taef2"
+LABELLED = "all training images, with labels"
+JOINT = Flow("conv_p4_small.cifar10", LABELLED)
+GLEM = Flow("conv_p4_small_glem.cifar10", LABELLED)
+ML = Flow("conv_p4_small_ml.cifar10", LABELLED)
+LATENT = Flow("conv_latent_64.cifar10", "all training images, without labels", autoencoder=TAEF2)
+FLOWS = {
+    **dict.fromkeys(("flow-joint", "flow-joint-axes", "randaugment+flow", "randaugment|flow"), JOINT),
+    **dict.fromkeys(("glem", "glem-axes"), GLEM), "flow-ml": ML, "latent-deep": LATENT,
+    "latent-linear": Flow(LINEAR, "the run's own images", autoencoder=TAEF2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,9 +54,6 @@ class Cell:
     size: int = 32  # pixels
     corrupted: int = 1000  # test images under every corruption
 
-
-DEEP = ("flow-joint", "flow-joint-axes", "randaugment+flow", "randaugment|flow")
-FLOWS = dict.fromkeys(DEEP, JOINT)
 
 FEW = Cell(
     "cifar10-50", CIFAR10, 50, 0.01, "quick classifier of half width", QuickRecipe(width=32, batch_size=100, views=2),

@@ -24,9 +24,10 @@ from torch.multiprocessing import get_context
 from benchmarks.cifar.classifier import test, train
 from benchmarks.core import records
 from benchmarks.core.common import command_line, environment, flow_title
-from benchmarks.evidence.arms import ENTRIES, Flow
+from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED, Cell
 from benchmarks.evidence.choices import chosen, tuned_recipe
+from timm_nfaug.hub import bundled_flows
 from train_flow.data import Images, load_data, stratified_split
 
 SUITE = "evidence"
@@ -70,12 +71,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--arms", nargs="+", choices=ENTRIES, metavar="ARM", help="some of the cell's arms")
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--jobs", type=int, default=1, help="trainings at once, each in a process of its own")
+    add(
+        "--flows",
+        type=Path,
+        help="directory with the flows that do not come with the package, NAME/flow",
+    )
+    add("--autoencoder", default="", help="of the arms that move latents, e.g. FILE.py:FUNCTION")
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
     add("--time-limit", type=float, default=float("inf"), help="seconds")
     add("--record", type=Path, help="a file of runs; default: benchmarks/results/evidence.jsonl")
     args = parser.parse_args(argv)
-    args.arms = args.arms or CELLS[args.cell].arms
+    cell = CELLS[args.cell]
+    args.arms = args.arms or list(cell.arms)
+    lacking = {arm: text for arm in args.arms if (text := lacks(cell, arm, args))}
+    for arm, text in lacking.items():
+        print(f"{arm} is left out: {text}")
+    args.arms = [arm for arm in args.arms if arm not in lacking]
     args.command = command_line("benchmarks.evidence.run", argv)
     return args
 
@@ -163,11 +175,28 @@ def describe(
 
 
 def flow_of(cell: Cell, arm: str) -> Flow | None:
-    if not ENTRIES[arm].flow:
+    return cell.flows[arm] if ENTRIES[arm].flow else None
+
+
+def found_flow(cell: Cell, arm: str, args: argparse.Namespace) -> Flow | None:
+    """The flow of an arm with where it lies on this machine."""
+    if (flow := flow_of(cell, arm)) is None:
         return None
-    if arm not in cell.flows:
-        raise LookupError(f"{cell.name} names no flow for {arm}")
-    return cell.flows[arm]
+    own = args.flows / flow.name / "flow" if args.flows else None
+    where = str(own) if own and own.is_dir() else flow.name
+    return dataclasses.replace(flow, where=where, autoencoder=flow.autoencoder and args.autoencoder)
+
+
+def lacks(cell: Cell, arm: str, args: argparse.Namespace) -> str:
+    """What an arm needs and this command does not give; nothing where it can run."""
+    if not (flow := found_flow(cell, arm, args)):
+        return ""
+    if flow_of(cell, arm).autoencoder and not flow.autoencoder:
+        return "it moves latents: give --autoencoder"
+    bundled = flow.name == LINEAR or flow.name in bundled_flows()
+    if not bundled and not Path(flow.where).is_dir():
+        return f"no {flow.name}/flow in --flows; train it as docs/evidence.md says"
+    return ""
 
 
 def execute(run: dict) -> dict:
@@ -179,7 +208,7 @@ def execute(run: dict) -> dict:
     data = some(pool, cell.per_class, seed).to(torch.device(args.device))
     start = time.perf_counter()
     settings = {k: values[k] for k in entry.grid[0]}
-    arm = entry.make(data, settings, flow_of(cell, run["arm"]))
+    arm = entry.make(data, settings, found_flow(cell, run["arm"], args))
     fit = time.perf_counter() - start
     model, cost = train(data, arm, recipe, seed)
     corrupted = cell.corrupted if run["split"] == "test" else 0

@@ -1,0 +1,46 @@
+"""Moved copies of every image, made once before the training: what an expensive space costs then is charged once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.cifar.arms import Arm
+from timm_nfaug.augment import NFAugment
+from train_flow.data import Images
+
+COUNT = 8  # copies of each image
+BATCH = 100
+
+
+class CopiesArm(Arm):
+    """Takes one of an image's moved copies with probability `p`, and the image itself otherwise.
+
+    Args:
+        copies: uint8 (N, COUNT, C, H, W), in the order of the training images.
+    """
+
+    def __init__(self, copies: Tensor, p: float):
+        super().__init__()
+        self.copies, self.p = copies, p
+
+    def take(self, data: Images, index: Tensor, g: torch.Generator) -> Tensor:
+        moved = (torch.rand(len(index), generator=g) < self.p).to(index.device)
+        which = torch.randint(self.copies.shape[1], (len(index),), generator=g).to(index.device)
+        copies = self.copies[index, which]  # (B, C, H, W)
+        return torch.where(moved.view(-1, 1, 1, 1), copies, data.levels[index])
+
+
+@torch.no_grad()
+def copies_of(data: Images, augment: NFAugment, count: int = COUNT) -> Tensor:
+    """Moves every image `count` times: uint8 (N, count, C, H, W).
+
+    Args:
+        augment: of p 1.
+    """
+    g = torch.Generator().manual_seed(0)
+    made = []
+    for levels, labels in zip(data.levels.split(BATCH), data.labels.split(BATCH), strict=True):
+        versions = [augment(levels, labels, generator=g)[0] for _ in range(count)]
+        made.append(torch.stack(versions, 1))
+    return torch.cat(made)
