@@ -189,6 +189,7 @@ def in_process(monkeypatch):
             return future
 
     monkeypatch.setattr(run, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(run, "end_with_parent", lambda: None)
 
 
 def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path, in_process):

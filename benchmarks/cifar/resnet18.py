@@ -21,10 +21,8 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
-import os
 import re
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -40,6 +38,7 @@ from benchmarks.cifar.options import PAPER, TRAIN, parse
 from benchmarks.core import records
 from benchmarks.core.common import ROOT, environment, flow_title
 from timm_nfaug._utils.files import write_atomically
+from timm_nfaug._utils.processes import end_with_parent
 from timm_nfaug.flows.model import ConditionalFlow
 from train_flow.config import load_config
 from train_flow.data import Images, load_data, stratified_split
@@ -125,9 +124,7 @@ def side_by_side(
 
 def init_worker(args: argparse.Namespace, data: Images, vals: dict[str, Images]) -> None:
     """Starts a process of `side_by_side`, which ends when the one that started it does."""
-    threading.Thread(
-        target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True
-    ).start()
+    end_with_parent()
     torch.set_num_threads(args.threads)
     init_process(args, data, vals)
 

@@ -57,7 +57,7 @@ class Cell:
 
 FEW = Cell(
     "cifar10-50", CIFAR10, 50, 0.01, "quick classifier of half width", QuickRecipe(width=32, batch_size=100, views=2),
-    tuning=grid(epochs=(60, 120, 240), max_lr=(0.2, 0.4), weight_decay=(1e-2, 2e-2)),
+    tuning=grid(epochs=(60, 120), max_lr=(0.2, 0.4), weight_decay=(5e-3, 1e-2, 2e-2)),
     flows=FLOWS,
 )  # fmt: skip
 TENTH = Cell(

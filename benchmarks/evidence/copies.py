@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cifar.arms import Arm
+from timm_nfaug import pixels
 from timm_nfaug.augment import NFAugment
+from timm_nfaug.change import add_change
+from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
 
 COUNT = 8  # copies of each image
@@ -33,14 +36,17 @@ class CopiesArm(Arm):
 
 @torch.no_grad()
 def copies_of(data: Images, augment: NFAugment, count: int = COUNT) -> Tensor:
-    """Moves every image `count` times: uint8 (N, count, C, H, W).
+    """Moves every image `count` times, encoding it once: uint8 (N, count, C, H, W).
 
     Args:
-        augment: of p 1.
+        augment: with modes of all images together; its `p` is not used.
     """
-    g = torch.Generator().manual_seed(0)
+    change, g = augment.change, torch.Generator().manual_seed(0)
     made = []
-    for levels, labels in zip(data.levels.split(BATCH), data.labels.split(BATCH), strict=True):
-        versions = [augment(levels, labels, generator=g)[0] for _ in range(count)]
-        made.append(torch.stack(versions, 1))
+    for levels in data.levels.split(BATCH):
+        x = pixels.levels_to_model(levels)
+        noise = draw_noise(count * len(x), change.noise_size, g)
+        moves, _, _ = change.bounded(lambda x=x: x, torch.zeros(len(noise), dtype=int), noise)
+        moved = add_change(levels.repeat(count, 1, 1, 1), moves)
+        made.append(moved.unflatten(0, (count, len(x))).transpose(0, 1))
     return torch.cat(made)

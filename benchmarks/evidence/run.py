@@ -27,6 +27,7 @@ from benchmarks.core.common import command_line, environment, flow_title
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED, Cell
 from benchmarks.evidence.choices import chosen, tuned_recipe
+from timm_nfaug._utils.processes import end_with_parent
 from timm_nfaug.hub import bundled_flows
 from train_flow.data import Images, load_data, stratified_split
 
@@ -94,6 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def start_worker(args: argparse.Namespace) -> None:
     """Loads the images of the cell, once for all trainings of a process."""
+    end_with_parent()
     torch.set_num_threads(args.threads)
     cell = CELLS[args.cell]
     pool, splits = load(cell, args.data_dir)

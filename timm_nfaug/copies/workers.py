@@ -1,13 +1,11 @@
 """Shards made by processes of this machine, which end with the one that started them."""
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
 
+from .._utils.processes import end_with_parent
 from .job import Job, Shard
 from .shards import Record, make_shard
 
@@ -29,7 +27,7 @@ def made_by_processes(job: Job, shards: Iterable[Shard], processes: int) -> Iter
         return
     # not forked: threads of torch would not survive it
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent)
     try:
         yield from _gathered(pool, job, shards, processes * AHEAD)
     except BrokenProcessPool as e:
@@ -53,15 +51,3 @@ def _gathered(
     while waiting:
         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in done)
-
-
-def _end_with_parent() -> None:
-    """Ends this process as soon as its parent is gone: a killed one must leave nobody who writes."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
