@@ -1,0 +1,1 @@
+"""Fine-tuning of networks pretrained on ImageNet, with few images per class."""
