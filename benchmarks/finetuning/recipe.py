@@ -2,7 +2,7 @@
 
 The parts are timm's: optimizer factory, cosine schedule with warm-up, mean and standard deviation of
 the model. What makes it fit for one CPU core: batch norm keeps the statistics of the pretraining and
-is folded into the convolutions, the first stages can be frozen, tests run in bfloat16.
+is folded into the convolutions, and the first stages are frozen.
 """
 
 from __future__ import annotations
@@ -57,10 +57,8 @@ class FinetuneRecipe:
     flip: bool = True  # False where left and right differ, as on traffic signs
     smoothing: float = 0.1  # of labels
     views: int = 1  # of an image in a test: see `classifier.logits_of`
-    bf16: bool = False  # autocast in training; on a CPU float32 is faster unless all is frozen
-    test_bf16: bool = (
-        False  # autocast in tests of what was trained in float32, whatever surrounds it
-    )
+    bf16: bool = False  # autocast; on a CPU float32 trains faster unless all is frozen
+    test_bf16: bool = False  # autocast in tests alone: twice as fast on a CPU, a few answers change
     compile: bool = False
 
     def __post_init__(self):
