@@ -44,8 +44,8 @@ class FinetuneRecipe:
     epochs: int = 20
     batch_size: int = 32
     optim: str = "adamw"  # a name for timm.optim.create_optimizer_v2; its sgd has Nesterov momentum
-    lr: float = 5e-4
-    head_lr: float = 3.0  # times the learning rate
+    lr: float = 2.5e-4
+    head_lr: float = 4.0  # times the learning rate
     momentum: float = 0.9  # of the optimizers that have one
     weight_decay: float = 0.05  # not of biases and scales
     warmup: float = 0.1  # share of the steps
