@@ -12,6 +12,7 @@ from benchmarks.core import records
 from benchmarks.evidence import cells, changes, choices, run, tables
 from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
+from benchmarks.evidence.data import Pool, load, training_images
 from benchmarks.evidence.either import EitherOr
 from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
@@ -66,9 +67,10 @@ def test_nothing_reported_was_chosen_on_its_test_images(name):
 
 def test_the_held_out_images_are_in_no_training(image_folder):
     cell = dataclasses.replace(CELLS["cifar10-50"], per_class=5)
-    pool, splits = run.load(cell, image_folder)
-    assert len(splits["held"]) == round(HELD * 60) and len(pool) == 60 - len(splits["held"])
-    seen = {tuple(x.flatten().tolist()) for x in run.some(pool, 5, 0).levels}
+    pool, splits = load(cell, image_folder)
+    assert len(splits["held"]) == round(HELD * 60)
+    assert len(pool.images) == 60 - len(splits["held"])
+    seen = {tuple(x.flatten().tolist()) for x in pool.pick(5, 0).levels}
     assert not seen & {tuple(x.flatten().tolist()) for x in splits["held"].levels}
 
 
@@ -220,8 +222,30 @@ def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path, in_process):
 
 
 def test_images_of_a_class_differ_by_seed_and_are_as_many_as_asked(data):
-    a, b = run.some(data, 5, 0), run.some(data, 5, 1)
+    pool = Pool(data)
+    a, b = pool.pick(5, 0), pool.pick(5, 1)
     assert a.labels.bincount().tolist() == b.labels.bincount().tolist() == [5, 5, 5]
     assert not torch.equal(a.levels, b.levels)
     with pytest.raises(ValueError, match="class a has 20 images, not 21"):
-        run.some(data, 21, 0)
+        pool.pick(21, 0)
+
+
+def test_held_out_tracks_are_in_no_training(data, tmp_path):
+    """Frames of one track are near-copies: none of them may be on both sides."""
+    from PIL import Image
+
+    for k in range(2):
+        for track in range(4):
+            for frame in range(3):
+                for split in ("train", "val"):
+                    path = tmp_path / split / f"{k:02d}" / f"{track:05d}_{frame:05d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (8, 8), (10 * k, 40 * track, frame)).save(path)
+    cell = dataclasses.replace(CELLS["finetune-gtsrb-25"], per_class=3, size=8)
+    pool, splits = load(cell, tmp_path)
+    held = {(x[0, 0, 0].item(), x[1, 0, 0].item()) for x in splits["held"].levels}
+    picked = training_images(pool, cell, 0)
+    assert picked.levels.shape == (6, 3, 96, 96) == (6, *splits["test"].levels.shape[1:])
+    own = [(x[0, 0, 0].item(), x[1, 0, 0].item()) for x in picked.levels]
+    assert len(held) == 2 and not held & set(own)
+    assert len(set(own)) == 6, "two frames of one track while another has none"

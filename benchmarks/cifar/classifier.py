@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -32,6 +32,8 @@ from train_flow.schedule import generator
 
 # purposes of random numbers, apart from those of a flow's training
 ORDER, CROP, AUGMENT, FLIP = range(100, 104)
+
+TEST_PIXELS = 500 * 32 * 32  # of the images of a batch in a test
 
 # The small ones are ResNet18's shape with one block a stage and fewer channels, for comparisons on a CPU.
 MODELS = {
@@ -61,7 +63,7 @@ class Recipe:
         """Creates the classifier of the classes of `data`, on the CPU, from the global generator."""
         model = make_classifier(self.model, len(data.class_names))
         if self.init:
-            start_from(model, self.init)
+            start_from(model, self.init, ["fc.weight", "fc.bias"])
         return model
 
     def batches(self, data: Images, seed: int) -> Batches:
@@ -117,15 +119,18 @@ def load_saved(path: str | Path, classes: int) -> tuple[str, nn.Module]:
     )
 
 
-def start_from(model: nn.Module, path: str) -> None:
-    """Loads all but the head from a safetensors file of a classifier of the same model."""
+def start_from(model: nn.Module, path: str, head: Sequence[str]) -> None:
+    """Loads all but the head from a safetensors file of the same model, with or without a head.
+
+    Args:
+        head: names of the head's parameters.
+    """
     weights = load_file(path)
-    head = {name for name in weights if name.startswith("fc.")}
     try:
         found = model.load_state_dict(
             {k: v for k, v in weights.items() if k not in head}, strict=False
         )
-        lacking = set(found.missing_keys) - head | set(found.unexpected_keys)
+        lacking = set(found.missing_keys).difference(head) | set(found.unexpected_keys)
     except RuntimeError as e:  # other shapes
         lacking = {str(e).splitlines()[-1].strip()}
     if lacking:
@@ -263,9 +268,17 @@ def cpu_time() -> float:
     return sum(os.times()[:4])
 
 
-def crop_and_flip(levels: Tensor, crop: int, g: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) shifted by up to `crop` pixels, black coming in, and mirrored or not."""
-    levels = random_shift(levels, crop, g, mode="constant")
+def crop_and_flip(
+    levels: Tensor, crop: int, g: torch.Generator, border: str = "constant", flip: bool = True
+) -> Tensor:
+    """Each image (B, C, H, W) shifted by up to `crop` pixels and, with `flip`, mirrored or not.
+
+    Args:
+        border: what comes in at an edge, black or as `F.pad` has it.
+    """
+    levels = random_shift(levels, crop, g, mode=border)
+    if not flip:
+        return levels
     flipped = torch.rand(len(levels), generator=g).to(levels.device, non_blocking=True) < 0.5
     return torch.where(flipped.view(-1, 1, 1, 1), levels.flip(3), levels)
 
@@ -277,16 +290,18 @@ def penultimate(model: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logits_of(
-    model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 500, views: int = 1
+    model: nn.Module, levels: Tensor, bf16: bool, batch_size: int = 0, views: int = 1
 ) -> Tensor:
     """Logits (N, K), float32, averaged over the views of each image.
 
     Args:
+        batch_size: 0 for as many as have the pixels of 500 images of 32 px, which caches hold.
         views: 1 for the image, 2 with its mirror image, 6 for these and both shifted by a pixel to
             either side along the diagonal, at half the weight.
     """
     model.eval()
     out = []
+    batch_size = batch_size or max(1, TEST_PIXELS // levels[0, 0].numel())
     for part in levels.split(batch_size):
         total = 0.0
         with torch.autocast(levels.device.type, torch.bfloat16, enabled=bf16):

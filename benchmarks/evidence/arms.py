@@ -22,7 +22,6 @@ from train_flow.data import Images
 Values = dict[str, float]
 Make = Callable[[Images, Values, "Flow | None"], Arm]
 LINEAR = "linear"
-SIDE = 64  # pixels at which an autoencoder sees small images, as `NFAugment` chooses it
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def latent(data: Images, s: Values, flow: Flow | None) -> Arm:
     how = {"strength": s["strength"], "p": 1.0, "autoencoder": flow.autoencoder}
     pairs = list(zip(data.levels.split(100), data.labels.split(100), strict=True))
     if flow.name == LINEAR:
-        augment = NFAugment.from_data(pairs, size=SIDE, **how)
+        augment = NFAugment.from_data(pairs, **how)
     else:
         augment = NFAugment.from_pretrained(flow.where or flow.name, **how).fit(pairs)
     return CopiesArm(copies_of(data, augment), s["p"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow, grid
+from benchmarks.finetuning.recipe import FinetuneRecipe
 
 SEEDS = (0, 1, 2, 3, 4)  # of what is reported
 SEARCH_SEED = 100  # of what is chosen: other images, another start
@@ -51,8 +53,14 @@ class Cell:
     flows: dict[str, Flow] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     tuned_in: str = ""
-    size: int = 32  # pixels
+    size: int = 32  # pixels at which images are read
+    by_track: bool = False  # frames of one track are near-copies
     corrupted: int = 1000  # test images under every corruption
+
+    @property
+    def side(self) -> int:
+        """Pixels of the network's images."""
+        return getattr(self.recipe, "side", self.size)
 
 
 FEW = Cell(
@@ -73,4 +81,15 @@ WHOLE = Cell(
     arms=tuple(a for a in TENTH.arms if a != "crop-flip-long"), flows=FLOWS, seeds=(0, 1, 2), tuned_in="cifar10-500",
 )  # fmt: skip
 
-CELLS = {cell.name: cell for cell in (FEW, TENTH, WHOLE)}
+MOBILENET = "MobileNetV2 pretrained on ImageNet, 96 px"
+FINETUNE = FinetuneRecipe(weights="mobilenetv2_100", test_bf16=True)
+FINETUNE_TUNING = grid(epochs=(20, 40), lr=(1e-4, 2.5e-4, 5e-4), smoothing=(0.0, 0.1))
+FINETUNE_CIFAR10 = Cell(
+    "finetune-cifar10-25", CIFAR10, 25, 0.005, MOBILENET, FINETUNE, tuning=FINETUNE_TUNING, flows=FLOWS, corrupted=0,
+)  # fmt: skip
+FINETUNE_GTSRB = Cell(
+    "finetune-gtsrb-25", "GTSRB (32 px copies)", 25, 43 * 25 / 39209, MOBILENET,
+    dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_TUNING, flows=FLOWS, by_track=True, corrupted=0,
+)  # fmt: skip
+
+CELLS = {cell.name: cell for cell in (FEW, FINETUNE_CIFAR10, FINETUNE_GTSRB, TENTH, WHOLE)}

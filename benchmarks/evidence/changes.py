@@ -24,7 +24,7 @@ def pooled(data: Images, strength: float) -> NFAugment:
 
 def cosine(data: Images, strength: float) -> Change:
     """Data-free shading, as the package ships it."""
-    return NFAugment.from_cosine(strength, MODES, input_size=tuple(data.levels.shape[1:])).change
+    return NFAugment.from_cosine(strength, MODES).change
 
 
 class ColourPCA(Change):
@@ -54,8 +54,9 @@ class WhiteNoise(Change):
     def __init__(self, data: Images, strength: float):
         self.size = tuple(data.levels.shape[1:])
         self.noise_size = data.levels[0].numel()
-        std = pooled(data, strength).flow.prior.mode_std[0, :MODES]
-        self.std = strength * float(std.square().sum().sqrt()) / self.noise_size**0.5
+        flow = pooled(data, strength).flow
+        energy = float(flow.prior.mode_std[0, :MODES].square().sum())
+        self.std = strength * (energy / flow.dim) ** 0.5
 
     def change(self, images, y: Tensor | None, noise: Tensor) -> Tensor:
         return self.std * noise.view(-1, *self.size)
@@ -87,11 +88,11 @@ class PushedChange(ClassifierChange):
         self.noise_size = inner.noise_size
 
     def change(self, images, y: Tensor | None, noise: Tensor) -> Tensor:
-        x = lift.down(images(), self.size[1:])
-        own = torch.zeros_like(y)
+        x, own = images(), torch.zeros_like(y)
         noise = noise.to(x).requires_grad_()
         with torch.enable_grad(), self.evaluated() as model:
-            moved = (x + self.inner.change(lambda: x, own, noise)).clamp(-1, 1)
+            change = self.inner.change(lambda: x, own, noise)
+            moved = (x + lift.enlarged(change, x.shape[2:])).clamp(-1, 1)
             with torch.autocast(x.device.type, torch.bfloat16):
                 logits = model(moved * 2)
             loss = F.cross_entropy(logits.float(), y, reduction="sum")

@@ -1,6 +1,7 @@
 """Fills a cell of the evidence: tunes crop and flip, searches every arm, reports on the test images.
 
     python -m benchmarks.evidence.run --cell cifar10-50 --data-dir CIFAR
+    python -m benchmarks.evidence.run --cell finetune-cifar10-25 --data-dir CIFAR --weights FILE
 
 CIFAR is an ImageFolder tree with train/ and val/. Runs are appended to benchmarks/results/evidence.jsonl
 and those on record are skipped, so the same command resumes where it stopped. Searches start once
@@ -25,11 +26,11 @@ from benchmarks.cifar.classifier import test, train
 from benchmarks.core import records
 from benchmarks.core.common import command_line, environment, flow_title
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
-from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED, Cell
+from benchmarks.evidence.cells import CELLS, SEARCH_SEED, Cell
 from benchmarks.evidence.choices import chosen, tuned_recipe
+from benchmarks.evidence.data import load, training_images
 from timm_nfaug._utils.processes import end_with_parent
 from timm_nfaug.hub import bundled_flows
-from train_flow.data import Images, load_data, stratified_split
 
 SUITE = "evidence"
 _worker: dict[str, Any] = {}  # of a process that trains: args, cell and images
@@ -78,12 +79,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="directory with the flows that do not come with the package, NAME/flow",
     )
     add("--autoencoder", default="", help="of the arms that move latents, e.g. FILE.py:FUNCTION")
+    add("--weights", type=Path, help="file with the pretrained weights that the cell names")
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
     add("--time-limit", type=float, default=float("inf"), help="seconds")
     add("--record", type=Path, help="a file of runs; default: benchmarks/results/evidence.jsonl")
     args = parser.parse_args(argv)
     cell = CELLS[args.cell]
+    if getattr(cell.recipe, "weights", "") and not args.weights:
+        parser.error(
+            f"{cell.name} starts from {cell.recipe.weights}: give its file, --weights FILE"
+        )
     args.arms = args.arms or list(cell.arms)
     lacking = {arm: text for arm in args.arms if (text := lacks(cell, arm, args))}
     for arm, text in lacking.items():
@@ -100,17 +106,6 @@ def start_worker(args: argparse.Namespace) -> None:
     cell = CELLS[args.cell]
     pool, splits = load(cell, args.data_dir)
     _worker.update(args=args, cell=cell, pool=pool, splits=splits)
-
-
-def load(cell: Cell, folder: Path) -> tuple[Images, dict[str, Images]]:
-    """The training images less the held-out ones, and by split the images that runs are tested on."""
-    data, test_images = load_data("folder", folder, cell.size)
-    if test_images is None:
-        raise SystemExit(f"{folder} has no val/ beside train/; the evidence is reported on it")
-    if cell.per_class is None:  # nothing is chosen here, so nothing is held out
-        return data, {"test": test_images}
-    rest, held = stratified_split(data.labels, HELD, seed=0)
-    return data.subset(rest), {"held": data.subset(held), "test": test_images}
 
 
 def missing(cell: Cell, args: argparse.Namespace, runs: list[dict]) -> list[dict]:
@@ -207,7 +202,9 @@ def execute(run: dict) -> dict:
     seed, values, entry = run["seed"], run["settings"], ENTRIES[run["arm"]]
     names = {f.name for f in dataclasses.fields(cell.recipe)}
     recipe = dataclasses.replace(cell.recipe, **{k: v for k, v in values.items() if k in names})
-    data = some(pool, cell.per_class, seed).to(torch.device(args.device))
+    if args.weights:
+        recipe = dataclasses.replace(recipe, weights=str(args.weights))
+    data = training_images(pool, cell, seed).to(torch.device(args.device))
     start = time.perf_counter()
     settings = {k: values[k] for k in entry.grid[0]}
     arm = entry.make(data, settings, found_flow(cell, run["arm"], args))
@@ -218,26 +215,12 @@ def execute(run: dict) -> dict:
     e = environment()
     where = e["machine"]["gpu"] if args.device.startswith("cuda") else e["machine"]["cpu"]
     run |= {
-        "metrics": test(model, images, recipe.bf16, corrupted, recipe.views),
+        "metrics": test(model, images, recipe.bf16, corrupted, views=recipe.views),
         "training_images": len(data), **cost, "flow_seconds": fit,
         "device": f"{where}, {args.threads} threads", "versions": e["versions"], "commit": e["commit"],
         "dirty": e["dirty"], "date": e["date"], "command": args.command,
     }  # fmt: skip
     return run
-
-
-def some(pool: Images, per_class: int | None, seed: int) -> Images:
-    """`per_class` random images of each class, others for every seed; all for None."""
-    if per_class is None:
-        return pool
-    g = torch.Generator().manual_seed(seed)
-    picked = []
-    for k in range(len(pool.class_names)):
-        own = torch.nonzero(pool.labels == k).flatten()
-        if len(own) < per_class:
-            raise ValueError(f"class {pool.class_names[k]} has {len(own)} images, not {per_class}")
-        picked.append(own[torch.randperm(len(own), generator=g)[:per_class]])
-    return pool.subset(torch.cat(picked).sort().values)
 
 
 def show(run: dict) -> None:

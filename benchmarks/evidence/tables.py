@@ -98,9 +98,10 @@ def words(setting: dict[str, float]) -> str:
 def recipe_line(cell: Cell, runs: list[Run], found: dict[str, dict[int, Run]]) -> str:
     """What the cell is, and the residual deviation of its arms."""
     recipe, run = tuned_recipe(runs, cell), next(iter(found[BASELINE].values()))
+    rate = getattr(recipe, "max_lr", None) or recipe.lr
     text = (
         f"**{cell.data}, {run['training_images']:,} training images** ({cell.network}, {recipe.epochs} epochs of batch "
-        f"{recipe.batch_size}, learning rate {recipe.max_lr:g}, weight decay {recipe.weight_decay:g}"
+        f"{recipe.batch_size}, learning rate {rate:g}, weight decay {recipe.weight_decay:g}"
     )
     try:
         deviation, dof = residual_deviation(line(found))

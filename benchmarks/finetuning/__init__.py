@@ -1,1 +1,1 @@
-"""Fine-tuning: pretrained networks on few images per class, and the data for it."""
+"""Fine-tuning of pretrained networks on few images per class, and the data for it."""

@@ -7,7 +7,11 @@ from multiprocessing.connection import wait
 
 
 def end_with_parent() -> None:
-    """Ends this process as soon as its parent is gone: a killed one must leave nobody who writes."""
+    """Ends this process as soon as its parent is gone: a killed one must leave nobody who writes.
+
+    >>> from concurrent.futures import ProcessPoolExecutor
+    >>> pool = ProcessPoolExecutor(2, initializer=end_with_parent)
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 

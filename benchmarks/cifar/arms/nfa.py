@@ -18,8 +18,9 @@ from .base import Moved, OnLinear, Settings, register
 
 
 def linear_flow(data: Images) -> ConditionalFlow:
-    """The linear flow of the size of `data`; nothing is trained."""
-    return nfa.create_flow("linear", input_size=tuple(data.levels.shape[1:]))
+    """The linear flow of the size of `data`, up to 32 px as `from_data` has it; nothing is trained."""
+    c, h, w = data.levels.shape[1:]
+    return nfa.create_flow("linear", input_size=(c, min(32, h), min(32, w)))
 
 
 def fitted(flow: ConditionalFlow, data: Images, s: Settings, labels: str = "given") -> NFAugment:
