@@ -33,6 +33,7 @@ from timm_nfaug._utils.processes import end_with_parent
 from timm_nfaug.hub import bundled_flows
 
 SUITE = "evidence"
+STAGES = ("tune", "search", "report")
 _worker: dict[str, Any] = {}  # of a process that trains: args, cell and images
 
 
@@ -71,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--cell", required=True, choices=CELLS)
     add("--data-dir", required=True, type=Path, help="ImageFolder tree with train/ and val/")
     add("--arms", nargs="+", choices=ENTRIES, metavar="ARM", help="some of the cell's arms")
-    add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--stages", nargs="+", choices=STAGES, default=STAGES)
     add("--jobs", type=int, default=1, help="trainings at once, each in a process of its own")
     add(
         "--flows",
@@ -109,18 +110,24 @@ def start_worker(args: argparse.Namespace) -> None:
 
 
 def missing(cell: Cell, args: argparse.Namespace, runs: list[dict]) -> list[dict]:
-    """The runs that are not on record of the first stage that lacks some, an arm's report as soon as it can be."""
+    """The runs that are not on record and can be done now: the tuning, then arm by arm its search and its report."""
     done = {records.key(run) for run in runs}
-    found: list[dict] = []
-    for stage in args.stages:
-        planned = STAGES[stage](cell, args.arms, runs)
-        found += [run for run in planned if records.key(run) not in done]
-        if found and stage == "tune":
-            break
+
+    def lacking(planned: Iterator[dict]) -> list[dict]:
+        return [run for run in planned if records.key(run) not in done]
+
+    if "tune" in args.stages and (found := lacking(tune(cell))):
+        return found
+    found = []
+    for arm in args.arms:
+        if "search" in args.stages:
+            found += lacking(search(cell, arm, runs))
+        if "report" in args.stages:
+            found += lacking(report(cell, arm, runs))
     return found
 
 
-def tune(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
+def tune(cell: Cell) -> Iterator[dict]:
     """Crop and flip with every recipe of the tuning."""
     if len(cell.tuning) > 1 and not cell.tuned_in:
         for settings in cell.tuning:
@@ -128,27 +135,22 @@ def tune(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
             yield describe(cell, "crop-flip", recipe, {}, SEARCH_SEED, "held")
 
 
-def search(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
-    """Every arm with each setting of its grid."""
-    for arm in arms:
-        if len(ENTRIES[arm].grid) > 1 and not cell.tuned_in:
-            for settings in ENTRIES[arm].grid:
-                recipe = tuned_recipe(runs, cell)
-                yield describe(cell, arm, recipe, settings, SEARCH_SEED, "held")
+def search(cell: Cell, arm: str, runs: list[dict]) -> Iterator[dict]:
+    """An arm with each setting of its grid."""
+    if len(ENTRIES[arm].grid) > 1 and not cell.tuned_in:
+        recipe = tuned_recipe(runs, cell)
+        for settings in ENTRIES[arm].grid:
+            yield describe(cell, arm, recipe, settings, SEARCH_SEED, "held")
 
 
-def report(cell: Cell, arms: list[str], runs: list[dict]) -> Iterator[dict]:
-    """Every arm whose search is complete, with its chosen setting and every seed."""
-    for arm in arms:
-        try:
-            settings, recipe = chosen(runs, cell, arm), tuned_recipe(runs, cell)
-        except LookupError:  # its search is still to be done
-            continue
-        for seed in cell.seeds:
-            yield describe(cell, arm, recipe, settings, seed, "test")
-
-
-STAGES = {"tune": tune, "search": search, "report": report}
+def report(cell: Cell, arm: str, runs: list[dict]) -> Iterator[dict]:
+    """An arm with its chosen setting and every seed; none before its search is complete."""
+    try:
+        settings, recipe = chosen(runs, cell, arm), tuned_recipe(runs, cell)
+    except LookupError:
+        return
+    for seed in cell.seeds:
+        yield describe(cell, arm, recipe, settings, seed, "test")
 
 
 def describe(
