@@ -9,7 +9,7 @@ from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.classifier import normalize, train
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.core import records
-from benchmarks.evidence import cells, changes, choices, run, tables
+from benchmarks.evidence import cells, changes, choices, plan, run, tables
 from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
 from benchmarks.evidence.data import Pool, load, training_images
@@ -18,7 +18,7 @@ from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
 
 SMALL = QuickRecipe(width=4, epochs=1, batch_size=10, views=1)
-RECORD = records.suite_file(run.SUITE)
+RECORD = records.suite_file(plan.SUITE)
 RUNS = records.read(RECORD)
 
 
@@ -173,28 +173,7 @@ def main(image_folder, tmp_path, *more):
     return records.read(tmp_path / "r.jsonl")
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Trains in this process: a spawned one would not know the toy cell."""
-    from concurrent.futures import Future
-
-    class Here:
-        def __init__(self, jobs, context, initializer, arguments):
-            initializer(*arguments)
-
-        __enter__ = lambda self: self
-        __exit__ = lambda self, *error: None
-
-        def submit(self, function, argument):
-            future = Future()
-            future.set_result(function(argument))
-            return future
-
-    monkeypatch.setattr(run, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(run, "end_with_parent", lambda: None)
-
-
-def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path, in_process):
+def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path):
     runs = main(image_folder, tmp_path)
     stages = [(r["arm"], r["split"], r["seed"]) for r in runs]
     assert stages.count(("crop-flip", "held", SEARCH_SEED)) == 2
@@ -212,7 +191,7 @@ def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path, in_
     assert tables.tuning_table(cell, runs).count("\n") == 3
 
 
-def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path, in_process):
+def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path):
     runs = main(image_folder, tmp_path)
     held = [r for r in runs if not (r["arm"] == "pooled" and r["settings"]["p"] == 1.0)]
     assert "pooled" not in choices.reported(held, cell)

@@ -8,8 +8,10 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from benchmarks import finetune
 from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.classifier import normalize, penultimate, train
+from benchmarks.core import records
 from benchmarks.finetuning.fold import fold_batch_norms
 from benchmarks.finetuning.network import FineTuned, ModelNorm, head_names
 from benchmarks.finetuning.recipe import FinetuneRecipe, at_side
@@ -187,3 +189,44 @@ def test_settings_that_do_not_go_together_are_refused(make, data, weights):
         make(norm="fold")
     with pytest.raises(ValueError, match="frozen_stages must be 0 to 8"):
         make(frozen_stages=9).build(data)
+
+
+def test_the_command_compares_arms_on_a_folder(weights, image_folder, tmp_path, capsys):
+    record = tmp_path / "runs.jsonl"
+    argv = ["--model", "mobilenetv2_050", "--weights", weights, "--data-dir", str(image_folder)]
+    argv += [
+        "--per-class",
+        "4",
+        "--side",
+        "32",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--lrs",
+        "1e-3",
+        "3e-3",
+    ]
+    argv += [
+        "--arms",
+        "crop-flip",
+        "cosine",
+        "flow-ml",
+        "--seeds",
+        "0",
+        "1",
+        "--record",
+        str(record),
+    ]
+    assert finetune.main(argv) == 0
+    runs = records.read(record)
+    assert len(runs) == 2 + 2 + 4 + 2
+    assert {r["fraction"] for r in runs} == {0.2} and {r["data"] for r in runs} == {
+        image_folder.name
+    }
+    assert all(r["settings"]["weights"] == "small" for r in runs)
+    text = capsys.readouterr().out
+    assert "flow-ml is left out: no conv_p4_small_ml.cifar10/flow in --flows" in text
+    assert "cosine shading, no data" in text.splitlines()[-1]
+    assert finetune.main(argv) == 0
+    assert records.read(record) == runs
