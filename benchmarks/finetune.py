@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.core import records
 from benchmarks.core.common import command_line
 from benchmarks.evidence.arms import ENTRIES, grid
-from benchmarks.evidence.cells import FLOWS, Cell
+from benchmarks.evidence.cells import FLOWS, SEEDS, Cell
 from benchmarks.evidence.run import able, add_plan, fill
 from benchmarks.evidence.tables import cell_table, search_table, tuning_table
 from benchmarks.evidence.work import add_place, place_of
@@ -60,7 +60,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--no-flip", action="store_true", help="left and right differ: digits, text, road signs")
     add("--by-track", action="store_true", help="names are TRACK_FRAME, frames are near-copies")
     add("--bf16", action="store_true", help="autocast")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     add_plan(parser)
     add_place(parser)
     args = parser.parse_args(argv)
@@ -81,7 +80,7 @@ def cell_of(args: argparse.Namespace) -> Cell:
     return Cell(
         f"{args.model.partition('.')[0]}-{args.data_name}-{args.per_class}", args.data_name, args.per_class, share,
         f"{args.model}, {args.side} px", recipe, grid(epochs=tuple(args.epochs), lr=tuple(args.lrs)), arms, FLOWS,
-        tuple(args.seeds), size=args.side, by_track=args.by_track, corrupted=0,
+        tuple(args.seeds or SEEDS), size=args.side, by_track=args.by_track, corrupted=0,
     )  # fmt: skip
 
 

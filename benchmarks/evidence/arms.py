@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 import timm_nfaug as nfa
 from benchmarks.cifar.arms import Arm, Policy, Settings, fitted, linear_flow
 from benchmarks.cifar.arms.base import NFAStep
+from benchmarks.cifar.arms.nfa import CE
 from benchmarks.cifar.arms.policies import randaugment as timm_randaugment
 from benchmarks.evidence import changes
 from benchmarks.evidence.copies import CopiesArm, copies_of
@@ -130,6 +131,12 @@ def nfa_arm(labels: str, move: str = "pca") -> Make:
     return lambda data, s, flow: moved(modes(data, s, flow, labels, move))
 
 
+def conditional(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """The paper's conditional encoding, with the modes that its flow came with."""
+    base = nfa.ConditionalFlow.from_pretrained(flow.where or flow.name).to(data.levels.device)
+    return moved(CE.augment(data, base.eval(), Settings(strength=s["strength"], p=s["p"])))
+
+
 def with_change(make: Callable[[Images, float], Any]) -> Make:
     """An arm of a change that needs no fit of modes, made from the images and a strength."""
 
@@ -190,6 +197,7 @@ ENTRIES: dict[str, Entry] = {
     "flow-ml": Entry("NFA deep flow (ml), pooled modes", nfa_arm("none"), MOVES, flow=True),
     "glem": Entry("NFA deep flow (GLEM), class modes", nfa_arm("given"), MOVES, flow=True),
     "glem-axes": Entry("NFA deep flow (GLEM), class axes, as the paper", nfa_arm("given", "axes"), MOVES, flow=True),
+    "ce": Entry("NFA deep flow (conditional encoding)", conditional, MOVES, flow=True),
     "randaugment+pooled": Entry("RandAugment, on NFA linear", on_top, BOTH),
     "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),
     "randaugment+flow": Entry("RandAugment, on NFA deep flow (joint)", on_top, BOTH, flow=True),

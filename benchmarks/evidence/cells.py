@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.cifar.classifier import Recipe
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow, grid
 from benchmarks.finetuning.recipe import FinetuneRecipe
@@ -19,13 +20,19 @@ TAEF2 = "taef2"
 LABELLED = "all training images, with labels"
 JOINT = Flow("conv_p4_small.cifar10", LABELLED)
 GLEM = Flow("conv_p4_small_glem.cifar10", LABELLED)
+CE = Flow("conv_p4_small_ce.cifar10", LABELLED)
 ML = Flow("conv_p4_small_ml.cifar10", LABELLED)
 LATENT = Flow("conv_latent_64.cifar10", "all training images, without labels", autoencoder=TAEF2)
 FLOWS = {
     **dict.fromkeys(("flow-joint", "flow-joint-axes", "randaugment+flow", "randaugment|flow"), JOINT),
-    **dict.fromkeys(("glem", "glem-axes"), GLEM), "flow-ml": ML, "latent-deep": LATENT,
+    **dict.fromkeys(("glem", "glem-axes"), GLEM), "flow-ml": ML, "ce": CE, "latent-deep": LATENT,
     "latent-linear": Flow(LINEAR, "the run's own images", autoencoder=TAEF2),
 }  # fmt: skip
+
+
+ARMS = tuple(
+    arm for arm in ENTRIES if arm != "ce"
+)  # which is the paper's baseline, for its network
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Cell:
     network: str  # in words
     recipe: Any
     tuning: tuple[dict[str, float], ...] = ({},)
-    arms: tuple[str, ...] = tuple(ENTRIES)
+    arms: tuple[str, ...] = ARMS
     flows: dict[str, Flow] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     tuned_in: str = ""
@@ -81,6 +88,17 @@ WHOLE = Cell(
     arms=tuple(a for a in TENTH.arms if a != "crop-flip-long"), flows=FLOWS, seeds=(0, 1, 2), tuned_in="cifar10-500",
 )  # fmt: skip
 
+TINY = Cell(
+    "tiny-50", "Tiny ImageNet (100 classes, 32 px)", 50, 0.1, "quick classifier", QuickRecipe(batch_size=250, views=2),
+    tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
+    arms=("crop-flip", "randaugment", "trivialaugment", "cosine", "pooled", "randaugment+pooled", "randaugment|pooled"),
+    corrupted=0,
+)  # fmt: skip
+RESNET18 = Cell(
+    "cifar10-resnet18", CIFAR10, None, 1.0, "ResNet18, the paper's recipe", Recipe(),
+    arms=("crop-flip", "randaugment", "pooled", "cosine", "flow-joint", "glem-axes", "ce"), flows=FLOWS,
+    tuned_in="cifar10-500",
+)  # fmt: skip
 MOBILENET = "MobileNetV2 pretrained on ImageNet, 96 px"
 FINETUNE = FinetuneRecipe(weights="mobilenetv2_100", test_bf16=True)
 FINETUNE_TUNING = grid(epochs=(20, 40), lr=(1e-4, 2.5e-4, 5e-4), smoothing=(0.0, 0.1))
@@ -92,4 +110,7 @@ FINETUNE_GTSRB = Cell(
     dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_TUNING, flows=FLOWS, by_track=True, corrupted=0,
 )  # fmt: skip
 
-CELLS = {cell.name: cell for cell in (FEW, FINETUNE_CIFAR10, FINETUNE_GTSRB, TENTH, WHOLE)}
+CELLS = {
+    cell.name: cell
+    for cell in (FEW, FINETUNE_CIFAR10, FINETUNE_GTSRB, TENTH, WHOLE, TINY, RESNET18)
+}

@@ -12,6 +12,7 @@ the tuning is complete, reports of an arm once its search is. Cells of your own 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     cell, place = CELLS[args.cell], place_of(args, command_line("benchmarks.evidence.run", argv))
     if getattr(cell.recipe, "weights", "") and not args.weights:
         parser.error(f"{cell.name} starts from {cell.recipe.weights}: give its file, --weights")
+    if args.seeds:
+        cell = dataclasses.replace(cell, seeds=tuple(args.seeds))
     arms = able(cell, args.arms or cell.arms, place)
     path = args.record or records.suite_file(SUITE)
     return fill(cell, place, path, arms, args.stages, args.jobs, args.time_limit)
@@ -47,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--arms", nargs="+", choices=ENTRIES, metavar="ARM", help="some of the cell's arms")
+    add("--seeds", type=int, nargs="+", help="of the report; default: the cell's")
     add("--stages", nargs="+", choices=STAGES, default=STAGES)
 
 

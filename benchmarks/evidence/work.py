@@ -29,6 +29,7 @@ class Place:
         flows: directory with the flows that do not come with the package, NAME/flow.
         autoencoder: of the arms that move latents.
         weights: file of the pretrained weights that the cell's recipe names.
+        workers: processes that run policies on single images ahead of a training.
         command: that the record shows.
     """
 
@@ -38,6 +39,7 @@ class Place:
     weights: Path | None = None
     device: str = "cpu"
     threads: int = 1
+    workers: int = 0
     command: str = ""
 
     def flow(self, cell: Cell, arm: str) -> Flow | None:
@@ -90,7 +92,7 @@ class Worker:
         settings = {k: values[k] for k in entry.grid[0]}
         arm = entry.make(data, settings, place.flow(cell, run["arm"]))
         fit = time.perf_counter() - start
-        model, cost = train(data, arm, recipe, seed)
+        model, cost = train(data, arm, recipe, seed, place.workers)
         corrupted = cell.corrupted if run["split"] == "test" else 0
         images, e = self.splits[run["split"]].to(device), environment()
         machine = e["machine"]["gpu"] if device.type == "cuda" else e["machine"]["cpu"]
@@ -125,6 +127,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, help="file of pretrained weights")
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
+    add("--workers", type=int, default=0, help="processes of each training for PIL policies")
     add("--jobs", type=int, default=1, help="trainings at once, each in a process of its own")
     add("--time-limit", type=float, default=float("inf"), help="seconds")
     add("--record", type=Path, help="file of runs, which are appended")
