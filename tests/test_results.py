@@ -11,10 +11,11 @@ from itertools import pairwise
 import pytest
 
 import timm_nfaug as nfa
+from benchmarks import finetune
 from benchmarks.analysis import drift
-from benchmarks.cifar import resnet18 as cifar_resnet18
 from benchmarks.core import common, pages, records
 from benchmarks.core.schema import validate, validate_file
+from benchmarks.evidence import run as evidence
 from benchmarks.generation import run as generation
 from benchmarks.imagenet import real as imagenet_real
 from benchmarks.speed import latent
@@ -241,12 +242,13 @@ def test_the_gpu_queue_is_made_of_commands_that_exist():
     ).stdout.splitlines()
     commands = [line.rstrip("\0").split("\0") for line in lines]
     assert {c[1] for c in commands} == {
-        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.cifar.resnet18",
-        "benchmarks.generation.run", "benchmarks.imagenet.real", "train_flow",
+        "benchmarks.speed.throughput", "benchmarks.speed.flow_speed", "benchmarks.evidence.run",
+        "benchmarks.finetune", "benchmarks.generation.run", "benchmarks.imagenet.real", "train_flow",
         "benchmarks.speed.latent", "benchmarks.analysis.drift", "timm_nfaug.materialise",
     }  # fmt: skip
     parsers = {
-        "benchmarks.cifar.resnet18": cifar_resnet18.parse, "benchmarks.generation.run": generation.parse,
+        "benchmarks.evidence.run": evidence.parse, "benchmarks.finetune": finetune.parse,
+        "benchmarks.generation.run": generation.parse,
         "benchmarks.imagenet.real": imagenet_real.make_parser().parse_args,
         "benchmarks.analysis.drift": drift.make_parser().parse_args,
         "benchmarks.speed.latent": latent.parse,

@@ -30,6 +30,16 @@ from benchmarks.evidence.work import Place, add_place, execute, place_of, start
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    cell, place = CELLS[args.cell], place_of(args, command_line("benchmarks.evidence.run", argv))
+    if args.seeds:
+        cell = dataclasses.replace(cell, seeds=tuple(args.seeds))
+    arms = able(cell, args.arms or cell.arms, place)
+    path = args.record or records.suite_file(SUITE)
+    return fill(cell, place, path, arms, args.stages, args.jobs, args.time_limit)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evidence.run", description="Fills a cell of the evidence."
     )
@@ -37,14 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     add_plan(parser)
     add_place(parser)
     args = parser.parse_args(argv)
-    cell, place = CELLS[args.cell], place_of(args, command_line("benchmarks.evidence.run", argv))
-    if getattr(cell.recipe, "weights", "") and not args.weights:
-        parser.error(f"{cell.name} starts from {cell.recipe.weights}: give its file, --weights")
-    if args.seeds:
-        cell = dataclasses.replace(cell, seeds=tuple(args.seeds))
-    arms = able(cell, args.arms or cell.arms, place)
-    path = args.record or records.suite_file(SUITE)
-    return fill(cell, place, path, arms, args.stages, args.jobs, args.time_limit)
+    recipe = CELLS[args.cell].recipe
+    if getattr(recipe, "weights", "") and not args.weights:
+        parser.error(f"{args.cell} starts from {recipe.weights}: give its file, --weights FILE")
+    return args
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

@@ -112,10 +112,14 @@ def recipe_line(cell: Cell, runs: list[Run], found: dict[str, dict[int, Run]]) -
 
 def search_table(cell: Cell, runs: list[Run]) -> str:
     """Top-1 on held-out training images of every setting of every arm, the chosen one in bold."""
+    try:
+        tuned_recipe(runs, cell)
+    except LookupError:
+        return "Not run yet."
     rows = [["arm", "settings tried, with top-1 on held-out images"]]
     for arm in cell.arms:
         settings = ENTRIES[arm].grid
-        if len(settings) > 1 and not cell.tuned_in:
+        if len(settings) > 1 and any(searched(runs, cell, arm)):
             rows.append([ENTRIES[arm].label, "; ".join(tried(cell, arm, runs))])
     return markdown_table(rows)
 
@@ -148,7 +152,31 @@ def of_cell(make: Callable[[Cell, list[Run]], str], cell: Cell) -> Callable[[], 
     return lambda: make(cell, all_runs())
 
 
-TABLES: dict[str, Callable[[], str]] = {}
+def cells_table() -> str:
+    """How far each cell has come."""
+    runs = all_runs()
+    rows = [["cell", "network", "arms searched", "arms reported", "seeds"]]
+    for cell in CELLS.values():
+        found = reported(runs, cell)
+        complete = [arm for arm, own in found.items() if set(cell.seeds) <= set(own)]
+        images = "all images" if cell.per_class is None else f"{cell.per_class} images per class"
+        where = CELLS[cell.tuned_in] if cell.tuned_in else cell
+        done = [arm for arm in cell.arms if is_searched(where, arm, runs)]
+        of = len(cell.arms)
+        rows.append([
+            f"{cell.data}, {images}", cell.network, f"{len(done)} of {of}", f"{len(complete)} of {of}", str(len(cell.seeds)),
+        ])  # fmt: skip
+    return markdown_table(rows)
+
+
+def is_searched(cell: Cell, arm: str, runs: list[Run]) -> bool:
+    try:
+        return bool(chosen(runs, cell, arm)) or None not in searched(runs, cell, arm)
+    except LookupError:
+        return False
+
+
+TABLES: dict[str, Callable[[], str]] = {"evidence_cells": cells_table}
 for _cell in CELLS.values():
     _name = _cell.name.replace("-", "_")
     TABLES[f"evidence_{_name}"] = of_cell(cell_table, _cell)
