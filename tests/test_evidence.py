@@ -9,7 +9,8 @@ from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.classifier import normalize, train
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.core import records
-from benchmarks.evidence import cells, changes, choices, plan, run, tables
+from benchmarks.core.statistics import Difference
+from benchmarks.evidence import answers, cells, changes, choices, plan, run, tables
 from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
 from benchmarks.evidence.data import Pool, load, training_images
@@ -189,6 +190,21 @@ def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path):
     assert "crop and flip, twice as long" in text and "NFA linear, pooled modes" in text
     assert tables.search_table(cell, runs).count("**") == 2
     assert tables.tuning_table(cell, runs).count("\n") == 3
+
+
+def test_the_front_table_has_a_row_for_each_cell_on_record(cell, image_folder, tmp_path):
+    runs = main(image_folder, tmp_path)
+    text = answers.answers(runs)
+    assert "toy images, 12 images per class, from scratch" in text.splitlines()[-1]
+    assert len(text.splitlines()) == 3  # no other cell is among these runs
+    assert answers.answers([]) == "Not measured yet."
+
+
+def test_a_gain_is_bold_where_it_survives_the_correction():
+    sure, open_ = (Difference(1.25, 0.5, 0.001, 5, holm) for holm in (0.01, 0.2))
+    assert (answers.shown(sure), answers.shown(open_), answers.shown(None)) == (
+        "**+1.2 ± 0.5**", "+1.2 ± 0.5", "",
+    )  # fmt: skip
 
 
 def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path):

@@ -1,0 +1,53 @@
+"""The table of the front pages: what each augmentation gains over crop and flip, a row for each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.core.common import markdown_table
+from benchmarks.core.statistics import ALPHA, Difference
+from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.choices import Run, reported
+from benchmarks.evidence.tables import BASELINE, all_runs, differences, gain, line, mean_of
+
+COLUMNS = {  # arms in the order of the table, and the heads of their columns
+    "pooled": "NFA",
+    "cosine": "shading without data",
+    "flow-joint": "NFA, deep flow",
+    "randaugment": "RandAugment",
+    "randaugment+pooled": "RandAugment and NFA",
+    "randaugment|pooled": "RandAugment or NFA",
+}
+
+
+def title(cell: Cell) -> str:
+    images = "all images" if cell.per_class is None else f"{cell.per_class} images per class"
+    kind = "fine-tuned" if getattr(cell.recipe, "weights", "") else "from scratch"
+    return f"{cell.data}, {images}, {kind}"
+
+
+def answers(runs: list[Run], measure: str = "top1") -> str:
+    """Gains over crop and flip in every cell that is on record; bold where Holm's p, over all arms of the cell, is below 0.05."""
+    rows = [["", "crop and flip", *COLUMNS.values()]]
+    for cell in CELLS.values():
+        found = reported(runs, cell)
+        if BASELINE not in found or len(found) < 2:
+            continue
+        against = differences(line(found, measure), BASELINE)
+        base = f"{mean_of(found[BASELINE], measure):.1f}"
+        rows.append([title(cell), base, *(shown(against.get(arm)) for arm in COLUMNS)])
+    return markdown_table(rows) if len(rows) > 1 else "Not measured yet."
+
+
+def shown(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    text = gain(difference)
+    sure = difference.holm is not None and difference.holm < ALPHA
+    return f"**{text}**" if sure else text
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "evidence_answers": lambda: answers(all_runs()),
+    "evidence_calibration": lambda: answers(all_runs(), "ece"),
+}
