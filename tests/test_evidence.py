@@ -9,7 +9,7 @@ from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.classifier import normalize, train
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.core import records
-from benchmarks.core.statistics import Difference
+from benchmarks.core.statistics import Difference, power, residual_deviation, seeds_for_power
 from benchmarks.evidence import answers, cells, changes, choices, plan, run, tables
 from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
@@ -198,6 +198,16 @@ def test_the_front_table_has_a_row_for_each_cell_on_record(cell, image_folder, t
     assert "toy images, 12 images per class, from scratch" in text.splitlines()[-1]
     assert len(text.splitlines()) == 3  # no other cell is among these runs
     assert answers.answers([]) == "Not measured yet."
+
+
+def test_the_table_of_power_is_that_of_the_statistics(cell, image_folder, tmp_path):
+    runs = main(image_folder, tmp_path)
+    values = tables.line(choices.reported(runs, cell))
+    deviation, _ = residual_deviation(values)
+    row = [c.strip() for c in tables.power_table(runs).splitlines()[-1].strip("|").split("|")]
+    assert row[:2] == ["toy", f"{deviation:.2f}"]
+    wanted = power(1.0, deviation, 2, 2), seeds_for_power(1.0, deviation, tests=2)
+    assert row[4] == f"{wanted[0]:.0%} with 2, {wanted[1]} seeds for 80%"
 
 
 def test_a_gain_is_bold_where_it_survives_the_correction():
