@@ -8,7 +8,7 @@ A claim is what README.md and benchmarks/README.md state today. The command ends
 those that were asked for falls short or could not be measured, and with 0 where all hold. An aim is
 what we would like to state; none of them fails anything. What is measured in full, with its spread,
 is in benchmarks/results; this is to see on one's own machine what holds there. A busy machine makes
-figures fall short. Accuracy takes trainings: that claim is read from the runs on record.
+figures fall short. Accuracy takes trainings: benchmarks.evidence.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.analysis import tangents
-from benchmarks.cifar import comparison
-from benchmarks.core import records
 from benchmarks.core.common import ROOT, pin_threads, pinned, timed
-from benchmarks.core.statistics import FEWEST, paired
 from benchmarks.speed import augmentations, flow_memory, flow_speed, throughput
 from benchmarks.speed.candidate import DIRECTIONS
 from benchmarks.speed.rivals import BASELINE, OPPONENTS
@@ -101,20 +98,6 @@ def errors(data_dir: str) -> Iterator[Figure]:
         yield what, row["median"], "at most", tangents.LIMIT
 
 
-def accuracy() -> Iterator[Figure]:
-    """Accuracy with tangents instead of the exact flow, all else equal; the limit is the 95% interval.
-
-    Read, not measured.
-    """
-    runs = records.read(records.suite_file("cifar_resnet18"))
-    runs = [run for run in runs if run["split"] == "test"]
-    for name, tangent, exact in comparison.tangent_pairs(runs):
-        gain, half, _, seeds = paired(tangent, exact)
-        if seeds >= FEWEST:
-            what = f"{name}: top-1 off that of the exact flow, points, {seeds} seeds on record"
-            yield what, abs(gain), "at most", half
-
-
 def decoding() -> Iterator[Figure]:
     """The price of decoding alone, beside a training step."""
     size, name = 32, "conv_p4_tiny"
@@ -171,7 +154,6 @@ CLAIMS = {
     "rivals": Group(rivals, 2, ("normflows", "FrEIA")),
     "memory": Group(memory, 2),
     "tangents": Group(errors, 2, needs_data=True),
-    "accuracy": Group(accuracy, 1),
 }
 AIMS = {
     "decoding": Group(decoding, 2),

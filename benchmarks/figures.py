@@ -1,7 +1,7 @@
 """The pictures of the pages, one command each: what moves look like, what flows do, and what the records say.
 
     python -m benchmarks.figures moves --photos DIR
-    python -m benchmarks.figures top1
+    python -m benchmarks.figures throughput
     python -m benchmarks.figures latent_moves --photos DIR --images DIR --autoencoder NAME
     python -m benchmarks.figures all --photos DIR --images DIR --autoencoder NAME --data-dir DIR
 
@@ -31,7 +31,6 @@ from torchvision.transforms import v2
 
 from benchmarks import gallery, latent_gallery
 from benchmarks.analysis import drift, flow_pareto, proposition
-from benchmarks.cifar import pictures
 from benchmarks.core.charts import render
 from benchmarks.core.common import RESULTS, ROOT
 from benchmarks.core.schema import validate_file
@@ -254,10 +253,6 @@ FIGURES: dict[str, tuple[Callable[[argparse.Namespace], Image.Image], list[str]]
         ["--autoencoder", "--latent-flow", "--mean-scale", "--seed"],
     ),
     "latent_walk": (draw_latent_walk, ["--autoencoder", "--latent-flow", "--label"]),
-    **{
-        name: (chart_of(functools.partial(pictures.draw, measure)), [])
-        for name, measure in pictures.MEASURES.items()
-    },
     "throughput": (chart_of(lambda: throughput.draw(results("throughput")["rows"])), []),
     "flow_pareto": (chart_of(lambda: flow_pareto.draw(results("flow_pareto")["rows"])), []),
     "latent_drift": (chart_of(lambda: drift.draw(results("latent_drift")["rows"])), []),

@@ -14,7 +14,7 @@ from benchmarks.core.common import ROOT
 from benchmarks.core.pages import filled, pages
 from timm_nfaug._utils.files import write_atomically
 
-SUITES = ("evidence", "cifar", "speed", "analysis", "generation", "imagenet", "timm", "reliability")
+SUITES = ("evidence", "speed", "analysis", "generation", "imagenet", "timm", "reliability")
 MODULES = (*(f"{suite}.tables" for suite in SUITES), "evidence.answers", "demo")
 
 

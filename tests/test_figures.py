@@ -19,8 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import figures, gallery, latent_gallery
-from benchmarks.cifar import pictures, tables
-from benchmarks.core.charts import STYLE, TEXT, VERMILION, WIDTH
+from benchmarks.core.charts import STYLE, TEXT, WIDTH
 from benchmarks.core.common import ROOT
 from benchmarks.figures import FIGURES, main
 from benchmarks.gallery import CELL, LARGE
@@ -297,8 +296,6 @@ def test_moves_shows_the_first_image_of_each_class(image_folder, monkeypatch):
 
 
 def test_all_figures_from_the_command_line(flow_dirs, image_folder, tmp_path, monkeypatch, capsys):
-    two = tables.summary_runs()[-2:]  # cells, which are quick to draw
-    monkeypatch.setattr(tables, "summary_runs", lambda: two)
     flow, control = flow_dirs
     folder, out = str(image_folder), tmp_path / "out"
     flags = ["--photos", folder, "--data-dir", folder, "--flow", flow, "--control", control]
@@ -321,7 +318,7 @@ def test_all_figures_from_the_command_line(flow_dirs, image_folder, tmp_path, mo
         ([], "required: NAME"),
         (["moves"], "required: --photos"),
         (["augment"], "required: --data-dir"),
-        (["top1", "--seed", "3"], "unrecognized arguments: --seed"),
+        (["throughput", "--seed", "3"], "unrecognized arguments: --seed"),
         (["temperatures", "--flow", "no_such_flow"], "no flow named 'no_such_flow'"),
         (["interpolate", "--data-dir", "no_such_dir"], "no directory"),
         (["moves", "--photos", "no_such_dir"], "No such file or directory"),
@@ -390,83 +387,7 @@ def test_the_gallery_shows_the_pictures_that_exist_and_their_commands():
     assert commands == dict.fromkeys(FIGURES, 1), "one command for each, beside its picture"
 
 
-def test_arms_of_the_charts_are_eight_at_most_by_the_names_of_the_evidence():
-    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    assert len(pictures.ARMS) <= 8 and set(pictures.ARMS.values()) <= set(named_in(page))
-    for arm, head in tables.SUMMARY.items():
-        assert head.startswith(pictures.ARMS[arm])
-
-
-def named_in(page: str) -> list[str]:
-    """The arms that the tables of a page name, in a column's head or a row's."""
-    cells = [cell.strip() for line in page.splitlines() for cell in line.split("|")]
-    return [cell.partition(" (")[0].partition(", before")[0].partition(" of ")[0] for cell in cells]
-
-
-def panel(**gains):
-    return pictures.Panel("cell", 50.0, gains)
-
-
-def test_ahead_is_the_best_arm_where_its_interval_is_beyond_zero():
-    few = (9.0, math.nan, math.nan, 2)
-    assert (
-        pictures.ahead(panel(sa=(3.0, 2.0, 0.1, 3), linear=(4.0, 3.9, 0.1, 3)), False) == "linear"
-    )
-    assert pictures.ahead(panel(sa=(3.0, 2.0, 0.1, 3), linear=(4.0, 4.1, 0.1, 3)), False) is None
-    assert pictures.ahead(panel(sa=(3.0, 2.0, 0.1, 3), linear=few), False) is None
-    assert pictures.ahead(panel(sa=(-3.0, 2.0, 0.1, 3), linear=(-4.0, 1.0, 0.1, 3)), False) is None
-    assert (
-        pictures.ahead(panel(sa=(-3.0, 2.0, 0.1, 3), linear=(-4.0, 1.0, 0.1, 3)), True) == "linear"
-    )
-
-
-def test_a_chart_has_every_arm_in_every_panel_and_losses_too(monkeypatch):
-    cells = [
-        panel(sa=(-8.0, 2.0, 0.1, 3), linear=(4.0, 1.0, 0.1, 3)),
-        panel(sa=(1.0, math.nan, math.nan, 1)),
-    ]
-    monkeypatch.setattr(pictures, "panels", lambda measure: cells)
-    figure = pictures.draw(pictures.MEASURES["top1"])
-    first, second = figure.axes
-    names = [t.get_text().replace("\n", " ") for t in first.get_yticklabels()]
-    assert names == list(pictures.ARMS.values())
-    assert dots(first) == {"sa": (-8.0, [-10.0, -6.0]), "linear": (4.0, [3.0, 5.0])}
-    assert dots(second) == {"sa": (1.0, None)}
-    words = [[t.get_text() for t in axis.texts] for axis in (first, second)]
-    assert words == [["50.0", *["not run"] * 5, "+4.0"], ["50.0", *["not run"] * 6]]
-    hollow = [axis.containers[0].lines[0].get_markerfacecolor() for axis in (first, second)]
-    assert hollow == [VERMILION, "white"]
-
-
-def dots(axis) -> dict:
-    """The arm of each dot, where it stands, and its interval."""
-    found, arms = {}, {row: arm for arm, row in pictures.ROWS.items()}
-    for c in axis.containers:
-        ((x, row),) = c.lines[0].get_xydata()
-        ends = [p[0] for p in c.lines[2][0].get_segments()[0].tolist()] if c.has_xerr else None
-        found[arms[round(row)]] = (x, ends)
-    return found
-
-
-def test_panels_are_the_cells_of_the_summary_paired_by_seed(monkeypatch):
-    def runs(values):
-        settings = {"model": "resnet18", "epochs": 9}
-        own = {"data": "toy", "training_images": 5000, "settings": settings}
-        return {s: own | {"metrics": {"top1": v, "ece": 1.0}} for s, v in values.items()}
-
-    linear = runs({0: 51.0, 1: 62.0, 2: 73.0, 3: 0.0})
-    base = runs({0: 50.0, 1: 60.0, 2: 70.0})
-    lines = [{"baseline": base, "linear": linear, "sa": runs({7: 1.0})}]
-    monkeypatch.setattr(tables, "summary_runs", lambda: lines)
-    (cell,) = pictures.panels(pictures.MEASURES["top1"])
-    assert cell.title == "toy\n5,000 images, 9 epochs\nResNet18, 3 seeds" and cell.base == 60
-    mean, half, _, seeds = cell.gains.pop("linear")
-    assert not cell.gains, "an arm without a seed of the baseline's is not compared"
-    assert (mean, seeds) == (2.0, 3) and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    assert pictures.panels(pictures.MEASURES["corruptions"]) == []
-
-
-@pytest.mark.parametrize("name", ["top1", "throughput", "flow_pareto", "proposition"])
+@pytest.mark.parametrize("name", ["throughput", "flow_pareto", "proposition"])
 def test_text_of_a_chart_is_of_nine_points_or_more_and_inside(name):
     with matplotlib.rc_context(STYLE):
         figure = chart_figure(name)

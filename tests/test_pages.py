@@ -5,7 +5,6 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 import torch
@@ -13,18 +12,16 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_nfaug as nfa
-from benchmarks.cifar import comparison
-from benchmarks.core import records
 from benchmarks.core.common import RESULTS, ROOT
 from benchmarks.core.pages import SECTION
 from timm_nfaug.integration.fit import FIT_IMAGES_POOLED
 from train_flow.config import list_configs, load_config
 
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-EVIDENCE = ROOT / "docs" / "evidence.md"
 OWN = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [*OWN, *sorted((ROOT / "benchmarks").rglob("*.md"))]
-TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
+FROZEN = sorted((RESULTS / "archive").glob("cifar*.md"))  # of code that is no longer here
+PAGES = [*OWN, *sorted({*(ROOT / "benchmarks").rglob("*.md")} - {*FROZEN})]
+TEXT = {page: page.read_text(encoding="utf-8") for page in [*PAGES, *FROZEN]}
 REFUSED = ("data set of another make", "mends", "sturdier", "in vain", "goes on with it")
 INSTALL = "pip install ."
 
@@ -59,13 +56,6 @@ def checked(mark: str, page: Path) -> str:
     return text
 
 
-def table(mark: str, page: Path) -> list[list[str]]:
-    """The cells of such a table, a row a list."""
-    text = checked(mark, page)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    return [rows[0], *rows[2:]]
-
-
 def source_of(module: str) -> str:
     """The source of a module and of those beside it, where its flags may stand."""
     found = importlib.util.find_spec(module)
@@ -82,7 +72,7 @@ def test_the_first_screen_of_the_readme_has_install_and_a_first_command():
     assert len(lines) <= 150
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [*PAGES, *FROZEN], ids=name)
 def test_relative_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", words(page)):
         if link.startswith(("http://", "https://", "mailto:")):
@@ -193,11 +183,12 @@ def test_the_change_of_contributing_works(toy_images):
 
 
 def test_the_arm_of_contributing_works(monkeypatch):
-    from benchmarks.cifar.arms import base
+    from benchmarks.evidence import arms
 
-    monkeypatch.setattr(base, "ARMS", dict(base.ARMS))
-    run_contributing("class Grey")
-    assert base.make_arm("grey", None, None, base.Settings()).policy is not None
+    monkeypatch.setattr(arms, "ENTRIES", dict(arms.ENTRIES))
+    run_contributing("def grey")
+    entry = arms.ENTRIES["grey"]
+    assert len(entry.grid) == 4 and entry.make(None, entry.grid[0], None).policy is not None
 
 
 @pytest.mark.parametrize("page", [CONTRIBUTING, ROOT / "docs" / "design.md"], ids=name)
@@ -214,91 +205,18 @@ def test_the_words_are_those_of_the_field(page):
     assert not [phrase for phrase in refused if phrase in text]
 
 
-def test_controls_are_those_of_the_record():
-    """Means over the seeds that all arms of a column have."""
-    found = {}
-    runs = [r for r in records.read(records.suite_file("cifar_resnet18")) if r["split"] == "test"]
-    for (data, _, fraction, recipe), arms in comparison.comparisons(runs).items():
-        s = json.loads(recipe)
-        if (data, s["model"], s["bf16"]) == ("CIFAR-10 (JPEG)", "resnet10_quarter", True):
-            found[fraction] = arms
-    columns = {  # fraction, epochs, metric, strength
-        1: (0.01, 120, "ece", "1"), 2: (0.05, 96, "ece", "0.5"), 3: (0.1, 48, "ece", "0.5"),
-        4: (0.01, 480, "corrupted_top1", "1"),
-    }  # fmt: skip
-    few = "glem s1-k32-p0.5 shrinkage 100 before the crop, train:conv_p4_small.cifar10_jpeg_few"
-    arms = {
-        "crop and flip": "baseline", "RandAugment + RandomErasing": "sa", "TrivialAugment": "trivial",
-        "CutMix": "cutmix", "NFA": "linear s{}-k32-p0.5", "CutMix + NFA": "cutmix+linear s{}-k32-p0.5 shrinkage 100",
-        "NFA, deep flow of the same 500 images": few,
-    }  # fmt: skip
-    head, *rows = table("controls", EVIDENCE)
-    assert [row[0] for row in rows] == list(arms)
-    for column, (fraction, epochs, metric, strength) in columns.items():
-        own = {
-            row[0]: found[fraction][arms[row[0]].format(strength)][epochs]
-            for row in rows
-            if row[column]
-        }
-        shared = set.intersection(*(set(by_seed) for by_seed in own.values()))
-        size = next(iter(own["NFA"].values()))["training_images"]
-        assert head[column].endswith(f"{size:,} images, {epochs} epochs, {len(shared)} seeds")
-        for row in rows:
-            if row[column]:
-                mean = fmean(own[row[0]][seed]["metrics"][metric] for seed in shared)
-                assert row[column] == f"{mean:.1f}", (row[0], head[column])
-
-
-def test_help_is_that_of_the_record():
-    """Each gain in the README stands in the table of wins or losses, for the cell named beside it."""
-    wins_and_losses = TEXT[ROOT / "benchmarks" / "README.md"]
-    record = set()
-    for line in re.findall(r"^\| (?:CIFAR|Tiny).*top-1, points.*$", wins_and_losses, re.M):
-        data, images, network, epochs, _, over, _, _, gain, seeds = line.strip("| ").split(" | ")
-        rounded = " ± ".join(f"{float(part):+.1f}" for part in gain.split(" ± ")).replace(
-            "± +", "± "
-        )
-        record.add((data, images, network, epochs, over.split(" + ")[0], rounded, seeds))
-    _, *rows = table("help", README)
-    assert len(rows) <= 6
-    for case, gains, cell in rows:
-        data, images, epochs = re.search(r"(\w.*?), (\d+) images per class.*?(\d+) epochs", cell).groups()  # fmt: skip
-        network = "ResNet18" if "ResNet18" in cell else "quarter-width ResNet10"
-        network += ", fine-tuned" * ("pretrained" in cell)
-        said = re.findall(r"([+-]?\d\.\d(?: ± \d\.\d)?)\W+(?:over|on top of) (it|[\w ]+)", gains)
-        assert said, case
-        for gain, over in said:
-            over = {"it": "RandAugment", "RandAugment": "RandAugment"}.get(over, "crop and flip")
-            gain = gain if gain[0] in "+-" else f"+{gain}"
-            found = [r for r in record if r[:6] == (data, images, network, epochs, over, gain)]
-            assert found, (case, gain, over)
-            assert ("one seed" in gains) == (found[0][6] == "1")
-        for images, epochs, gain in re.findall(r"With (\d+) and (\d+) epochs: (\S+ ± \S+)", cell):
-            assert any(
-                (data, images, network, epochs, "crop and flip", gain) == r[:6] for r in record
-            )
-
-
 def test_costs_are_those_of_the_record():
     results = json.loads((RESULTS / "throughput.json").read_text())["results"]["rows"]
     cost = {(r["name"], f"{r['size']} px"): f"{r['us_per_image']:.0f}" for r in results}
-    head, *rows = table("throughput", EVIDENCE)
-    assert [row[1:] for row in rows] == [[cost[row[0], px] for px in head[1:]] for row in rows]
     results = json.loads((RESULTS / "throughput_cuda.json").read_text())["results"]["rows"]
     us = {(r["name"], r["size"]): r["us_per_image"] for r in results}
     steps = {size: us[step, size] for step, size in us if step.startswith("training step")}
-    shares = [
-        f"{100 * us[f'NFA {arm} (uint8 batch)', size] / steps[size]:.0f}%"
-        for arm in ("linear", "conv_p4_small")
-        for size in (32, 224)
-    ]
-    (said,) = re.findall(r"On an H100, (.*?)\. ", " ".join(TEXT[EVIDENCE].split()))
-    assert re.findall(r"\d+%", said) == shares
+    share = f"{100 * us['NFA linear (uint8 batch)', 224] / steps[224]:.0f}%"
     names = ("NFA linear (uint8 batch)", "NFA linear (PIL)", "timm RandAugment (PIL)")
     known = [cost[name, px] for px in ("224 px", "32 px") for name in names]
     number = r"(?<![\w\[-])\d{1,3}(?:,\d{3})*%?(?![\d\]]| px)"  # but for sizes and [0, 1]
     said = re.findall(number, checked("costs", README))
-    assert said == [*known, shares[1], f"{FIT_IMAGES_POOLED:,}"]
+    assert said == [*known, share, f"{FIT_IMAGES_POOLED:,}"]
 
 
 def test_the_citation_and_the_package_agree():

@@ -3,26 +3,32 @@
 import copy
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
 import timm_nfaug as nfa
 from benchmarks import finetune
 from benchmarks.analysis import drift
+from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.core import common, pages, records
 from benchmarks.core.schema import validate, validate_file
 from benchmarks.evidence import run as evidence
+from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.choices import reported
+from benchmarks.evidence.plan import describe
+from benchmarks.evidence.tables import differences, gain, line
 from benchmarks.generation import run as generation
 from benchmarks.imagenet import real as imagenet_real
 from benchmarks.speed import latent
 from train_flow.config import load_config
 
 FILES = sorted(common.RESULTS.glob("*.json"))
-RUNS = sorted(common.RESULTS.glob("*.jsonl"))
+RUNS = sorted(common.RESULTS.rglob("*.jsonl"))  # those in the archive, too
 
 
 @pytest.fixture
@@ -56,6 +62,32 @@ def test_runs_file(path):
     runs = records.read(path)
     assert runs and len({records.key(r) for r in runs}) == len(runs), "a run is on record twice"
     assert {r["suite"] for r in runs} == {path.stem}
+
+
+def a_run(**changes) -> dict:
+    run = {
+        "suite": "s", "data": "d", "split": "test", "fraction": 1.0, "arm": "sa", "seed": 0, "flow": None, "settings": {},
+        "metrics": {"top1": 50.0, "nll": 1.0, "ece": 2.0}, "images_seen": 10, "seconds": 1.0, "flow_seconds": 0.0,
+        "device": "cpu", "versions": {}, "commit": "unknown", "command": "python -m x",
+    }  # fmt: skip
+    return run | changes
+
+
+def test_record_refuses_what_is_incomplete(tmp_path):
+    path = tmp_path / "r.jsonl"
+    records.append(a_run(), path)
+    for wrong, match in (
+        ({k: v for k, v in a_run().items() if k != "flow_seconds"}, "lacks 'flow_seconds'"),
+        (a_run(metrics={"top1": 50.0, "nll": 1.0}), "lacks 'ece'"),
+        (a_run(seconds=math.nan), "seconds is nan"),
+        (a_run(command="python /home/me/x.py"), "absolute path"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            records.append(wrong, path)
+    assert len(records.read(path)) == 1
+    path.write_text(path.read_text() + json.dumps(a_run())[:40])
+    with pytest.raises(ValueError, match="line 2.*repair or remove the line"):
+        records.read(path)
 
 
 def test_good_result(good):
@@ -178,29 +210,57 @@ def test_the_documents_show_what_the_results_say():
         assert pages.filled(text, TABLES) == text, (
             f"{path.name} is out of date: python -m benchmarks.tables"
         )
-    assert shown == set(TABLES)
+    assert shown <= set(TABLES) and not set(TABLES) - shown - tables_without_runs()
 
 
-def test_intervals_in_the_prose_are_of_the_record():
-    """Each "1.2 ± 0.8" outside of the tables is a paired difference of the table of quoted ones, rounded."""
-    from benchmarks.cifar.tables import cifar_quoted
+def tables_without_runs() -> set[str]:
+    """The tables of cells that no run is on record of, which need no section yet."""
+    ran = {r["settings"]["cell"] for r in records.read(records.suite_file("evidence"))}
+    heads = [f"evidence_{name.replace('-', '_')}" for name in CELLS if name not in ran]
+    return {head + end for head in heads for end in ("", "_search", "_tuning")}
 
-    interval = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
-    known = {(float(m[1]), float(m[2])) for m in interval.finditer(cifar_quoted())}
-    said = [
-        (path.name, m)
-        for path in pages.pages()
-        for m in interval.finditer(pages.SECTION.sub("", path.read_text(encoding="utf-8")))
+
+INTERVAL = re.compile(r"[+-]?\d+(?:\.\d+)? ± \d+(?:\.\d+)?")
+PROSE = [common.ROOT / "README.md", *sorted((common.ROOT / "docs").glob("*.md"))]
+PROSE += [common.ROOT / "benchmarks" / "README.md"]
+
+
+def differences_on_record(runs: list[dict]) -> set[str]:
+    """Every difference of the evidence, "1.2 ± 0.8", with its sign and without."""
+    known = set()
+    for cell, other in product(CELLS.values(), ("crop-flip", "randaugment")):
+        found = reported(runs, cell)
+        metrics = [set(r["metrics"]) for own in found.values() for r in own.values()]
+        for measure in set.intersection(*metrics) if metrics else ():
+            known |= {gain(d) for d in differences(line(found, measure), other).values()}
+    return known | {text.lstrip("+-") for text in known}
+
+
+def invented(text: str, known: set[str]) -> list[str]:
+    """The intervals of a text, outside of its generated tables, that are no difference on record."""
+    said = INTERVAL.findall(pages.SECTION.sub("", text))
+    return [interval for interval in said if interval not in known]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=[p.stem for p in PROSE])
+def test_intervals_in_the_prose_are_of_the_record(path):
+    known = differences_on_record(records.read(records.suite_file("evidence")))
+    assert not invented(path.read_text(encoding="utf-8"), known), "no difference of evidence.jsonl"
+
+
+def test_an_interval_that_is_not_on_record_is_found(monkeypatch):
+    toy = Cell("toy", "toy", 5, 0.1, "none", QuickRecipe(), arms=("crop-flip", "crop-flip-long"))
+    monkeypatch.setitem(CELLS, "toy", toy)
+    runs = [
+        describe(toy, arm, toy.recipe, {}, seed, "test") | {"metrics": {"top1": top1}}
+        for arm, values in {"crop-flip": (50, 52, 51), "crop-flip-long": (51.1, 52.4, 53.0)}.items()
+        for seed, top1 in enumerate(values)
     ]
-    assert len(said) > 10
-    for name, m in said:
-        reach = 0.5 * 10 ** -len(m[1].partition(".")[2]) + 0.0051  # rounded twice
-        near = [
-            k
-            for k in known
-            if all(abs(float(v) - w) < reach for v, w in zip(m.groups(), k, strict=True))
-        ]
-        assert near, f"{name} says {m[0]}, which is no difference of benchmarks/cifar/quoted.py"
+    known = differences_on_record(runs)
+    assert known == {"+1.2 ± 2.0", "1.2 ± 2.0"}
+    text = "It gains 1.2 ± 2.0 points.\n<!-- table: x -->\n+9.9 ± 0.1\n<!-- end -->\n"
+    assert invented(text, known) == []
+    assert invented(text + "And -1.2 ± 2.0, or 7 ± 2.", known) == ["-1.2 ± 2.0", "7 ± 2"]
 
 
 def test_links_of_the_pages_lead_somewhere():

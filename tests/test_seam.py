@@ -10,7 +10,7 @@ from PIL import Image
 from reference import augmented
 
 import timm_nfaug as nfa
-from benchmarks.cifar.arms import Settings, make_arm
+from benchmarks.cifar.arms import NFAStep, Settings, fitted, linear_flow
 from timm_nfaug.change import Change, FlowChange, LinearChange
 from timm_nfaug.moves import base, list_moves
 from train_flow.data import Images
@@ -161,10 +161,10 @@ def test_a_new_move_works_everywhere(sign, flows, toy_images, tmp_path, image_fo
     assert Image.open(picture).size[0] > 100
     # the benchmark arms
     data = Images(levels, y, ["a", "b", "c"])
-    for arm in ("linear", "linear-pooled", "sa+linear"):
-        made = make_arm(arm, data, None, Settings(modes=4, p=1.0, move=sign))
-        moved = made.levels(levels, y, torch.Generator().manual_seed(0))
-        assert made.levels.augment.kind == sign and not torch.equal(moved, levels)
+    for labels in ("given", "none"):
+        made = fitted(linear_flow(data), data, Settings(modes=4, p=1.0, move=sign), labels)
+        moved = NFAStep(made)(levels, y, torch.Generator().manual_seed(0))
+        assert made.kind == sign and not torch.equal(moved, levels)
 
 
 def test_what_a_change_gives_and_is_given_is_checked(flows, toy_images):

@@ -12,8 +12,6 @@ from benchmarks.analysis import linearity as linear
 from benchmarks.analysis import proposition as bound
 from benchmarks.analysis import shrinkage as shrunk
 from benchmarks.analysis import tangents as pictures
-from benchmarks.cifar import comparison
-from benchmarks.core import records
 from benchmarks.core.common import RESULTS, markdown_table
 from benchmarks.core.pages import result, source
 
@@ -110,23 +108,7 @@ def tangents() -> str:
     claim = f"Claim: {r['claim']}. Found: {found:.2f}."
     head = f"{r['data']}, `{r['settings']['flow']}`. {claim} Of the steps the best is shown."
     cells = pictures.table(r["results"]["rows"])
-    accuracy = f"top-1, paired by seed: {'; '.join(accuracy_of_tangents())}."
-    return "\n\n".join([
-        head,
-        markdown_table(cells),
-        source("tangents"),
-        f"Classifiers trained with tangents less those with the exact flow, {accuracy}",
-    ])  # fmt: skip
-
-
-def accuracy_of_tangents() -> list[str]:
-    """Reads from the CIFAR comparison what training with tangents changes."""
-    runs = records.read(records.suite_file("cifar_resnet18"))
-    pairs = comparison.tangent_pairs([r for r in runs if r["split"] == "test"])
-    return [
-        f"`{name}` {comparison.gain(own, exact)} ({len(set(own) & set(exact))} seeds)"
-        for name, own, exact in pairs
-    ]
+    return "\n\n".join([head, markdown_table(cells), source("tangents")])
 
 
 def proposition() -> str:

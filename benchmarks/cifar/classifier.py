@@ -54,7 +54,7 @@ class Recipe:
     crop: int = 4  # pixels of zeros around the image that a crop may take in
     bf16: bool = True  # autocast
     compile: bool = False
-    init: str = ""  # weights to start from, all but the head: a file of --save
+    init: str = ""  # safetensors file of weights to start from, all but the head
 
     smoothing: ClassVar[float] = 0.0  # of labels
     views: ClassVar[int] = 1  # of an image in a test, see `logits_of`
@@ -101,24 +101,6 @@ def make_classifier(name: str, num_classes: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def load_saved(path: str | Path, classes: int) -> tuple[str, nn.Module]:
-    """Name and model, ready for testing, from a file of `benchmarks.cifar.resnet18 --save` with this number of classes."""
-    weights = load_file(path)
-    known = len(weights.get("fc.bias", []))
-    if known != classes:
-        raise ValueError(f"{path} knows {known} classes, not {classes}; name another --classifier")
-    for name in MODELS:
-        model = make_classifier(name, classes).eval()
-        if {k: v.shape for k, v in model.state_dict().items()} == {
-            k: v.shape for k, v in weights.items()
-        }:
-            model.load_state_dict(weights)
-            return name, model
-    raise ValueError(
-        f"{path} holds none of the models {', '.join(MODELS)}; name a file of benchmarks.cifar.resnet18 --save"
-    )
-
-
 def start_from(model: nn.Module, path: str, head: Sequence[str]) -> None:
     """Loads all but the head from a safetensors file of the same model, with or without a head.
 
@@ -135,7 +117,7 @@ def start_from(model: nn.Module, path: str, head: Sequence[str]) -> None:
         lacking = {str(e).splitlines()[-1].strip()}
     if lacking:
         raise ValueError(
-            f"{Path(path).name} holds another model than this one: {min(lacking)}; give the --model it was saved from"
+            f"{Path(path).name} holds another model than this one: {min(lacking)}; take weights of this one"
         )
 
 

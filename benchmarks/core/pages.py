@@ -16,8 +16,8 @@ from benchmarks.core.schema import validate_file
 SECTION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 # module names at the time of the records, all under benchmarks, and where those modules are now
 MOVED = {
-    "cifar_resnet18": "cifar.resnet18", "flow_batches": "speed.flow_batches",
-    "flow_memory": "speed.flow_memory", "flow_objectives": "analysis.flow_objectives",
+    "flow_batches": "speed.flow_batches", "flow_memory": "speed.flow_memory",
+    "flow_objectives": "analysis.flow_objectives",
     "flow_pareto": "analysis.flow_pareto", "flow_report": "analysis.flow_report",
     "flow_speed": "speed.flow_speed", "generation": "generation.run",
     "imagenet_real": "imagenet.real",
@@ -58,7 +58,7 @@ def source(*names: str) -> str:
 def pages() -> list[Path]:
     """The documents with generated tables."""
     docs = ("evidence", "reliability", "scale", "timm_flags", "train_flow")
-    fixed = [ROOT / "benchmarks" / "README.md", *(ROOT / "docs" / f"{name}.md" for name in docs)]
+    fixed = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in docs)]
     return [*fixed, *sorted(RESULTS.glob("*.md"))]
 
 

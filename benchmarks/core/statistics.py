@@ -18,9 +18,8 @@ Sources: Holm 1979 (correction); Schuirmann 1987 (two one-sided tests).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from scipy import stats
@@ -28,59 +27,13 @@ from scipy import stats
 Line = dict[str, dict[int, float]]  # arm to seed to value
 
 ALPHA = 0.05  # of every test
-FEWEST = 3  # seeds that have an interval of their own: that of two is itself chance
+FEWEST = 3  # seeds of a comparison: the spread of two is itself chance
 ROUNDING = 1e-12  # of the largest value: what least squares leaves of residuals that are zero
-
-
-def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean, and half the width of its Student interval; NaN below `FEWEST` values."""
-    values = list(values)
-    mean = fmean(values)
-    if len(values) < FEWEST:
-        return mean, math.nan
-    return mean, half_width(stdev(values), len(values), level)
-
-
-def half_width(deviation: float, count: int, level: float = 0.95) -> float:
-    """Half the width of the Student interval of the mean of `count` values of a standard deviation."""
-    return _reach(level, count - 1) * deviation / count**0.5
 
 
 def _reach(level: float, dof: int) -> float:
     """The standard errors to either side of a mean that a Student interval of this level takes."""
     return float(stats.t.ppf(0.5 + level / 2, dof))
-
-
-def seeds_for(gain: float, deviation: float) -> int:
-    """The number of seeds whose 95% interval of a mean difference reaches no farther than `gain` to either side."""
-    count = max(
-        FEWEST, int((stats.norm.ppf(0.975) * deviation / gain) ** 2)
-    )  # fewer than Student's
-    while half_width(deviation, count) > gain:
-        count += 1
-    return count
-
-
-def standard_error(values: Iterable[float]) -> float:
-    """The standard error of the mean of two values or more."""
-    values = list(values)
-    return stdev(values) / len(values) ** 0.5
-
-
-def paired(arm: dict[int, float], other: dict[int, float]) -> tuple[float, float, float, int]:
-    """Difference arm - other over the seeds both have: mean, half width of its 95% interval, p of the t test, seeds.
-
-    Without interval and p below `FEWEST` seeds. The error comes from these two arms alone; `compare`
-    takes it from the whole line.
-    """
-    seeds = sorted(set(arm) & set(other))
-    if not seeds:
-        return math.nan, math.nan, math.nan, 0
-    differences = [arm[s] - other[s] for s in seeds]
-    mean, half = mean_interval(differences)
-    if len(seeds) < FEWEST or len(set(differences)) == 1:
-        return mean, half, math.nan, len(seeds)
-    return mean, half, float(stats.ttest_1samp(differences, 0.0).pvalue), len(seeds)
 
 
 def residual_deviation(values: Line) -> tuple[float, int]:

@@ -10,10 +10,8 @@ from timm.data import Mixup
 from torchvision.transforms import v2
 
 import timm_nfaug as nfa
-from benchmarks.cifar.arms import Arm, Policy, Settings, fitted, linear_flow
-from benchmarks.cifar.arms.base import NFAStep
-from benchmarks.cifar.arms.nfa import CE
-from benchmarks.cifar.arms.policies import randaugment as timm_randaugment
+from benchmarks.cifar.arms import Arm, NFAStep, Policy, Settings, fitted, kept_modes, linear_flow
+from benchmarks.cifar.arms import randaugment as timm_randaugment
 from benchmarks.evidence import changes
 from benchmarks.evidence.copies import CopiesArm, copies_of
 from benchmarks.evidence.either import EitherOr
@@ -134,7 +132,7 @@ def nfa_arm(labels: str, move: str = "pca") -> Make:
 def conditional(data: Images, s: Values, flow: Flow | None) -> Arm:
     """The paper's conditional encoding, with the modes that its flow came with."""
     base = nfa.ConditionalFlow.from_pretrained(flow.where or flow.name).to(data.levels.device)
-    return moved(CE.augment(data, base.eval(), Settings(strength=s["strength"], p=s["p"])))
+    return moved(kept_modes(base.eval(), data, Settings(strength=s["strength"], p=s["p"])))
 
 
 def with_change(make: Callable[[Images, float], Any]) -> Make:

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cifar.arms import Settings, fitted, linear_flow
-from benchmarks.cifar.arms.base import ClassifierChange
+from benchmarks.cifar.arms import ClassifierChange, Settings, fitted, linear_flow
 from timm_nfaug import lift, pixels
 from timm_nfaug.augment import NFAugment
 from timm_nfaug.change import Change

@@ -1,20 +1,33 @@
-"""NFA itself: images moved along principal modes, by the linear flow or by a deep one.
-
-In the record an arm on a deep flow is called after the objective of the flow that it takes by
-default; the run names the flow, and the flow's configuration its objective.
-"""
+"""NFA itself: images moved along principal modes, by the linear flow or by a deep one."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 import timm_nfaug as nfa
+from timm_nfaug._utils.checks import check_choice
 from timm_nfaug.augment import NFAugment
+from timm_nfaug.fit import SHRINKAGE
 from timm_nfaug.flows.model import ConditionalFlow
+from timm_nfaug.moves import list_moves
 from train_flow.data import Images
 from train_flow.evaluate import batches
 
-from .base import Moved, OnLinear, Settings, register
+
+@dataclass
+class Settings:
+    """The settings of a move; the defaults are NFAugment's."""
+
+    strength: float = 0.5
+    modes: int = 32
+    p: float = 0.5  # probability that an image is moved
+    move: str = "pca"  # of `timm_nfaug.moves.list_moves()`
+    shrinkage: float = SHRINKAGE  # images, see `NFAugment.fit`
+
+    def __post_init__(self):
+        check_choice("move", self.move, list_moves())
 
 
 def linear_flow(data: Images) -> ConditionalFlow:
@@ -24,7 +37,11 @@ def linear_flow(data: Images) -> ConditionalFlow:
 
 
 def fitted(flow: ConditionalFlow, data: Images, s: Settings, labels: str = "given") -> NFAugment:
-    """NFAugment with the Gaussians and modes of `data`, per class or, with labels "none", of all images."""
+    """NFAugment with the Gaussians and modes of `data`, per class or, with labels "none", of all images.
+
+    Raises:
+        ValueError: a class has too few images for any mode.
+    """
     flow = flow.to(data.levels.device).eval()
     if labels == "none":
         data = data.without_labels()
@@ -33,7 +50,7 @@ def fitted(flow: ConditionalFlow, data: Images, s: Settings, labels: str = "give
     modes = min(s.modes, rank)
     if modes < 1:
         raise ValueError(
-            f"modes of a class need two images or more, one class has {int(count.min())}; take a larger fraction"
+            f"modes of a class need two images or more, one class has {int(count.min())}; take more images of it"
         )
     settings = {"strength": s.strength, "p": s.p, "kind": s.move, "labels": labels}
     return NFAugment.to_fit(flow, modes, **settings).fit(
@@ -41,96 +58,19 @@ def fitted(flow: ConditionalFlow, data: Images, s: Settings, labels: str = "give
     )
 
 
-@register("glem")
-class Glem(Moved):
-    """A deep flow with class modes of the run's own images."""
+def kept_modes(flow: ConditionalFlow, data: Images, s: Settings) -> NFAugment:
+    """NFAugment with the modes that the flow came with, of its classes or, where it knows none, of all images.
 
-    label = "NFA with a deep flow, class modes of the run's own images"
-    settings = (*Moved.settings, "move")
+    A flow of conditional encoding, the paper's baseline, has no classes to fit modes to.
 
-    @classmethod
-    def augment(cls, data, flow, s):
-        return fitted(flow, data, s)
-
-
-@register("ml")
-class ML(Glem):
-    """The same with a flow trained by maximum likelihood of Gaussians and network together."""
-
-    label = "the same with a flow trained by `ml`"
-    flow = "ml"
-
-
-@register("random")
-class Random(Glem):
-    """The same with a flow trained with fixed, random Gaussians."""
-
-    label = "the same with a flow trained by `random`"
-    flow = "random"
-
-
-@register("linear")
-class Linear(OnLinear, Glem):
-    """The eigen-images of each class, or modes of its pixels: no network, fitted in a moment."""
-
-    label = "linear NFA: eigen-images of each class, no network"
-
-
-@register("pooled")
-class Pooled(Moved):
-    """Modes of all classes together."""
-
-    label = "NFA with a deep flow, modes of all classes together"
-    settings = ("strength", "modes", "p", "place", "move")  # one class has no others to lean on
-
-    @classmethod
-    def augment(cls, data, flow, s):
-        return fitted(flow, data, s, labels="none")
-
-
-@register("linear-pooled")
-class LinearPooled(OnLinear, Pooled):
-    """The eigen-images of all images together."""
-
-    label = "linear NFA: eigen-images of all images together"
-
-
-@register("isotropic")
-class Isotropic(Moved):
-    """A random direction of all coordinates, as long as the move along the modes."""
-
-    label = "a random direction in the codes, as long as the move along the modes"
-
-    @classmethod
-    def augment(cls, data, flow, s):
-        return fitted(flow, data, s).replace(kind="isotropic", modes=s.modes)
-
-
-@register("own-modes")
-class OwnModes(Moved):
-    """The modes that the flow was trained with."""
-
-    label = "NFA with the modes that its flow came with"
-    flow = "own-modes"
-    keeps_modes = True
-    settings = ("strength", "modes", "p", "place")
-
-    @classmethod
-    def augment(cls, data, flow, s):
-        classes = len(data.class_names)
-        if flow.num_classes not in (1, classes):
-            raise ValueError(
-                f"arm {cls.name} keeps the modes of the flow's own {flow.num_classes} classes, the data has {classes}"
-            )
-        labels = "none" if flow.num_classes == 1 else "given"
-        modes = min(s.modes, flow.prior.num_modes)
-        return NFAugment(flow, s.strength, modes, s.p, labels=labels)
-
-
-@register("ce")
-class CE(OwnModes):
-    """A flow with conditional encoding, the paper's baseline; it has no classes to fit modes to."""
-
-    label = "NFA with the paper's conditional encoding, and the modes of that flow"
-    flow = "ce"
-    label_band = True
+    Raises:
+        ValueError: the flow has other classes than `data`.
+    """
+    classes = len(data.class_names)
+    if flow.num_classes not in (1, classes):
+        raise ValueError(
+            f"expected a flow of no classes or of the {classes} of the data, got one of {flow.num_classes}; "
+            "take one that was trained on these classes"
+        )
+    labels = "none" if flow.num_classes == 1 else "given"
+    return NFAugment(flow, s.strength, min(s.modes, flow.prior.num_modes), s.p, labels=labels)
