@@ -212,7 +212,7 @@ def test_equal_arms_are_called_level_and_those_a_margin_apart_seldom():
 
 
 @pytest.mark.parametrize(("mean", "half", "adjusted", "words"), [
-    (0.5, 0.3, 0.01, "ahead"), (-0.5, 0.3, 0.01, "behind"), (0.3, 0.2, 0.06, "level within 0.5 points"),
+    (0.5, 0.3, 0.01, "ahead"), (-0.5, 0.3, 0.01, "behind"), (0.3, 0.2, 0.06, "level within ±0.5"),
     (0.3, 0.2, 0.049, "ahead"), (0.3, 0.3, 0.06, "not decided"), (-0.4, 0.2, 0.05, "not decided"),
 ])  # fmt: skip
 def test_verdicts(mean, half, adjusted, words):

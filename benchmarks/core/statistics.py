@@ -10,7 +10,7 @@ seed, and their error comes from all of its arms:
 +4.0 ± 0.3
 >>> deviation, dof = residual_deviation(line)
 >>> verdict(found["nfa"], 0.5, dof), verdict(found["noise"], 0.5, dof)
-('ahead', 'level within 0.5 points')
+('ahead', 'level within ±0.5')
 
 Sources: Holm 1979 (correction); Schuirmann 1987 (two one-sided tests).
 """
@@ -146,7 +146,7 @@ def level(difference: Difference, margin: float, dof: int) -> bool:
 
 
 def verdict(difference: Difference, margin: float, dof: int) -> str:
-    """Says what is shown: "ahead" or "behind" by Holm's p, else "level within ... points" or "not decided"."""
+    """Says what is shown: "ahead" or "behind" by Holm's p, else "level within ±..." or "not decided"."""
     if difference.holm is None:
         raise ValueError(
             "expected a difference with Holm's p, got one without; take it from compare_all"
@@ -154,7 +154,7 @@ def verdict(difference: Difference, margin: float, dof: int) -> str:
     if difference.holm < ALPHA:
         return "ahead" if difference.mean > 0 else "behind"
     if level(difference, margin, dof):
-        return f"level within {margin:g} points"
+        return f"level within ±{margin:g}"
     return "not decided"
 
 
