@@ -17,6 +17,7 @@ from torchvision.datasets import ImageFolder
 
 import timm_nfaug as nfa
 from timm_nfaug import pixels, train
+from timm_nfaug._utils import progress
 from timm_nfaug.data import store
 from timm_nfaug.integration import pillow
 
@@ -24,6 +25,12 @@ torch.set_num_threads(1)
 
 CLASSES = ("a", "b", "c")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch):
+    """What a test reads of stderr does not depend on how long the machine took."""
+    monkeypatch.setattr(progress, "DELAY", 3600.0)
 
 
 def make_images(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
