@@ -8,6 +8,7 @@ from collections.abc import Callable
 from benchmarks.analysis import drift, latent_flows, latent_modes
 from benchmarks.analysis import flow_objectives as objectives
 from benchmarks.analysis import flow_pareto as pareto
+from benchmarks.analysis import leak as leaked
 from benchmarks.analysis import linearity as linear
 from benchmarks.analysis import proposition as bound
 from benchmarks.analysis import shrinkage as shrunk
@@ -81,6 +82,13 @@ def shrinkage() -> str:
     return "\n\n".join(parts)
 
 
+def leak() -> str:
+    r = result("leak")
+    seeds, s = ", ".join(map(str, r["seeds"])), r["settings"]
+    head = f"{r['data']}, {s['epochs']} epochs, mean of the seeds {seeds}; chance is {s['chance']:.0f}%."
+    return f"{head}\n\n{markdown_table(leaked.table(r['results']['rows']))}\n\n{source('leak')}"
+
+
 def latent_drift(name: str = "latent_drift") -> str:
     r = result(name)
     rows, right = r["results"]["rows"], r["results"]["clean_top1"]
@@ -130,6 +138,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow_pareto": flow_pareto,
     "linearity": linearity,
     "shrinkage": shrinkage,
+    "leak": leak,
     "latent_drift": latent_drift,
     "latent_flows": flows_over_latents,
     "drift_cifar10": functools.partial(latent_drift, "drift_cifar10"),

@@ -28,6 +28,11 @@ FLOWS = {
     **dict.fromkeys(("glem", "glem-axes"), GLEM), "flow-ml": ML, "ce": CE, "latent-deep": LATENT,
     "latent-linear": Flow(LINEAR, "the run's own images", autoencoder=TAEF2),
 }  # fmt: skip
+# for images of other datasets, on which they are a pretrained network like any other
+ELSEWHERE = {
+    arm: flow if flow.name == LINEAR else dataclasses.replace(flow, trained_on=f"CIFAR-10: {flow.trained_on}")
+    for arm, flow in FLOWS.items()
+}  # fmt: skip
 
 
 ARMS = tuple(
@@ -91,8 +96,10 @@ WHOLE = Cell(
 TINY = Cell(
     "tiny-50", "Tiny ImageNet (100 classes, 32 px)", 50, 0.1, "quick classifier", QuickRecipe(batch_size=250, views=2),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
-    arms=("crop-flip", "randaugment", "trivialaugment", "cosine", "pooled", "randaugment+pooled", "randaugment|pooled"),
-    corrupted=0,
+    arms=(
+        "crop-flip", "randaugment", "trivialaugment", "cosine", "pooled", "flow-joint", "randaugment+pooled",
+        "randaugment|pooled", "randaugment+flow", "randaugment|flow",
+    ), flows=ELSEWHERE, corrupted=0,
 )  # fmt: skip
 RESNET18 = Cell(
     "cifar10-resnet18", CIFAR10, None, 1.0, "ResNet18, the paper's recipe", Recipe(),
@@ -107,7 +114,7 @@ FINETUNE_CIFAR10 = Cell(
 )  # fmt: skip
 FINETUNE_GTSRB = Cell(
     "finetune-gtsrb-25", "GTSRB (32 px copies)", 25, 43 * 25 / 39209, MOBILENET,
-    dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_TUNING, flows=FLOWS, by_track=True, corrupted=0,
+    dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_TUNING, flows=ELSEWHERE, by_track=True, corrupted=0,
 )  # fmt: skip
 
 CELLS = {

@@ -1,0 +1,121 @@
+"""How well a classifier reads the label from a move along modes: the leak of modes per class.
+
+    python -m benchmarks.analysis.leak --data-dir DIR --data-name "CIFAR-10"
+
+Claim: none beforehand. Data: training images alone, three seeds. The images get random labels, so
+that nothing in them tells the label; modes of the linear flow are fitted to the images of each
+label, as `labels="given"` has it, or to all, as `labels="none"`. A classifier is then trained on
+moved images and tested on others with random labels, moved alike: what it has over chance, it read
+from the moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.cifar.arms import Arm, NFAStep, Settings, fitted, linear_flow
+from benchmarks.cifar.classifier import logits_of, train
+from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.core.common import command_line, environment, markdown_table, write_result
+from train_flow.data import Images, load_data
+
+RECIPE = QuickRecipe(width=32, epochs=60, batch_size=100, max_lr=0.4, weight_decay=1e-2)
+CASES = (  # labels of the modes, strength, p, shrinkage
+    ("given", 1.0, 1.0, 0.0), ("given", 1.0, 1.0, 100.0), ("given", 1.0, 0.5, 100.0), ("given", 0.5, 0.5, 100.0),
+    ("none", 1.0, 1.0, 100.0),
+)  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.analysis.leak", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--data-dir", required=True, help="ImageFolder tree with train/ and val/")
+    add("--data-name", required=True)
+    add("--per-class", type=int, default=50, help="images to train on")
+    add("--others", type=int, default=5000, help="images to test on")
+    add("--epochs", type=int, default=RECIPE.epochs)
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--record", metavar="NAME", default="leak")
+    return parser
+
+
+def split(data: Images, count: int, others: int, seed: int) -> tuple[Images, Images]:
+    """Random images to train on and to test on, each with random labels, as many of each."""
+    g = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=g)
+    parts = data.subset(order[:count]), data.subset(order[count : count + others])
+    for part in parts:
+        labels = torch.arange(len(part)) % len(data.class_names)
+        part.labels = labels[torch.randperm(len(part), generator=g)]
+    return parts
+
+
+def read_back(
+    data: Images, other: Images, labels: str, s: Settings, recipe: QuickRecipe, seed: int
+) -> float:
+    """Percent of the moved `other` images whose label the classifier tells, which saw `data` moved."""
+    step = NFAStep(fitted(linear_flow(data), data, s, labels))
+    model, _ = train(data, Arm(before=step), recipe, seed)
+    moved = step(other.levels, other.labels, torch.Generator().manual_seed(seed))
+    told = logits_of(model, moved, recipe.bf16).argmax(1)
+    return 100 * (told == other.labels).float().mean().item()
+
+
+def measure(data: Images, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each of `CASES`."""
+    count, rows = args.per_class * len(data.class_names), []
+    size = min(RECIPE.batch_size, count)
+    recipe = replace(RECIPE, epochs=args.epochs, batch_size=size)
+    for labels, strength, p, shrinkage in CASES:
+        s = Settings(strength=strength, p=p, shrinkage=shrinkage)
+        shares = [
+            read_back(*split(data, count, args.others, seed), labels, s, recipe, seed)
+            for seed in args.seeds
+        ]
+        rows.append(
+            {"labels": labels, "strength": strength, "p": p, "shrinkage": shrinkage}
+            | {"percent": sum(shares) / len(shares), "percent_by_seed": shares}
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    cells = [["modes", "strength", "p", "shrinkage", "label told"]]
+    for r in rows:
+        modes = "of each class" if r["labels"] == "given" else "of all images"
+        numbers = (f"{r[k]:g}" for k in ("strength", "p", "shrinkage"))
+        cells.append([modes, *numbers, f"{r['percent']:.0f}%"])
+    return cells
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    data, _ = load_data("folder", args.data_dir, image_size=32)
+    rows = measure(data, args)
+    k = len(data.class_names)
+    sizes = f"{args.per_class * k} training images of {k} classes, {args.others} others to test on"
+    write_result(
+        args.record,
+        {
+            "benchmark": "leak",
+            "command": command_line("benchmarks.analysis.leak", argv),
+            "data": f"{args.data_name}, {sizes}",
+            "seeds": args.seeds,
+            "environment": environment(),
+            "settings": {"epochs": args.epochs, "chance": 100 / k},
+            "results": {"rows": rows},
+        },
+    )
+    print(markdown_table(table(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The probe that reads labels from moves: finds those of modes per class, and none in modes of all images."""
+
+import pytest
+import torch
+
+from benchmarks.analysis import leak
+from benchmarks.cifar.arms import Settings
+from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.core import common
+from benchmarks.core.schema import validate_file
+from train_flow.data import Images
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """Smooth random images, whose principal modes few of them tell otherwise than others do."""
+    g = torch.Generator().manual_seed(0)
+    small = torch.rand(700, 3, 6, 6, generator=g) * 255
+    levels = torch.nn.functional.interpolate(small, size=32, mode="bicubic").clamp(0, 255)
+    return Images(levels.to(torch.uint8), torch.arange(700) % 7, list("abcdefg"))
+
+
+def test_images_to_test_on_are_others_and_labels_say_nothing(noise):
+    parts = leak.split(noise, 70, 140, seed=3)
+    assert [torch.bincount(part.labels).tolist() for part in parts] == [[10] * 7, [20] * 7]
+    rows = [set(map(bytes, part.levels.flatten(1).numpy())) for part in parts]
+    assert len(rows[0] | rows[1]) == 210
+    where = {bytes(x): int(y) for x, y in zip(noise.levels.flatten(1).numpy(), noise.labels)}
+    true = torch.tensor([where[bytes(x)] for x in parts[1].levels.flatten(1).numpy()])
+    assert (true == parts[1].labels).float().mean() < 0.3
+
+
+def test_modes_per_class_tell_the_label_and_modes_of_all_do_not(noise):
+    recipe = QuickRecipe(width=16, epochs=150, batch_size=28, max_lr=0.4, weight_decay=1e-2)
+    data, other = leak.split(noise, 28, 350, seed=0)
+    s = Settings(strength=1.0, p=1.0, shrinkage=0.0)
+    told = {k: leak.read_back(data, other, k, s, recipe, 0) for k in ("given", "none")}
+    assert told["given"] > 35 and told["none"] < 22, told
+
+
+def test_a_run_and_its_record(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    argv = ["--data-dir", str(image_folder), "--data-name", "three toy classes"]
+    argv += ["--per-class", "5", "--others", "30", "--epochs", "1", "--seeds", "0", "1"]
+    assert leak.main(argv) == 0
+    record = validate_file(tmp_path / "leak.json")
+    rows = record["results"]["rows"]
+    assert len(rows) == len(leak.CASES) and all(len(r["percent_by_seed"]) == 2 for r in rows)
+    assert record["settings"] == {"epochs": 1, "chance": 100 / 3}
+    said = capsys.readouterr().out
+    assert f"| of all images | 1 | 1 | 100 | {rows[-1]['percent']:.0f}% |" in said
