@@ -1,23 +1,24 @@
-"""The demonstration behind ``make demo``: a small timm classifier with no augmentation, RandAugment, and NFA.
+"""The demonstration behind ``make demo``: a small timm classifier, with and without NFA, on few images.
 
     python -m benchmarks.demo
     python -m benchmarks.demo --data-dir DIR
 
-Claim: none; it shows the use and not the worth. Data: without arguments the scikit-learn digits,
-with ``--data-dir`` an ImageFolder tree of CIFAR's classes, of which a few images of each class,
-with the bundled CIFAR flow; two seeds. Everything goes through timm's own `create_loader`. Prints
-the table, and writes it with a preview of the augmentation to demo/.
+Claim: none; it shows the use, and says whether these runs tell a difference from noise. Data:
+without arguments the scikit-learn digits, with ``--data-dir`` an ImageFolder tree of CIFAR-10's
+classes with the bundled CIFAR-10 flow; a few random images of each class, others for every seed.
+Everything goes through timm's own `create_loader`. Prints the table, and writes it with a preview of
+the augmentation to demo/.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -30,7 +31,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.core.common import command_line, environment, markdown_table, write_result
 from benchmarks.core.pages import result, source
-from timm_nfaug import NFAugment
+from benchmarks.core.statistics import ALPHA, Difference, compare_all
+from timm_nfaug import ConditionalFlow, NFAugment
 from timm_nfaug._utils.files import write_atomically
 from timm_nfaug.integration import loader_factory
 from timm_nfaug.integration.pillow import guard_posterize
@@ -38,6 +40,7 @@ from timm_nfaug.pictures import preview_augmentation
 from train_flow.data import Images, load_data
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+NFA = "NFA, its default"
 
 Found = dict[str, list[dict[str, float]]]  # arm to accuracy (percent) and seconds of every run
 
@@ -63,18 +66,31 @@ class Task:
     """The data, and the bundled flow that fits them."""
 
     name: str
-    train: Images
+    pool: Images
     val: Images
     flow: str
-    flip: float  # probability of a horizontal flip; where there is one, crops too
-    note: str
+    flip: float  # probability of a horizontal flip
+    per_class: int
+
+    @property
+    def note(self) -> str:
+        classes = len(self.pool.class_names)
+        return (
+            f"{self.per_class * classes} training images ({self.per_class} a class), {len(self.val)} test images. "
+            f"{self.flow} was trained on all {len(self.pool):,} training images with their labels, so its row knows "
+            "more than the others."
+        )
+
+    def images(self, seed: int) -> Images:
+        """The training images of a seed."""
+        order = torch.randperm(len(self.pool), generator=torch.Generator().manual_seed(seed))
+        return first_of_each_class(self.pool.subset(order), self.per_class)
 
 
-def digits_task() -> Task:
+def digits_task(per_class: int) -> Task:
     train, val = load_data("digits")
-    flow = "conv_p4_tiny.digits"
-    note = f"{len(train)} training images, the ones {flow} was trained on; {len(val)} test images."
-    return Task("scikit-learn digits", train, val, flow, 0.0, note)
+    assert val is not None
+    return Task("scikit-learn digits", train, val, "conv_p4_tiny.digits", 0.0, per_class)
 
 
 def folder_task(data_dir: str, per_class: int) -> Task:
@@ -83,13 +99,8 @@ def folder_task(data_dir: str, per_class: int) -> Task:
         raise SystemExit(
             f"{data_dir} has no val/ folder beside train/; the demonstration tests on it"
         )
-    train, val = first_of_each_class(train, per_class), first_of_each_class(val, 200)
-    flow = "conv_p4_small.cifar10"
-    note = (
-        f"{len(train)} training images ({per_class} a class), {len(val)} test images. {flow} was trained on all 50,000 "
-        "training images of CIFAR-10 with their labels, so its row knows more than the others."
-    )
-    return Task(str(Path(data_dir).name), train, val, flow, 0.5, note)
+    val = first_of_each_class(val, 200)
+    return Task(Path(data_dir).name, train, val, "conv_p4_small.cifar10", 0.5, per_class)
 
 
 def first_of_each_class(data: Images, count: int) -> Images:
@@ -105,12 +116,14 @@ def make_model(channels: int, classes: int) -> nn.Module:
     return model
 
 
-def make_loaders(task: Task, policy: str | None, augment: NFAugment | None, seed: int):
+def make_loaders(
+    task: Task, images: Images, policy: str | None, augment: NFAugment | None, seed: int
+):
     """Creates timm's loaders of the training and of the test images."""
-    size = tuple(task.train.levels.shape[1:])
+    size = tuple(images.levels.shape[1:])
     common = {
         "input_size": size,
-        "batch_size": 64,
+        "batch_size": min(64, len(images)),
         "mean": (0.5,) * size[0],
         "std": (0.25,) * size[0],
         "num_workers": 0,
@@ -118,21 +131,25 @@ def make_loaders(task: Task, policy: str | None, augment: NFAugment | None, seed
         "persistent_workers": False,
         "crop_pct": 1.0,
     }
-    crop = (0.7, 1.0) if task.flip else (1.0, 1.0)
-    own = {"scale": crop, "ratio": (1.0, 1.0), "hflip": task.flip, "color_jitter": 0.0}
+    own = {"scale": (0.7, 1.0), "ratio": (1.0, 1.0), "hflip": task.flip, "color_jitter": 0.0}
     factory = create_loader if augment is None else loader_factory(create_loader, augment, seed)
-    images = PilImages(task.train)
-    loader = factory(images, is_training=True, auto_augment=policy, **own, **common)
+    loader = factory(PilImages(images), is_training=True, auto_augment=policy, **own, **common)
     return loader, create_loader(PilImages(task.val), **common)
 
 
 def train_once(
-    task: Task, policy: str | None, augment: NFAugment | None, epochs: int, seed: int
+    task: Task,
+    policy: str | None,
+    make: Callable[[Images], NFAugment] | None,
+    epochs: int,
+    seed: int,
 ) -> dict[str, float]:
     """Trains one classifier; returns its accuracy on the test images in percent, and the seconds of training."""
+    images = task.images(seed)
+    augment = make(images) if make else None
     random_seed(seed)  # timm's augmentations draw from Python's and numpy's generators too
-    loader, test_loader = make_loaders(task, policy, augment, seed)
-    model = make_model(task.train.levels.shape[1], len(task.train.class_names))
+    loader, test_loader = make_loaders(task, images, policy, augment, seed)
+    model = make_model(images.levels.shape[1], len(images.class_names))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * len(loader))
     start = time.perf_counter()
@@ -151,118 +168,130 @@ def train_once(
     return {"accuracy": 100 * (correct / len(task.val)), "seconds": seconds}
 
 
-def arms(task: Task, strength: float, p: float) -> dict[str, tuple[str | None, NFAugment | None]]:
-    """Returns title to timm's policy and NFA of each arm; the last has the bundled flow."""
-    deep = NFAugment.from_pretrained(task.flow, strength=strength, p=p, labels="given")
-    if deep.flow.config.class_names != task.train.class_names:
+def bundled(task: Task) -> ConditionalFlow:
+    return ConditionalFlow.from_pretrained(task.flow)
+
+
+def arms(task: Task) -> dict[str, tuple[str | None, Callable[[Images], NFAugment] | None]]:
+    """Title to timm's policy and NFA of each arm: the baseline, RandAugment, NFA's default, the bundled flow."""
+    deep = NFAugment.from_pretrained(task.flow)
+    if (known := bundled(task).config.class_names) != task.pool.class_names:
         raise SystemExit(
-            f"the bundled flow knows {deep.flow.config.class_names}, the images are of {task.train.class_names}"
+            f"the bundled flow knows {known}, the images are of {task.pool.class_names}"
         )
-    images = [(task.train.levels, task.train.labels)]
-    linear = NFAugment.from_data(
-        images, input_size=tuple(task.train.levels.shape[1:]), strength=strength, p=p
-    )
-    own = f"(s{strength:g}-p{p:g})"
+
+    def default(images: Images) -> NFAugment:
+        size = tuple(images.levels.shape[1:])
+        return NFAugment.from_data([(images.levels, images.labels)], input_size=size)
+
     return {
-        "no augmentation": (None, None),
+        "crop and flip" if task.flip else "crop": (None, None),
         f"timm RandAugment ({RANDAUGMENT})": (RANDAUGMENT, None),
-        f"NFA linear, fitted here {own}": (None, linear),
-        f"NFA {task.flow} {own}": (None, deep),
+        NFA: (None, default),
+        f"NFA, deep flow {task.flow}": (None, lambda images: deep),
     }
 
 
-def run(task: Task, epochs: int, seeds: list[int], strength: float, p: float, out: Path) -> Found:
+def run(task: Task, epochs: int, seeds: list[int], out: Path) -> Found:
     """Trains all arms; writes their table and a preview, and returns their runs."""
     guard_posterize()
     found: Found = {}
-    lines = [
-        f"| {task.name} | test accuracy, mean of {len(seeds)} | each | seconds |",
-        "| --- | --- | --- | --- |",
-    ]
-    compared = arms(task, strength, p)
-    for title, (policy, augment) in compared.items():
-        runs = [train_once(task, policy, augment, epochs, seed) for seed in seeds]
-        found[title] = runs
-        mean, seconds = (statistics.mean(r[key] for r in runs) for key in ("accuracy", "seconds"))
-        each = ", ".join(f"{r['accuracy']:.1f}" for r in runs)
-        lines.append(f"| {title} | {mean:.1f}% | {each} | {seconds:.0f} |")
-        print(lines[-1], flush=True)
-    text = "\n".join(lines) + f"\n\n{task.note}\n"
+    for title, (policy, make) in arms(task).items():
+        found[title] = [train_once(task, policy, make, epochs, seed) for seed in seeds]
+        mean, seconds = (
+            statistics.mean(r[key] for r in found[title]) for key in ("accuracy", "seconds")
+        )
+        print(f"{title}: {mean:.1f}%, {seconds:.0f} s a training", flush=True)
+    text = f"{task.name}: {task.note}\n\n{markdown_table(table(found))}\n\n{said(found)}\n"
     write_atomically(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"\n{text}")
-    *_, (_, deep) = compared.values()
     shown = first_of_each_class(task.val, 1)
     pairs = [(TF.to_pil_image(x), int(y)) for x, y in zip(shown.levels, shown.labels, strict=True)]
-    sheet = preview_augmentation(deep.flow, pairs, [0.25, 0.5, 1.0])
+    sheet = preview_augmentation(bundled(task), pairs, [0.25, 0.5, 1.0])
     write_atomically(out / "preview.png", lambda path: sheet.save(path, format="PNG"))
     return found
 
 
+def differences(found: Found) -> dict[str, Difference]:
+    """Each arm's difference to the first."""
+    values = {arm: {i: r["accuracy"] for i, r in enumerate(runs)} for arm, runs in found.items()}
+    return compare_all(values, next(iter(found)))
+
+
 def table(found: Found) -> list[list[str]]:
     """Returns cells, a row for each arm."""
-    rows = [["", "test accuracy", "each seed"]]
+    base, against = next(iter(found)), differences(found)
+    rows = [["", "test accuracy", f"over {base}", "each seed"]]
     for arm, runs in found.items():
         accuracy = [run["accuracy"] for run in runs]
         each = ", ".join(f"{a:.1f}" for a in accuracy)
-        rows.append([arm, f"{sum(accuracy) / len(accuracy):.1f}%", each])
+        gain = f"{against[arm].mean:+.1f} ± {against[arm].half:.1f}" if arm in against else ""
+        rows.append([arm, f"{statistics.mean(accuracy):.1f}%", gain, each])
     return rows
+
+
+def said(found: Found) -> str:
+    """What these runs say of NFA's default."""
+    base, default = next(iter(found)), differences(found)[NFA]
+    gain = f"{default.mean:+.1f} ± {default.half:.1f} points with {default.seeds} seeds"
+    if not default.p < ALPHA:  # NaN too
+        return f"NFA's default and {base} alone differ by no more than noise here: {gain}."
+    return f"NFA's default is {'ahead of' if default.mean > 0 else 'behind'} {base} alone here: {gain}."
 
 
 def page(name: str) -> str:
     record = result(name)
-    return f"{record['data']}\n\n{markdown_table(table(record['results']))}\n\n{source(name)}"
+    cells, found = markdown_table(table(record["results"])), said(record["results"])
+    return f"{record['data']}\n\n{cells}\n\n{found}\n\n{source(name)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo_digits": lambda: page("demo_digits"),
-    "demo_cifar": lambda: page("demo_cifar10_jpeg"),
+    "demo_cifar10": lambda: page("demo_cifar10"),
 }
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.demo", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
     tree = "ImageFolder tree (train/, val/) of CIFAR-10's classes; without it the digits"
     add("--data-dir", help=tree)
-    add("--per-class", type=int, default=100, help="training images a class of --data-dir")
-    add("--epochs", type=int, help="default: 20 for the digits, 30 for --data-dir")
-    add("--seeds", type=int, nargs="+", default=[0, 1])
-    add("--strength", type=float, default=0.5)
-    add("--p", type=float, default=0.5)
+    add("--per-class", type=int, default=20, help="training images")
+    add("--epochs", type=int, default=40)
+    add("--seeds", type=int, nargs="+", default=list(range(5)))
     add("--record", metavar="NAME", help="also write benchmarks/results/NAME.json")
     add("--data-name", default="scikit-learn digits", help="how --record calls the data")
     add("--out", type=Path, default=Path("demo"))
-    args = parser.parse_args()
-    args.epochs = args.epochs or (20 if args.data_dir is None else 30)
-    return args
+    return parser.parse_args(argv)
 
 
-def record(args: argparse.Namespace, note: str, found: Found) -> None:
-    settings: dict[str, Any] = {k: getattr(args, k) for k in ("epochs", "strength", "p")}
+def record(args: argparse.Namespace, note: str, found: Found, argv: list[str] | None) -> None:
     write_result(
         args.record,
         {
             "benchmark": "demo",
-            "command": command_line("benchmarks.demo"),
+            "command": command_line("benchmarks.demo", argv),
             "data": f"{args.data_name}: {note}",
             "seeds": args.seeds,
             "environment": environment(),
-            "settings": {**settings, "per_class": args.per_class},
+            "settings": {"epochs": args.epochs, "per_class": args.per_class},
             "results": found,
         },
     )
 
 
-def main() -> None:
-    args = parse()
-    task = folder_task(args.data_dir, args.per_class) if args.data_dir else digits_task()
-    found = run(task, args.epochs, args.seeds, args.strength, args.p, args.out)
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    few = args.per_class
+    task = folder_task(args.data_dir, few) if args.data_dir else digits_task(few)
+    found = run(task, args.epochs, args.seeds, args.out)
     if args.record:
-        record(args, task.note, found)
+        record(args, task.note, found, argv)
     print(f"wrote {args.out / 'table.md'} and {args.out / 'preview.png'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
