@@ -94,7 +94,8 @@ WHOLE = Cell(
 )  # fmt: skip
 
 TINY = Cell(
-    "tiny-50", "Tiny ImageNet (100 classes, 32 px)", 50, 0.1, "quick classifier", QuickRecipe(batch_size=250, views=2),
+    "tiny-50", "Tiny ImageNet (100 classes, 32 px)", 50, 0.1, "quick classifier of half width",
+    QuickRecipe(width=32, batch_size=250, views=2),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
         "crop-flip", "randaugment", "trivialaugment", "cosine", "pooled", "flow-joint", "randaugment+pooled",
@@ -109,12 +110,14 @@ RESNET18 = Cell(
 MOBILENET = "MobileNetV2 pretrained on ImageNet, 96 px"
 FINETUNE = FinetuneRecipe(weights="mobilenetv2_100", test_bf16=True)
 FINETUNE_TUNING = grid(epochs=(20, 40), lr=(1e-4, 2.5e-4, 5e-4), smoothing=(0.0, 0.1))
+# of four times the images
+FINETUNE_MORE = grid(epochs=(10, 20), lr=(1e-4, 2.5e-4, 5e-4), smoothing=(0.0, 0.1))
 FINETUNE_CIFAR10 = Cell(
     "finetune-cifar10-25", CIFAR10, 25, 0.005, MOBILENET, FINETUNE, tuning=FINETUNE_TUNING, flows=FLOWS, corrupted=0,
 )  # fmt: skip
 FINETUNE_GTSRB = Cell(
     "finetune-gtsrb-25", "GTSRB (32 px copies)", 25, 43 * 25 / 39209, MOBILENET,
-    dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_TUNING, flows=ELSEWHERE, by_track=True, corrupted=0,
+    dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_MORE, flows=ELSEWHERE, by_track=True, corrupted=0,
 )  # fmt: skip
 
 CELLS = {
