@@ -12,7 +12,8 @@ from benchmarks.cifar.arms import (
     linear_flow,
     randaugment,
 )
-from benchmarks.cifar.classifier import Recipe, train
+from benchmarks.cifar.resnet import Recipe
+from benchmarks.cifar.training import train
 from train_flow.data import Images
 
 

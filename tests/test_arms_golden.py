@@ -16,7 +16,8 @@ import torch
 
 import timm_nfaug as nfa
 from benchmarks.cifar.arms import apply_policy
-from benchmarks.cifar.classifier import make_classifier, normalize, seed_globals
+from benchmarks.cifar.resnet import make_classifier
+from benchmarks.cifar.training import normalize, seed_globals
 from benchmarks.evidence.arms import ENTRIES, Flow
 from timm_nfaug import pixels
 from train_flow.data import Images

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_model
 
 from benchmarks.cifar.arms import Arm
-from benchmarks.cifar.classifier import Recipe, crop_and_flip, make_classifier, train
 from benchmarks.cifar.corruptions import CORRUPTIONS
+from benchmarks.cifar.resnet import Recipe, make_classifier
+from benchmarks.cifar.training import crop_and_flip, train
 from train_flow.data import Images
 
 

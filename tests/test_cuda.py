@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import timm_nfaug as nfa
-from benchmarks.cifar.classifier import Recipe, train
+from benchmarks.cifar.resnet import Recipe
+from benchmarks.cifar.training import train
 from benchmarks.evidence.arms import ENTRIES
 from timm_nfaug import pixels
 from timm_nfaug.augment import NFAugment

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.cifar.arms import Arm
-from benchmarks.cifar.classifier import normalize, train
 from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.cifar.training import normalize, train
 from benchmarks.core import records
 from benchmarks.core.statistics import Difference, power, residual_deviation, seeds_for_power
 from benchmarks.evidence import answers, cells, changes, choices, plan, run, tables

@@ -10,7 +10,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import finetune
 from benchmarks.cifar.arms import Arm
-from benchmarks.cifar.classifier import normalize, penultimate, train
+from benchmarks.cifar.testing import penultimate
+from benchmarks.cifar.training import normalize, train
 from benchmarks.core import records
 from benchmarks.finetuning.fold import fold_batch_norms
 from benchmarks.finetuning.network import FineTuned, ModelNorm, head_names

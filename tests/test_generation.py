@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 
 import timm_nfaug as nfa
-from benchmarks.cifar.classifier import Recipe
+from benchmarks.cifar.resnet import Recipe
 from benchmarks.core import common
 from benchmarks.generation import run as generation
 from benchmarks.generation import samples

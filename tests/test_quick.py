@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cifar import classifier
+from benchmarks.cifar import testing
 from benchmarks.cifar.arms import Arm
-from benchmarks.cifar.classifier import logits_of, normalize, train, views_of
 from benchmarks.cifar.quick import QuickBatches, QuickNet, QuickRecipe, QuickSteps, triangle
+from benchmarks.cifar.testing import logits_of, views_of
+from benchmarks.cifar.training import normalize, train
 from train_flow.data import Images
 
 SMALL = QuickRecipe(width=4, epochs=4, batch_size=20, max_lr=0.1)
@@ -49,7 +50,7 @@ def test_it_learns_and_repeats_itself(data):
     found = [train(data, Arm(), SMALL, seed=0)[0] for _ in range(2)]
     for a, b in zip(found[0].state_dict().values(), found[1].state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    assert classifier.test(found[0], data, bf16=True, views=6)["top1"] > 90  # one colour a class
+    assert testing.test(found[0], data, bf16=True, views=6)["top1"] > 90  # one colour a class
 
 
 def test_the_whitening_stays_and_the_norms_have_no_scales(data):

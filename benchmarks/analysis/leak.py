@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.cifar.arms import Arm, NFAStep, Settings, fitted, linear_flow
-from benchmarks.cifar.classifier import logits_of, train
 from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.cifar.testing import logits_of
+from benchmarks.cifar.training import train
 from benchmarks.core.common import command_line, environment, markdown_table, write_result
 from train_flow.data import Images, load_data
 

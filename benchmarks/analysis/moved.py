@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.analysis.frozen import BATCH, Classifier
 from benchmarks.cifar.arms import RANDAUGMENT, apply_policy
-from benchmarks.cifar.classifier import seed_globals
+from benchmarks.cifar.training import seed_globals
 from timm_nfaug import ConditionalFlow, NFAugment, lift, pixels
 from timm_nfaug._utils.progress import progress
 from timm_nfaug.autoencoder import Autoencoder

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.optim import Lookahead
 from torch import Tensor, nn
 
-from benchmarks.cifar.classifier import CROP, FLIP, Batches, normalize
+from benchmarks.cifar.training import CROP, FLIP, Batches, normalize
 from train_flow.data import Images, random_shift
 from train_flow.schedule import generator
 
@@ -99,7 +99,7 @@ class QuickRecipe:
     crop: int = 2  # pixels, with mirrored borders
     whiten_bias: float = 0.3  # share of the training in which the whitening's bias is trained
     flip: bool = True
-    views: int = 6  # of an image in a test: see `classifier.logits_of`
+    views: int = 6  # of an image in a test: see `testing.logits_of`
     bf16: bool = True
     compile: bool = False
 

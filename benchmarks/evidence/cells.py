@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.cifar.classifier import Recipe
 from benchmarks.cifar.quick import QuickRecipe
+from benchmarks.cifar.resnet import Recipe
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow, grid
 from benchmarks.finetuning.recipe import FinetuneRecipe
 

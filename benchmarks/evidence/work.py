@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar.classifier import test, train
+from benchmarks.cifar.testing import test
+from benchmarks.cifar.training import train
 from benchmarks.core.common import environment
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
 from benchmarks.evidence.cells import Cell

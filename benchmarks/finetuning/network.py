@@ -10,12 +10,12 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-LEVEL = 255 / 64  # levels of 0..1 to those of `classifier.normalize`, (level + 0.5) / 64 - 2
+LEVEL = 255 / 64  # levels of 0..1 to those of `training.normalize`, (level + 0.5) / 64 - 2
 CENTRE = 0.5  # of 0..1: there the common normalisation is 0
 
 
 class ModelNorm(nn.Module):
-    """Brings images (B, 3, H, W) of `classifier.normalize` to a mean and standard deviation of [0, 1]."""
+    """Brings images (B, 3, H, W) of `training.normalize` to a mean and standard deviation of [0, 1]."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pretrained timm model on images in memory, for `benchmarks.cifar.classifier.train`.
+"""Fine-tuning of a pretrained timm model on images in memory, for `benchmarks.cifar.training.train`.
 
 The parts are timm's: optimizer factory, cosine schedule with warm-up, mean and standard deviation of
 the model. What makes it fit for one CPU core: batch norm keeps the statistics of the pretraining and
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from benchmarks.cifar.classifier import CROP, Batches, Steps, crop_and_flip, start_from
+from benchmarks.cifar.resnet import Steps, start_from
+from benchmarks.cifar.training import CROP, Batches, crop_and_flip
 from benchmarks.finetuning.fold import fold_batch_norms
 from benchmarks.finetuning.network import FineTuned, first_stages, freeze, head_names
 from timm_nfaug._utils.checks import check_choice
@@ -56,7 +57,7 @@ class FinetuneRecipe:
     border: str = "reflect"  # what comes in at an edge, of BORDERS
     flip: bool = True  # False where left and right differ, as on traffic signs
     smoothing: float = 0.1  # of labels
-    views: int = 1  # of an image in a test: see `classifier.logits_of`
+    views: int = 1  # of an image in a test: see `testing.logits_of`
     bf16: bool = False  # autocast; on a CPU float32 trains faster unless all is frozen
     test_bf16: bool = False  # autocast in tests alone: twice as fast on a CPU, a few answers change
     compile: bool = False

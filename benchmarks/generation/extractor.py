@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar.arms import Arm
-from benchmarks.cifar.classifier import Recipe, make_classifier, normalize, penultimate, train
+from benchmarks.cifar.resnet import Recipe, make_classifier
+from benchmarks.cifar.testing import penultimate
+from benchmarks.cifar.training import normalize, train
 from timm_nfaug._utils.files import write_atomically
 from train_flow.data import Images
 

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.analysis.flow_report import check_classes
-from benchmarks.cifar.classifier import MODELS, Recipe
+from benchmarks.cifar.resnet import MODELS, Recipe
 from benchmarks.core.common import (
     command_line,
     environment,

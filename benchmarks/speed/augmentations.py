@@ -32,7 +32,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from benchmarks.cifar.arms import RANDAUGMENT
-from benchmarks.cifar.classifier import make_classifier
+from benchmarks.cifar.resnet import make_classifier
 from benchmarks.speed.peak import synchronised
 from timm_nfaug import CachedNFADataset, NFACache, NFAugment, create_flow, lift, pixels
 from timm_nfaug.moves import draw_noise
