@@ -61,9 +61,10 @@ def parts(text: str) -> dict[str, str]:
 WAITS = """
 import os, sys, time
 from timm_nfaug._utils import progress as p
-def wait(name, total=50, steps=20):
+def wait(name, total=50, steps=20, late=0.0):
     print("==", name, file=sys.stderr, flush=True)
     with p.progress(total, "NFA cache", "images", 10) as bar:
+        time.sleep(late)
         for _ in range(steps):
             time.sleep(0.05)
             bar.update(2)
@@ -71,6 +72,7 @@ wait("default")
 p.DELAY, p.EVERY = 0.2, 0.4
 wait("whole")
 wait("unknown", None)
+wait("late", late=1.0)
 wait("short", 14, 2)
 for name in ("RANK", "TIMM_NFAUG_QUIET"):
     os.environ[name] = "1"
@@ -102,6 +104,8 @@ def test_a_file_gets_plain_lines():
         minutes, seconds = line["time"].split(":")
         assert 10 < int(line["n"]) < 50 and abs(60 * int(minutes) + int(seconds) - left) <= 1.1
     assert end["n"] == "50" and end["whole"]
+    late = [LINE.fullmatch(line) for line in found["late"].splitlines()]
+    assert all(int(line["n"]) > 12 for line in late), "the first image waits for its reader's start"
     unknown = [LINE.fullmatch(line) for line in found["unknown"].splitlines()]
     assert unknown[-1]["n"] == "50" and not any(line["total"] or line["time"] for line in unknown)
 

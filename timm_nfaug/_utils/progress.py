@@ -82,6 +82,8 @@ class _Lines:
 
     def update(self, n: int = 1) -> None:
         """Notes that `n` more are done."""
+        if self.n == self.initial:  # a wait for the first, as for processes to start, is no rate
+            self.due = time.monotonic() + DELAY
         self.n += n
         if self.n != self.total and (now := time.monotonic()) >= self.due:
             self.due = now + EVERY
