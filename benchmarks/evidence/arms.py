@@ -80,6 +80,11 @@ def policy(data: Images, magnitude: float) -> Policy:
     return timm_randaugment(f"rand-m{magnitude:g}-mstd0.5-inc1", data.levels.shape[-1])
 
 
+def some_randaugment(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """RandAugment for a share of the images, as either-or has it."""
+    return Arm(v2.RandomApply([policy(data, s["magnitude"])], s["p"]))
+
+
 def trivial(data: Images, s: Values, flow: Flow | None) -> Arm:
     always = v2.TrivialAugmentWide()
     some = always if s["p"] == 1 else v2.RandomApply([always], s["p"])
@@ -157,6 +162,12 @@ def either(data: Images, s: Values, flow: Flow | None) -> Arm:
     return EitherOr(NFAStep(move), policy(data, s["magnitude"]))
 
 
+def either_cosine(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """Each image gets RandAugment or shading without data."""
+    shading = NFAugment.from_change(changes.cosine(data, s["strength"]), p=1.0, labels="none")
+    return EitherOr(NFAStep(shading), policy(data, s["magnitude"]))
+
+
 def latent(data: Images, s: Values, flow: Flow | None) -> Arm:
     """Moved copies through an autoencoder, along pooled modes of the run's own latents."""
     assert flow is not None
@@ -180,6 +191,7 @@ ENTRIES: dict[str, Entry] = {
     "crop-flip": Entry("crop and flip", lambda data, s, flow: Arm()),
     "crop-flip-long": Entry("crop and flip, twice as long", lambda data, s, flow: Arm(), longer=2.0),
     "randaugment": Entry("RandAugment", randaugment, RANDAUGMENTS),
+    "randaugment-some": Entry("RandAugment for some images", some_randaugment, grid(magnitude=(9, 5), p=(0.5, 0.75))),
     "trivialaugment": Entry("TrivialAugment", trivial, grid(p=(1.0, 0.5), reprob=(0.0, 0.25))),
     "colorjitter": Entry("ColorJitter", jitter, grid(amount=(0.4, 0.2), p=(1.0, 0.5))),
     "mixup": Entry("Mixup", mixup, grid(alpha=(1.0, 0.2), p=(1.0, 0.5))),
@@ -198,6 +210,7 @@ ENTRIES: dict[str, Entry] = {
     "ce": Entry("NFA deep flow (conditional encoding)", conditional, MOVES, flow=True),
     "randaugment+pooled": Entry("RandAugment, on NFA linear", on_top, BOTH),
     "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),
+    "randaugment|cosine": Entry("RandAugment or shading without data", either_cosine, BOTH),
     "randaugment+flow": Entry("RandAugment, on NFA deep flow (joint)", on_top, BOTH, flow=True),
     "randaugment|flow": Entry("RandAugment or NFA deep flow (joint)", either, BOTH, flow=True),
     "latent-linear": Entry("NFA latent linear, pooled modes, 8 copies", latent, MOVES, flow=True),

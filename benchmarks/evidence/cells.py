@@ -84,9 +84,9 @@ TENTH = Cell(
     "cifar10-500", CIFAR10, 500, 0.1, "quick classifier", QuickRecipe(batch_size=250),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
-        "crop-flip", "crop-flip-long", "randaugment", "trivialaugment", "cosine", "pooled", "flow-joint",
-        "randaugment|pooled",
-    ), flows=FLOWS,
+        "crop-flip", "crop-flip-long", "randaugment", "randaugment-some", "trivialaugment", "cosine", "pooled",
+        "flow-joint", "randaugment|pooled", "randaugment|flow",
+    ), flows=FLOWS, seeds=(0, 1, 2),
 )  # fmt: skip
 WHOLE = Cell(
     "cifar10-all", CIFAR10, None, 1.0, "quick classifier", QuickRecipe(),
@@ -98,8 +98,8 @@ TINY = Cell(
     QuickRecipe(width=32, batch_size=250, views=2),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
-        "crop-flip", "randaugment", "trivialaugment", "cosine", "pooled", "flow-joint", "randaugment+pooled",
-        "randaugment|pooled", "randaugment+flow", "randaugment|flow",
+        "crop-flip", "randaugment", "randaugment-some", "cosine", "pooled", "flow-joint", "randaugment|pooled",
+        "randaugment|flow",
     ), flows=ELSEWHERE, corrupted=0,
 )  # fmt: skip
 RESNET18 = Cell(
