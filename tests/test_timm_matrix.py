@@ -273,7 +273,7 @@ REFUSED = {
     ),
     "a place that is none": (
         ["--config", "{tmp}/place.yaml"],
-        "nfa_place must be one of batch, dataset, got 'worker'",
+        "nfa_place must be one of batch, dataset, either, got 'worker'",
     ),
     "twice": (["--aa", "nfa-lgiven"], "both ask for NFA"),
     "NaFlex": (["--naflex-loader"], "does not work with --naflex-loader"),

@@ -18,6 +18,7 @@ from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
 from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
+EITHER = "--nfa-place either"
 SLOW = (
     "NFA: the workers encode an image once and decode it twice, on a CPU, which is slow: on a GPU "
     f"{INSTEAD}, or keep moved copies of the images, by timm-nfaug materialise"
@@ -35,7 +36,8 @@ def loader_factory(
         seed: key of the random numbers, with the process's rank, epoch and batch.
         fit: fit to the first training dataset, or to `fit_dataset`, as every process does alike.
         num_classes, fit_dataset: as for `wrap_loader`.
-        place: "batch", or "dataset": image by image in the loader's workers.
+        place: "batch"; "dataset", image by image in the loader's workers; or "either", there and in
+            the place of RandAugment, which is for the images that NFA leaves as they are.
         cache: directory of a cache of tangents, made here; NFA then runs from it, in the workers.
 
     >>> import timm_nfaug as nfa
@@ -72,7 +74,7 @@ class _Factory:
         std = adapt_to_chs(given.get("std", IMAGENET_DEFAULT_STD), channels)
         if self.fit:  # last of the checks, as it may read many images
             own = self.augment.replace(mean=mean, std=std)
-            device = "cpu" if self.place == "dataset" else given.get("device", "cpu")
+            device = "cpu" if self.place != "batch" else given.get("device", "cpu")
             how = self.num_classes, given.get("num_workers", 1), device, self.fit_dataset
             fitted = _fit_to_dataset(own, dataset, *how)
             parts = {"flow": fitted.flow, "autoencoder": fitted._autoencoder}
@@ -88,8 +90,10 @@ class _Factory:
         return NFALoader(loader, on_batches, mean, std, self.seed, mixup, erasing, splits)
 
     def _check(self, given: dict[str, Any]) -> None:
-        if self.place == "dataset" or self.cache:
-            flag = "--nfa-cache" if self.cache else FLAG
+        if self.place != "batch" or self.cache:
+            flag = "--nfa-cache" if self.cache else f"{FLAG} {self.place}"
+            if self.place == "either" and self.cache:
+                raise NFAError(f"{flag} moves images before --aa, {EITHER} instead of it: drop one")
             if given.get("use_multi_epochs_loader"):
                 raise NFAError(f"{flag} cannot tell the epochs: drop --use-multi-epochs-loader")
             if given.get("input_size_choices"):
@@ -103,10 +107,10 @@ class _Factory:
 
     def _augmented(self, dataset: Any, given: dict[str, Any]) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
-        if self.place == "dataset" and not self.cache:
+        if self.place != "batch" and not self.cache:
             if self.augment.size is not None:
                 say(SLOW)
-            return _WorkerDataset(dataset, self.augment, self.seed)
+            return _WorkerDataset(dataset, self.augment, self.seed, self.place == "either")
         if not self.cache:
             return dataset
         augment = _on_device(self.augment, given.get("device", "cpu"))

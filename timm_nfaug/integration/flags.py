@@ -20,7 +20,7 @@ from ..space import AUTOENCODER_HELP, SPACE_HELP, SPACES, check_space, chosen_au
 from ..spec import parse_config
 from .fit import _check_channels
 
-PLACES = ("batch", "dataset")
+PLACES = ("batch", "dataset", "either")
 SIDE = 32  # of modes of pixels, at most
 CHEAP = "a linear flow costs next to nothing without: drop --nfa-cache"
 
@@ -58,7 +58,10 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         f"brings the settings that --aug does not name (default: {LINEAR})"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
-    place = "where it runs: on batches, on their device, or on images, in the loader's workers"
+    place = (
+        "where it runs: on batches, on their device; on images, in the loader's workers (dataset); "
+        "or there and in the place of --aa, so that each image gets one of the two (either)"
+    )
     cache = (
         "of a deep flow: compute once, into this directory, how it changes each training image, so "
         "that epochs need no flow; of latents: these, so that epochs only decode; NFA then comes "

@@ -73,9 +73,10 @@ def wrap_loader(
 
 
 def _check_settings(args: Any, fit_dataset: Any, erasing: Any) -> None:
-    if args.nfa_place == "dataset":
-        instead = "take --nfa-place batch, or put NFAugment into the dataset's transform"
-        raise NFAError(f"--nfa-place dataset is for the launcher; {instead}")
+    if args.nfa_place != "batch":
+        own = "v2.RandomChoice([augment, policy])" if args.nfa_place == "either" else "NFAugment"
+        instead = f"take --nfa-place batch, or put {own} into the dataset's transform"
+        raise NFAError(f"--nfa-place {args.nfa_place} is for the launcher; {instead}")
     if args.nfa_cache:
         raise NFAError("--nfa-cache is for the launcher; put CachedNFADataset around the dataset")
     if isinstance(fit_dataset, (str, os.PathLike)):
