@@ -15,7 +15,12 @@ from benchmarks.core.pages import filled, pages
 from timm_nfaug._utils.files import write_atomically
 
 SUITES = ("evidence", "speed", "analysis", "generation", "imagenet", "timm", "reliability")
-MODULES = (*(f"{suite}.tables" for suite in SUITES), "evidence.answers", "demo")
+MODULES = (
+    *(f"{suite}.tables" for suite in SUITES),
+    "evidence.answers",
+    "evidence.questions",
+    "demo",
+)
 
 
 def collect() -> dict[str, Callable[[], str]]:

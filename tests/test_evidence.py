@@ -9,8 +9,15 @@ from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.cifar.training import normalize, train
 from benchmarks.core import records
-from benchmarks.core.statistics import Difference, power, residual_deviation, seeds_for_power
-from benchmarks.evidence import answers, cells, changes, choices, plan, run, tables
+from benchmarks.core.statistics import (
+    Difference,
+    compare,
+    holm,
+    power,
+    residual_deviation,
+    seeds_for_power,
+)
+from benchmarks.evidence import answers, cells, changes, choices, plan, questions, run, tables
 from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
 from benchmarks.evidence.data import Pool, load, training_images
@@ -215,6 +222,36 @@ def test_a_gain_is_bold_where_it_survives_the_correction():
     assert (answers.shown(sure), answers.shown(open_), answers.shown(None)) == (
         "**+1.2 ± 0.5**", "+1.2 ± 0.5", "",
     )  # fmt: skip
+
+
+def test_each_question_is_answered_by_its_two_arms(cell, image_folder, tmp_path):
+    arms = {arm for pair in questions.QUESTIONS.values() for arm in pair}
+    assert arms <= set(ENTRIES)
+    runs = main(image_folder, tmp_path)
+    values = tables.line(choices.reported(runs, cell))
+    found = questions.of_cell(cell, runs)
+    assert list(found) == ["Does NFA help alone?"], "the other arms are not of this cell"
+    (difference,) = found.values()
+    assert difference == dataclasses.replace(
+        compare(values, "pooled", "crop-flip"), holm=difference.p
+    )
+    line = f"  - toy images, 12 images per class, from scratch: {tables.gain(difference)}, "
+    assert questions.questions(runs).startswith(f"- **Does NFA help alone?**\n{line}")
+    assert questions.questions([]) == "Not measured yet."
+
+
+def test_questions_are_corrected_for_being_several(monkeypatch):
+    seeds = range(5)
+    noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    values = {
+        arm: {s: 60 + step + float(noise[i, s]) for s in seeds}
+        for i, (arm, step) in enumerate({"crop-flip": 0, "pooled": 2, "cosine": 3}.items())
+    }
+    monkeypatch.setattr(questions, "line", lambda *_: values)
+    found = questions.of_cell(cells.FEW, [])
+    p = {k: compare(values, *questions.QUESTIONS[k]).p for k in found}
+    assert len(p) == 2 and {k: d.holm for k, d in found.items()} == holm(p)
+    assert max(d.holm / p[k] for k, d in found.items()) == 2
 
 
 def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path):

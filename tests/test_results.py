@@ -21,6 +21,7 @@ from benchmarks.evidence import run as evidence
 from benchmarks.evidence.cells import CELLS, Cell
 from benchmarks.evidence.choices import reported
 from benchmarks.evidence.plan import describe
+from benchmarks.evidence.questions import of_cell
 from benchmarks.evidence.tables import differences, gain, line
 from benchmarks.generation import run as generation
 from benchmarks.imagenet import real as imagenet_real
@@ -233,6 +234,7 @@ def differences_on_record(runs: list[dict]) -> set[str]:
         metrics = [set(r["metrics"]) for own in found.values() for r in own.values()]
         for measure in set.intersection(*metrics) if metrics else ():
             known |= {gain(d) for d in differences(line(found, measure), other).values()}
+            known |= {gain(d) for d in of_cell(cell, runs, measure).values()}
     return known | {text.lstrip("+-") for text in known}
 
 

@@ -1,0 +1,63 @@
+"""The questions that the evidence is for, each answered by two arms in every cell that has both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from benchmarks.core.statistics import Difference, compare, holm, residual_deviation, verdict
+from benchmarks.evidence.answers import title
+from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.choices import Run, reported
+from benchmarks.evidence.tables import BASELINE, MARGIN, all_runs, gain, line
+
+QUESTIONS = {  # the question to the arm and what it is compared to
+    "Does NFA help alone?": ("pooled", BASELINE),
+    "Does it help on top of RandAugment?": ("randaugment+pooled", "randaugment"),
+    "Does it help in turns with RandAugment?": ("randaugment|pooled", "randaugment"),
+    "Is that more than giving RandAugment to fewer images?": ("randaugment|pooled", "randaugment-some"),
+    "Is that more than turns with shading without data?": ("randaugment|pooled", "randaugment|cosine"),
+    "Does it help instead of RandAugment?": ("pooled", "randaugment"),
+    "What do learned modes give that shading without data does not?": ("pooled", "cosine"),
+    "What does a deep flow give that modes of pixels do not?": ("flow-joint", "pooled"),
+    "Does a deep flow help instead of RandAugment?": ("flow-joint", "randaugment"),
+    "Does a deep flow help in turns with RandAugment?": ("randaugment|flow", "randaugment"),
+    "What do modes of each class give that modes of all images do not?": ("class", "pooled"),
+    "What do modes of latents give that modes of pixels do not?": ("latent-linear", "pooled"),
+    "What does a deep flow over latents give that their modes do not?": ("latent-deep", "latent-linear"),
+    "What do moves up the loss give that random ones do not?": ("adversarial", "pooled"),
+    "What do modes give that white noise of their energy does not?": ("pooled", "noise"),
+}  # fmt: skip
+
+
+def of_cell(cell: Cell, runs: list[Run], measure: str = "top1") -> dict[str, Difference]:
+    """The difference of each question that a cell answers, p adjusted by Holm's method for all of them."""
+    values = line(reported(runs, cell), measure)
+    try:
+        found = {
+            question: compare(values, arm, other)
+            for question, (arm, other) in QUESTIONS.items()
+            if {arm, other} <= set(values) and set(values[arm]) & set(values[other])
+        }
+    except ValueError:  # one seed, or one arm
+        return {}
+    adjusted = holm({question: d.p for question, d in found.items()})
+    return {question: replace(d, holm=adjusted[question]) for question, d in found.items()}
+
+
+def questions(runs: list[Run]) -> str:
+    """Every question with the differences that answer it, a line for each cell."""
+    answers: dict[str, list[str]] = {question: [] for question in QUESTIONS}
+    for cell in CELLS.values():
+        found = of_cell(cell, runs)
+        degrees = residual_deviation(line(reported(runs, cell)))[1] if found else 0
+        for question, difference in found.items():
+            p = "" if math.isnan(difference.p) else f" (p {difference.holm:.2g})"
+            said = f"{verdict(difference, MARGIN, degrees)}{p}"
+            answers[question].append(f"  - {title(cell)}: {gain(difference)}, {said}")
+    parts = [f"- **{question}**\n" + "\n".join(own) for question, own in answers.items() if own]
+    return "\n".join(parts) or "Not measured yet."
+
+
+TABLES: dict[str, Callable[[], str]] = {"evidence_questions": lambda: questions(all_runs())}
