@@ -19,7 +19,7 @@ from PIL import Image
 import timm_nfaug as nfa
 from timm_nfaug import hub
 from timm_nfaug.__main__ import COMMANDS, main
-from timm_nfaug.commands import doctor, flows, survey
+from timm_nfaug.commands import flows, survey
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = Path(__file__).parent / "toy_train.py"
@@ -170,8 +170,10 @@ def test_an_ordinary_dataset(look, image_folder, tmp_path):
     assert lines["data"] == f"{image_folder / 'train'}: 60 images in 3 classes"
     assert lines["per class"] == "20 images" and lines["labels"] == "folder names: a, b, c"
     assert lines["images"] == "32 x 32 pixels; 60 colour; 60 of 60 opened"
-    assert lines["try"] == "--aug nfa-s1, for up to 50 images a class"
-    assert lines["measured"] == doctor.MEASURED
+    wanted = "--aug nfa-s1-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine-tuned"
+    assert lines["try"] == f"{wanted}; --aug nfa chooses between them"
+    cells = "in the cells cifar10-50 and finetune-cifar10-25"
+    assert lines["measured"] == f"{cells} of docs/evidence.md"
     assert lines["modes"] == "32 of 32, of all images together"
     assert re.fullmatch(r"\d+ us an image at 32 px, RandAugment \d+ us .+", lines["cost"])
     with Image.open(tmp_path / "preview.png") as sheet:
@@ -187,7 +189,8 @@ def test_the_line_to_type_next_is_a_training(
     monkeypatch.setattr(sys, "argv", ["timm-nfaug"])
     _, _, lines = look(image_folder)
     command = shlex.split(lines["next"].replace(" --model resnet18", ""))
-    assert command[:3] == ["timm-nfaug", "train", "path/to/train.py"] and "nfa-s1" in command
+    assert command[:3] == ["timm-nfaug", "train", "path/to/train.py"]
+    assert "nfa-s1-p0.5" in command
     code, _, err = ended(capsys, "train", SCRIPT, *command[3:], "--output", tmp_path / "o")
     assert code == 0 and (tmp_path / "o" / "seen.pt").exists()
     assert "s 1, k 32" in err
@@ -281,7 +284,7 @@ def test_fewer_images_than_modes(look, tmp_path):
     fill(tmp_path / "d", count=5)
     code, (said,), lines = look(tmp_path / "d")
     assert code == 0 and said.startswith("10 images give 9 modes, not 32")
-    assert "--aug nfa-s1-k9" in said and lines["modes"].startswith("9 of 32")
+    assert "--aug nfa-s1-p0.5-k9" in said and lines["modes"].startswith("9 of 32")
     assert look(tmp_path / "d", "--aug", "nfa-k9")[1] == []
 
 
@@ -347,12 +350,12 @@ def test_a_dataset_by_its_name(look, image_folder):
     assert "--dataset torch/image_folder" in lines["next"]
 
 
-def test_many_images_a_class_are_told_to_take_randaugment_first(look, tmp_path):
-    fill(tmp_path / "d", count=251)
+def test_more_images_of_a_class_than_were_measured(look, tmp_path):
+    fill(tmp_path / "d", count=151)
     _, _, lines = look(tmp_path / "d")
-    first = "RandAugment first (--aa rand-m9-mstd0.5-inc1), for more than 250 images a class"
-    assert lines["try"] == first
-    assert lines["next"].endswith("--aa rand-m9-mstd0.5-inc1")
+    assert lines["try"].startswith("--aug nfa-s0.5-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine")
+    assert lines["measured"].startswith("not yet with so many images of a class")
+    assert lines["next"].endswith("--aug nfa-s0.5-p0.5")
 
 
 # --- docs/commands.md

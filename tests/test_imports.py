@@ -18,7 +18,7 @@ LAYERS = [
     {"moves"},
     {"change"},
     {"inputs"},
-    {"spec", "space"},
+    {"spec", "space", "advice"},
     {"fit", "saved", "unchanged"},
     {"augment"},
     {"from_string"},

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import timm_nfaug as nfa
 from tests import recipes
 from timm_nfaug import preview
+from timm_nfaug.advice import FEW, advise
+from timm_nfaug.hub import COSINE, LINEAR
 from timm_nfaug.spec import parse_config
 from train_flow.config import load_config
 
@@ -22,7 +24,7 @@ def rows(table: str) -> list[list[str]]:
     return [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in lines]
 
 
-ROWS, FIT_ROWS = map(rows, re.findall(r"(?:^\|.*\n)+", TEXT, re.M))
+ROWS, AUTO_ROWS, FIT_ROWS = map(rows, re.findall(r"(?:^\|.*\n)+", TEXT, re.M))
 
 
 class Parsed(Exception):
@@ -105,3 +107,13 @@ def test_the_example(toy_images):
     found = recipes.run_recipe("settings.md", "places", {"loader": DataLoader(data, 60)})
     assert (found["aug"].strength, found["aug"].p, found["aug"].labels) == (0.25, 1.0, "given")
     assert found["weaker"].strength == 0.1 and found["weaker"].flow is found["aug"].flow
+
+
+def test_nfa_alone_is_what_the_rules_say():
+    *known, rest = AUTO_ROWS
+    for fine_tuned, (images, start, linear, cosine, cell) in enumerate(known):
+        assert images == f"up to {FEW}" and ("pretrained" in start) == bool(fine_tuned)
+        found = [advise(FEW, bool(fine_tuned), flow) for flow in (LINEAR, COSINE)]
+        assert [advice.aug for advice in found] == [linear, cosine]
+        assert {advice.cell for advice in found} == {cell}
+    assert [advise(None).aug] * 2 == rest[2:4] == [advise(FEW + 1).aug] * 2

@@ -33,7 +33,7 @@ parser = argparse.ArgumentParser(description="Toy training")
 for name in ("data-dir", "output"):
     parser.add_argument(f"--{name}")
 for name in ("no-prefetcher", "bce-loss", "jsd-loss", "resplit", "channels-last", "amp", "no-aug", "use-multi-epochs-loader",
-             "naflex-loader"):  # fmt: skip
+             "naflex-loader", "pretrained"):  # fmt: skip
     parser.add_argument(f"--{name}", action="store_true")
 for name in ("aug-repeats", "mixup", "cutmix", "reprob", "smoothing"):
     parser.add_argument(f"--{name}", type=float, default=0.0)

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAWarning
+from ..advice import advise
 from ..augment import NFAugment
 from ..fit import SIDES
 from ..grid import SMALL, check_picture_name, write_picture
@@ -39,26 +40,6 @@ KINDS = {  # of images by Pillow's mode
     "I": "grey of 32 bits", "F": "floats",
 }  # fmt: skip
 Line = tuple[str, str]  # what it is about, and the text
-
-
-class _Rule(NamedTuple):
-    """What to try first with up to so many images a class."""
-
-    most: float  # images a class
-    aug: str  # of --aug; "" where another augmentation comes first
-
-
-RULES = (_Rule(50, "nfa-s1"), _Rule(250, "nfa"), _Rule(float("inf"), ""))
-MEASURED = "not yet: what these settings gain is being measured again, see docs/evidence.md"
-
-
-def rule_for(images_a_class: float) -> _Rule:
-    """The rule for so many images a class.
-
-    >>> rule_for(50).aug, rule_for(51).aug, rule_for(5000).aug
-    ('nfa-s1', 'nfa', '')
-    """
-    return next(rule for rule in RULES if images_a_class <= rule.most)
 
 
 def _problems(found: Survey) -> list[str]:
@@ -161,31 +142,32 @@ def _about(found: Survey) -> list[Line]:
 
 def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list[Line]:
     """What to try, what it costs and what to type; draws the picture."""
-    rule, cosine = rule_for(statistics.median(found.counts.values())), args.nfa_flow == COSINE
+    few, cosine = statistics.median(found.counts.values()), args.nfa_flow == COSINE
+    scratch, tuned = (advise(few, start, args.nfa_flow) for start in (False, True))
+    cells = " and ".join(filter(None, (scratch.cell, tuned.cell)))
     sides = sorted(max(look.size) for look in found.looks.values())
     side = args.img_size or (sides[-1] if sides[-1] <= SMALL else 224)
     images = [square(found.dataset, i, side) for i in evenly(found.usable, TIMED)]
     nfa, policy = _cost(augment, images)
     _draw(found, args.out, augment, side)
     flow = f" --nfa-flow {COSINE}" * cosine
-    first = f"--aug {rule.aug}{flow}" if rule.aug else f"RandAugment first (--aa {RANDAUGMENT})"
     data = shlex.quote(str(args.data)) + (f" --dataset {args.dataset}" if args.dataset else "")
-    aug = args.aug or rule.aug or "nfa" * cosine
-    policy_of = f"--aug {aug}{flow}" if aug else f"--aa {RANDAUGMENT}"
+    aug = args.aug or scratch.aug
     command = (
         f"timm-nfaug train path/to/train.py --data-dir {data} --model resnet18 "
-        f"--num-classes {len(found.counts)} --img-size {side} {policy_of}"
+        f"--num-classes {len(found.counts)} --img-size {side} --aug {aug}{flow}"
     )
     return [
-        ("try", f"{first}, for up to {rule.most:g} images a class" if rule.aug else
-                f"{first}, for more than {RULES[-2].most:g} images a class"),
-        ("measured", MEASURED),
+        ("try", f"--aug {scratch.aug}{flow} from scratch, --aug {tuned.aug}{flow} fine-tuned; "
+                f"--aug nfa{flow} chooses between them"),
+        ("measured", f"in the cells {cells} of docs/evidence.md" if cells else
+                     "not yet with so many images of a class, see docs/evidence.md"),
         ("modes", f"{augment.modes}, cosine images, of no data" if cosine else
                   f"{_modes_of(augment)} of {augment.modes}, of all images together"),
         ("cost", f"{nfa:.0f} us an image at {side} px, RandAugment {policy:.0f} us "
                  f"(one thread, {len(images)} of these images)"),
         ("picture", f"{args.out}: {min(SHOWN, len(found.usable))} images before and after"),
-        *_latent(sides, command, aug or "nfa"),
+        *_latent(sides, command, aug),
         ("next", command),
     ]  # fmt: skip
 
@@ -215,7 +197,8 @@ def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
 def _report(found: Survey, args: argparse.Namespace) -> tuple[list[Line], bool]:
     """The lines (what, text) to print, problems first, and whether NFA would work."""
     said, about = _problems(found), _about(found)
-    aug = args.aug or rule_for(statistics.median(found.counts.values())).aug or "nfa"
+    few = statistics.median(found.counts.values())
+    aug = args.aug or advise(few, flow=args.nfa_flow).aug
     augment = _augment(found, args, aug)
     modes = 0 if augment is None else _modes_of(augment)
     if augment is not None and modes:

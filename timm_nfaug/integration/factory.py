@@ -14,6 +14,7 @@ from .._utils.progress import say
 from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
+from .auto import advised
 from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
 from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
@@ -28,7 +29,7 @@ SLOW = (
 def loader_factory(
     create_loader: Callable, augment: NFAugment, seed: int = 0, fit: bool = False,
     num_classes: int | None = None, place: str = "batch", cache: str | None = None,
-    fit_dataset: Any = None,
+    fit_dataset: Any = None, fine_tuned: bool | None = None,
 ) -> Callable:  # fmt: skip
     """A `create_loader` with augmented training loaders; others and `no_aug` are left as they are.
 
@@ -38,13 +39,16 @@ def loader_factory(
         num_classes, fit_dataset: as for `wrap_loader`.
         place: "batch"; "dataset", image by image in the loader's workers; or "either", there and in
             the place of RandAugment, which is for the images that NFA leaves as they are.
+        fine_tuned: whether the training starts from pretrained weights; strength and p then follow
+            from the training dataset, see `timm_nfaug.advice`. None for those that `augment` has.
         cache: directory of a cache of tangents, made here; NFA then runs from it, in the workers.
 
     >>> import timm_nfaug as nfa
     >>> loader_factory(len, nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=0.0)) is len
     True
     """
-    own = _Factory(create_loader, augment, seed, fit, num_classes, place, cache, fit_dataset)
+    how = place, cache, fit_dataset, fine_tuned
+    own = _Factory(create_loader, augment, seed, fit, num_classes, *how)
     return create_loader if augment.idle else own
 
 
@@ -58,6 +62,7 @@ class _Factory:
     place: str
     cache: str | None
     fit_dataset: Any
+    fine_tuned: bool | None
 
     def __call__(self, dataset: Any, *args, **kwargs) -> Any:
         bound = inspect.signature(self.create_loader).bind_partial(dataset, *args, **kwargs)
@@ -67,6 +72,10 @@ class _Factory:
                 say("NFA off: --no-aug switches it off, too")
             return self.create_loader(dataset, *args, **kwargs)
         self._check(given)
+        if self.fine_tuned is not None:
+            flow = self.augment.flow.config.title
+            best = advised(dataset, self.num_classes, self.fine_tuned, flow)
+            self.augment = self.augment.replace(strength=best.strength, p=best.p)
         if mixup := _find_mixup(given.get("collate_fn")):
             given["collate_fn"] = None
         channels = self.augment.change.size[0]  # as timm's prefetcher repeats or cuts them

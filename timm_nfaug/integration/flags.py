@@ -48,8 +48,9 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("NFA (timm_nfaug) augmentation parameters").add_argument
     what = (
         "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, "
-        f"m kind ({', '.join(list_moves())}), l labels (none, given, posterior); nfa alone is "
-        "nfa-s0.5-k32-p0.5-mpca-lnone (default: off)"
+        f"m kind ({', '.join(list_moves())}), l labels (none, given, posterior), by default "
+        "nfa-s0.5-k32-p0.5-mpca-lnone; nfa alone chooses s and p by the images of a class "
+        "(default: off)"
     )
     flow = (
         f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; {COSINE}, smooth "

@@ -19,6 +19,7 @@ from ..augment import NFAugment
 from ..data.datasets import NFADataset
 from ..fit import check_loader
 from . import fit
+from .auto import advised, is_fine_tuned
 from .flags import LINEAR, _complete, augment_from_args, needs_fit, useless_flag
 from .loader import NFALoader, _find_mixup, _say_on
 
@@ -58,6 +59,10 @@ def wrap_loader(
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
         loader = _bare(loader)
+    if (fine_tuned := is_fine_tuned(args)) is not None:
+        classes = num_classes or getattr(args, "num_classes", None)
+        args.aug = advised(dataset, classes, fine_tuned, args.nfa_flow).aug
+        augment = augment_from_args(args) or augment
     if needs_fit(args):
         with random_numbers_apart():
             scale = {"mean": mean, "std": std, "value_range": value_range}
