@@ -17,31 +17,44 @@ def noise():
     g = torch.Generator().manual_seed(0)
     small = torch.rand(700, 3, 6, 6, generator=g) * 255
     levels = torch.nn.functional.interpolate(small, size=32, mode="bicubic").clamp(0, 255)
-    return Images(levels.to(torch.uint8), torch.arange(700) % 7, list("abcdefg"))
+    return Images(levels.to(torch.uint8), torch.arange(700) % 3, list("abc"))
 
 
 def test_images_to_test_on_are_others_and_labels_say_nothing(noise):
-    parts = leak.split(noise, 70, 140, seed=3)
-    assert [torch.bincount(part.labels).tolist() for part in parts] == [[10] * 7, [20] * 7]
+    parts = leak.split(noise, (60, 120, 30), seed=3)
+    counts = [torch.bincount(part.labels).tolist() for part in parts]
+    assert counts == [[20] * 3, [40] * 3, [10] * 3]
     rows = [set(map(bytes, part.levels.flatten(1).numpy())) for part in parts]
-    assert len(rows[0] | rows[1]) == 210
+    assert len(set.union(*rows)) == 210
     where = {bytes(x): int(y) for x, y in zip(noise.levels.flatten(1).numpy(), noise.labels)}
     true = torch.tensor([where[bytes(x)] for x in parts[1].levels.flatten(1).numpy()])
-    assert (true == parts[1].labels).float().mean() < 0.3
+    assert (true == parts[1].labels).float().mean() < 0.6
 
 
 def test_modes_per_class_tell_the_label_and_modes_of_all_do_not(noise):
-    recipe = QuickRecipe(width=16, epochs=150, batch_size=28, max_lr=0.4, weight_decay=1e-2)
-    data, other = leak.split(noise, 28, 350, seed=0)
+    recipe = QuickRecipe(width=16, epochs=30, batch_size=28, max_lr=0.4, weight_decay=1e-2)
+    parts = leak.split(noise, (12, 420, 210), seed=0)
     s = Settings(strength=1.0, p=1.0, shrinkage=0.0)
-    told = {k: leak.read_back(data, other, k, s, recipe, 0) for k in ("given", "none")}
-    assert told["given"] > 35 and told["none"] < 22, told
+    told = {k: leak.read_back(parts, k, s, recipe, 0) for k in ("given", "none")}
+    assert told["given"] > 55 and told["none"] < 45, told
 
 
 def test_a_run_and_its_record(image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     argv = ["--data-dir", str(image_folder), "--data-name", "three toy classes"]
-    argv += ["--per-class", "5", "--others", "30", "--epochs", "1", "--seeds", "0", "1"]
+    argv += [
+        "--per-class",
+        "5",
+        "--train",
+        "30",
+        "--test",
+        "15",
+        "--epochs",
+        "1",
+        "--seeds",
+        "0",
+        "1",
+    ]
     assert leak.main(argv) == 0
     record = validate_file(tmp_path / "leak.json")
     rows = record["results"]["rows"]
