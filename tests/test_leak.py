@@ -20,20 +20,21 @@ def noise():
     return Images(levels.to(torch.uint8), torch.arange(700) % 3, list("abc"))
 
 
-def test_images_to_test_on_are_others_and_labels_say_nothing(noise):
-    parts = leak.split(noise, (60, 120, 30), seed=3)
-    counts = [torch.bincount(part.labels).tolist() for part in parts]
+def test_images_to_test_on_are_others_and_their_labels_say_nothing(noise):
+    few, *parts = leak.split(noise, (20, 120, 30), seed=3)
+    counts = [torch.bincount(part.labels).tolist() for part in (few, *parts)]
     assert counts == [[20] * 3, [40] * 3, [10] * 3]
-    rows = [set(map(bytes, part.levels.flatten(1).numpy())) for part in parts]
+    rows = [set(map(bytes, part.levels.flatten(1).numpy())) for part in (few, *parts)]
     assert len(set.union(*rows)) == 210
     where = {bytes(x): int(y) for x, y in zip(noise.levels.flatten(1).numpy(), noise.labels)}
-    true = torch.tensor([where[bytes(x)] for x in parts[1].levels.flatten(1).numpy()])
-    assert (true == parts[1].labels).float().mean() < 0.6
+    true = [[where[bytes(x)] for x in p.levels.flatten(1).numpy()] for p in (few, *parts)]
+    assert true[0] == few.labels.tolist()
+    assert (torch.tensor(true[1]) == parts[0].labels).float().mean() < 0.5
 
 
 def test_modes_per_class_tell_the_label_and_modes_of_all_do_not(noise):
     recipe = QuickRecipe(width=16, epochs=30, batch_size=28, max_lr=0.4, weight_decay=1e-2)
-    parts = leak.split(noise, (12, 420, 210), seed=0)
+    parts = leak.split(noise, (4, 420, 210), seed=0)
     s = Settings(strength=1.0, p=1.0, shrinkage=0.0)
     told = {k: leak.read_back(parts, k, s, recipe, 0) for k in ("given", "none")}
     assert told["given"] > 55 and told["none"] < 45, told

@@ -2,11 +2,11 @@
 
     python -m benchmarks.analysis.leak --data-dir DIR --data-name "CIFAR-10"
 
-Claim: none beforehand. Data: training images alone, three seeds. All images get random labels, so
-that nothing in them tells the label. Modes of the linear flow are fitted to a few images of each
-label, as `labels="given"` has it, or to all of them, as `labels="none"`. A classifier is then
-trained on other images, moved along the modes of their labels, and tested on others again: what it
-has over chance, it read from the moves. It sees more images than it could memorise.
+Claim: none beforehand. Data: training images alone, three seeds. Modes of the linear flow are fitted
+to a few images of each class, as `labels="given"` has it, or to all of them, as `labels="none"`.
+Other images get random labels, so that nothing in them tells the label, and are moved along the
+modes of these labels. A classifier is trained on them and tested on others again: what it has over
+chance, it read from the moves. It sees more images than it could memorise.
 """
 
 from __future__ import annotations
@@ -50,12 +50,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def split(data: Images, sizes: Sequence[int], seed: int) -> list[Images]:
-    """Random images apart from each other, as many of each of the labels, which are random."""
-    g = torch.Generator().manual_seed(seed)
-    parts = torch.randperm(len(data), generator=g)[: sum(sizes)].split(list(sizes))
-    found = []
-    for part in parts:
-        images, labels = data.subset(part), torch.arange(len(part)) % len(data.class_names)
+    """Random images apart from each other: so many of each class, then so many with random labels.
+
+    Args:
+        sizes: images of a class, to fit modes to; images to train on, and to test on.
+    """
+    g, classes = torch.Generator().manual_seed(seed), len(data.class_names)
+    order = torch.randperm(len(data), generator=g)
+    members = [order[data.labels[order] == k][: sizes[0]] for k in range(classes)]
+    few = torch.cat(members)
+    rest = order[~torch.isin(order, few)]
+    found = [data.subset(few)]
+    for part in rest[: sum(sizes[1:])].split(list(sizes[1:])):
+        images, labels = data.subset(part), torch.arange(len(part)) % classes
         images.labels = labels[torch.randperm(len(part), generator=g)]
         found.append(images)
     return found
@@ -79,7 +86,7 @@ def read_back(
 
 def measure(data: Images, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each of `CASES`."""
-    sizes, rows = (args.per_class * len(data.class_names), args.train, args.test), []
+    sizes, rows = (args.per_class, args.train, args.test), []
     recipe = replace(RECIPE, epochs=args.epochs, batch_size=min(RECIPE.batch_size, args.train))
     for labels, strength, p, shrinkage in CASES:
         s = Settings(strength=strength, p=p, shrinkage=shrinkage)
@@ -107,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     data, _ = load_data("folder", args.data_dir, image_size=32)
     rows = measure(data, args)
     k = len(data.class_names)
-    sizes = f"modes of {args.per_class} images of each of {k} random labels, {args.train:,} others to train on"
+    sizes = f"modes of {args.per_class} images of each of {k} classes, {args.train:,} others to train on"
     write_result(
         args.record,
         {
