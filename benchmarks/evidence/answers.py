@@ -17,6 +17,7 @@ COLUMNS = {  # arms in the order of the table, and the heads of their columns
     "randaugment": "RandAugment",
     "randaugment+pooled": "RandAugment and NFA",
     "randaugment|pooled": "RandAugment or NFA",
+    "randaugment|flow": "RandAugment or deep flow",
 }
 
 
