@@ -1100,7 +1100,7 @@ def test_a_script_of_another_shape_is_named(tmp_path):
     script = tmp_path / "train.py"
     script.write_text("print('hello')\n")
     for argument, message in (
-        (str(script), "no timm train.py"), (str(tmp_path / "x.py"), "no file"), ("--help", "--nfa-place {batch,dataset}"),
+        (str(script), "no timm train.py"), (str(tmp_path / "x.py"), "no file"), ("--help", "--nfa-place {batch,dataset,either}"),
         ("--aug", "expected the path of a train.py first, got --aug; train.py comes with timm's repository"),
     ):  # fmt: skip
         done = subprocess.run(

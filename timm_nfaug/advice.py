@@ -12,6 +12,9 @@ class Advice(NamedTuple):
     Attributes:
         most: images of a class, up to which they are taken.
         cell: of docs/evidence.md, in whose search they were the best; "" for the defaults.
+
+    >>> Advice(1.0).strength
+    1.0
     """
 
     strength: float = 0.5

@@ -196,7 +196,7 @@ def power_table(runs: list[Run]) -> str:
             deviation, _ = residual_deviation(values)
         except ValueError:
             continue
-        seeds, tests = len(values[BASELINE]), len(values) - 1
+        seeds, tests = len(values.get(BASELINE, ())), len(values) - 1
         if seeds < 2 or not deviation:
             continue
         found = [
