@@ -12,12 +12,13 @@ from benchmarks.evidence.tables import BASELINE, all_runs, differences, gain, li
 
 COLUMNS = {  # arms in the order of the table, and the heads of their columns
     "pooled": "NFA",
-    "cosine": "shading without data",
-    "flow-joint": "NFA, deep flow",
+    "cosine": "shading",
+    "latent-linear": "latents",
+    "flow-joint": "deep flow",
     "randaugment": "RandAugment",
-    "randaugment+pooled": "RandAugment and NFA",
-    "randaugment|pooled": "RandAugment or NFA",
-    "randaugment|flow": "RandAugment or deep flow",
+    "randaugment+pooled": "and NFA",
+    "randaugment|pooled": "or NFA",
+    "randaugment|flow": "or deep flow",
 }
 
 
