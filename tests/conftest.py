@@ -134,6 +134,19 @@ def run_script(image_folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def run(run_script, tmp_path):
+    """Runs the script with these flags, as it stands if none is of NFA, and returns what it has saved."""
+    count = iter(range(1000))
+
+    def run(*flags):
+        name = str(next(count))
+        run_script(*flags, launcher=any("nfa" in str(f) for f in flags), name=name)
+        return torch.load(tmp_path / name / "seen.pt")
+
+    return run
+
+
+@pytest.fixture
 def script_beside_timm(tmp_path):
     """A train.py beside a timm of its own, with a class that spawned workers have to find."""
     (tmp_path / "timm").mkdir()

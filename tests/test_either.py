@@ -17,29 +17,20 @@ AA = ["--aa", "rand-m9-mstd0.5-inc1"]
 EITHER = ["--nfa-place", "either"]
 
 
-@pytest.fixture
-def run(run_script, tmp_path):
-    """Runs the toy train.py with these flags and returns its training images (N, 3, H, W)."""
-    count = iter(range(100))
-
-    def run(*flags):
-        name = str(next(count))
-        run_script(*flags, launcher="--aug" in flags, name=name)
-        seen = torch.load(tmp_path / name / "seen.pt")["train"]
-        return torch.cat([x for x, _ in seen])
-
-    return run
+def images(seen):
+    """The training images (N, 3, H, W) of a run."""
+    return torch.cat([x for x, _ in seen["train"]])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_is_the_policy_where_nfa_leaves_an_image_and_nfa_where_not(run, workers):
     """At p 1 all images are NFA's and none are RandAugment's, at p near 0 the other way round."""
     j = ["-j", workers]
-    moved = run("--aug", "nfa-s1-p1", *EITHER, *AA, *j)
-    alone = run("--aug", "nfa-s1-p1", "--nfa-place", "dataset", *j)
+    moved = images(run("--aug", "nfa-s1-p1", *EITHER, *AA, *j))
+    alone = images(run("--aug", "nfa-s1-p1", "--nfa-place", "dataset", *j))
     assert torch.equal(moved, alone)
-    left = run("--aug", "nfa-s1-p0.0000001", *EITHER, *AA, *j)
-    stock = run(*AA, *j)
+    left = images(run("--aug", "nfa-s1-p0.0000001", *EITHER, *AA, *j))
+    stock = images(run(*AA, *j))
     assert torch.equal(left, stock) and not torch.equal(left, moved)
 
 

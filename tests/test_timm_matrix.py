@@ -21,19 +21,6 @@ ROOT = SCRIPT.parent.parent
 FLAGS = ["--aug", "nfa-s0.5-k4-p1-lgiven"]
 
 
-@pytest.fixture
-def run(run_script, tmp_path):
-    """Runs the script with these flags, as it stands if none is of NFA, and returns what it has saved."""
-    count = iter(range(1000))
-
-    def run(*flags):
-        name = str(next(count))
-        run_script(*flags, launcher=any("nfa" in str(f) for f in flags), name=name)
-        return torch.load(tmp_path / name / "seen.pt")
-
-    return run
-
-
 def images(seen):
     """Of every batch, flat: batches differ in size where resolutions are scheduled."""
     return [x.float() for x, _ in seen["train"]]

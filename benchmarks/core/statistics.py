@@ -130,8 +130,13 @@ def compare_all(values: Line, other: str) -> dict[str, Difference]:
         raise ValueError(f"expected one of the arms {', '.join(values)}, got {other}")
     arms = [arm for arm in values if arm != other and set(values[arm]) & set(values[other])]
     found = {arm: _difference(values, arm, other, 0.95, deviation, dof) for arm in arms}
-    adjusted = holm({arm: difference.p for arm, difference in found.items()})
-    return {arm: replace(difference, holm=adjusted[arm]) for arm, difference in found.items()}
+    return corrected(found)
+
+
+def corrected(found: dict[str, Difference]) -> dict[str, Difference]:
+    """Differences with their p adjusted for being several, by Holm's method."""
+    adjusted = holm({name: difference.p for name, difference in found.items()})
+    return {name: replace(difference, holm=adjusted[name]) for name, difference in found.items()}
 
 
 def level(difference: Difference, margin: float, dof: int) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
-from benchmarks.core.statistics import Difference, compare, holm, residual_deviation, verdict
+from benchmarks.core.statistics import Difference, compare, corrected, residual_deviation, verdict
 from benchmarks.evidence.answers import title
 from benchmarks.evidence.cells import CELLS, Cell
 from benchmarks.evidence.choices import Run, reported
@@ -42,8 +41,7 @@ def of_cell(cell: Cell, runs: list[Run], measure: str = "top1") -> dict[str, Dif
         }
     except ValueError:  # one seed, or one arm
         return {}
-    adjusted = holm({question: d.p for question, d in found.items()})
-    return {question: replace(d, holm=adjusted[question]) for question, d in found.items()}
+    return corrected(found)
 
 
 def questions(runs: list[Run]) -> str:

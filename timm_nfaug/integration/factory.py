@@ -19,7 +19,6 @@ from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
 from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
-EITHER = "--nfa-place either"
 SLOW = (
     "NFA: the workers encode an image once and decode it twice, on a CPU, which is slow: on a GPU "
     f"{INSTEAD}, or keep moved copies of the images, by timm-nfaug materialise"
@@ -102,7 +101,9 @@ class _Factory:
         if self.place != "batch" or self.cache:
             flag = "--nfa-cache" if self.cache else f"{FLAG} {self.place}"
             if self.place == "either" and self.cache:
-                raise NFAError(f"{flag} moves images before --aa, {EITHER} instead of it: drop one")
+                raise NFAError(
+                    f"{flag} moves images before --aa, {FLAG} either instead of it: drop one"
+                )
             if given.get("use_multi_epochs_loader"):
                 raise NFAError(f"{flag} cannot tell the epochs: drop --use-multi-epochs-loader")
             if given.get("input_size_choices"):
@@ -119,7 +120,7 @@ class _Factory:
         if self.place != "batch" and not self.cache:
             if self.augment.size is not None:
                 say(SLOW)
-            return _WorkerDataset(dataset, self.augment, self.seed, self.place == "either")
+            return _WorkerDataset(dataset, self.augment, self.seed, self.place)
         if not self.cache:
             return dataset
         augment = _on_device(self.augment, given.get("device", "cpu"))

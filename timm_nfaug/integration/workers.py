@@ -35,19 +35,19 @@ def _check_workers(dataset: Any, augment: NFAugment, flag: str) -> None:
 class _WorkerDataset(_Wrapped):
     """A dataset of (PIL image, label) whose images are augmented after crop, flip and RandAugment.
 
-    With `either` the policy of `transform`, RandAugment or another, is for those that NFA leaves.
+    In the place "either" the policy of `transform`, RandAugment or another, is for those that NFA leaves.
 
     Steps of `transform` before the conversion to a tensor go to a copy of the dataset, the others
     run after NFA, on the CPU. The random numbers of a sample follow from seed, rank, epoch, index
     and image, so that crops of one image in an epoch (``--aug-repeats``) are moved differently.
     """
 
-    def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0, either: bool = False):
-        self.place = f"{FLAG} {'either' if either else 'dataset'}"
-        self.share = augment.p if either else None  # of images that are moved
-        self.policy: Any = None  # of the others
+    def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0, place: str = "dataset"):
+        self.flag, self.either = f"{FLAG} {place}", place == "either"
+        self.share = augment.p  # of images that are moved
+        self.policy: Any = None  # of the others, in turns with it
         super().__init__(without_transform(dataset), seed)
-        augment = augment.replace(p=1.0) if either else augment
+        augment = augment.replace(p=1.0) if self.either else augment
         self.augment, self.rank = _on_device(augment, "cpu"), process_rank()
         self.notices: Notices = self.augment.notices.share()  # with the workers
 
@@ -65,10 +65,10 @@ class _WorkerDataset(_Wrapped):
         if at is None:
             raise NFAError(f"no conversion to a tensor, {INSTEAD}; the transform is {transform}")
         before, self._after = steps[:at], Compose(steps[at:])
-        if self.share is not None:
+        if self.either:
             self.policy = next((s for s in before if type(s).__name__ in POLICIES), None)
             if self.policy is None:
-                raise NFAError(f"{self.place} chooses between NFA and --aa: give --aa {EXAMPLE}")
+                raise NFAError(f"{self.flag} chooses between NFA and --aa: give --aa {EXAMPLE}")
             before.remove(self.policy)
         set_transform(self.base, Compose(before))
 
@@ -81,7 +81,7 @@ class _WorkerDataset(_Wrapped):
     def _changed(self, image: Any, label: Any, index: int) -> Any:
         if not isinstance(image, Image.Image):
             kind = type(image).__name__
-            raise NFAError(f"{self.place} augments PIL images, got {kind}; {INSTEAD}")
+            raise NFAError(f"{self.flag} augments PIL images, got {kind}; {INSTEAD}")
         key = (self.seed, self.rank, int(self._epoch), index, zlib.crc32(image.tobytes()))
         if self._is_left(key):
             return self.policy(image)
@@ -92,7 +92,7 @@ class _WorkerDataset(_Wrapped):
 
     def _is_left(self, key: tuple[int, ...]) -> bool:
         """Whether the image of this key goes under the policy instead."""
-        if self.policy is None or self.share is None:
+        if self.policy is None:
             return False
         return bool(torch.rand((), generator=keyed_generator(*key, 1)) >= self.share)
 
