@@ -1,14 +1,14 @@
 """Compares augmentations in fine-tuning, on your images and with any timm model.
 
     python -m benchmarks.finetune --model resnet18 --data-dir DATA --per-class 25
-    python -m benchmarks.finetune --model eva02_base_patch14_448.mim_in22k_ft_in22k_in1k --side 448 \\
-        --data-dir DATA --per-class 25 --device cuda --frozen-stages 0 --bf16
+    python -m benchmarks.finetune --model eva02_base_patch14_448.mim_in22k_ft_in22k_in1k \\
+        --side 448 --data-dir DATA --per-class 25 --device cuda --frozen-stages 0 --bf16
 
-DATA is an ImageFolder tree with train/ and val/. The protocol is that of `benchmarks.evidence`: crop
-and flip is tuned on held-out training images, every arm has a search of four settings there, and the
-chosen settings are reported on val/ with other seeds. The weights are the Hub's, or those of
---weights. Runs are appended to --record, and the same command resumes; at the end the table is
-printed.
+DATA is an ImageFolder tree with train/ and val/. The protocol is that of `benchmarks.evidence`:
+crop and flip is tuned on held-out training images, every arm has a search of four settings there,
+and the chosen settings are reported on val/ with other seeds. The weights are the Hub's, those of
+--weights, or with --from-scratch none. Runs are appended to --record, and the same command resumes;
+at the end the table is printed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.finetune",
-        description="Compares augmentations in fine-tuning, on your images and with any timm model.",
+        prog="python -m benchmarks.finetune", description=__doc__.split("\n")[0]
     )
     add, usual = parser.add_argument, FinetuneRecipe(pretrained=True)
     add("--model", required=True, help="a name in timm")
@@ -56,30 +55,37 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, nargs="+", default=[20, 40], help="tried for crop and flip")
     add("--frozen", action="store_true", help="train the head alone")
     add("--frozen-stages", type=int, default=0, help="the first ones, kept as they are")
-    add("--norm", choices=NORMS, default="fixed", help="of batch norm in training")
+    add("--norm", choices=NORMS, help="of batch norm in training; default: fixed")
+    add("--from-scratch", action="store_true", help="no pretrained weights; batch norm is trained")
     add("--no-flip", action="store_true", help="left and right differ: digits, text, road signs")
     add("--by-track", action="store_true", help="names are TRACK_FRAME, frames are near-copies")
     add("--bf16", action="store_true", help="autocast")
     add_plan(parser)
     add_place(parser)
     args = parser.parse_args(argv)
+    if args.from_scratch and (args.weights or args.frozen or args.frozen_stages or args.norm):
+        parser.error("--from-scratch trains all: drop --weights, --norm, --frozen, --frozen-stages")
+    args.norm = "trained" if args.from_scratch else args.norm or "fixed"
     args.data_name = args.data_name or args.data_dir.resolve().name
     return args
 
 
 def cell_of(args: argparse.Namespace) -> Cell:
     """The cell that the flags describe."""
+    weights = args.weights.stem if args.weights else ""
     recipe = FinetuneRecipe(
-        args.model, weights=args.weights.stem if args.weights else "", pretrained=not args.weights,
-        side=args.side, batch_size=args.batch_size, norm=args.norm, frozen=args.frozen,
+        args.model, weights=weights, pretrained=not (weights or args.from_scratch), side=args.side,
+        batch_size=args.batch_size, norm=args.norm, frozen=args.frozen,
         frozen_stages=args.frozen_stages, flip=not args.no_flip, bf16=args.bf16,
     )  # fmt: skip
     names, files = list_files(args.data_dir / "train")
     share = args.per_class * len(names) / len(files)
+    start = "scratch-" * args.from_scratch + "frozen-" * args.frozen
     arms = tuple(args.arms or (a for a, e in ENTRIES.items() if not e.flow))
+    tuning = grid(epochs=tuple(args.epochs), lr=tuple(args.lrs))
     return Cell(
-        f"{args.model.partition('.')[0]}-{args.data_name}-{args.per_class}", args.data_name, args.per_class, share,
-        f"{args.model}, {args.side} px", recipe, grid(epochs=tuple(args.epochs), lr=tuple(args.lrs)), arms, FLOWS,
+        f"{args.model.partition('.')[0]}-{start}{args.data_name}-{args.per_class}", args.data_name,
+        args.per_class, share, f"{args.model}, {args.side} px", recipe, tuning, arms, FLOWS,
         tuple(args.seeds or SEEDS), size=args.side, by_track=args.by_track, corrupted=0,
     )  # fmt: skip
 

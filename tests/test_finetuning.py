@@ -184,6 +184,8 @@ def test_the_head_has_its_own_rate_and_the_schedule_ends_low(make, data, optim):
 def test_settings_that_do_not_go_together_are_refused(make, data, weights):
     with pytest.raises(ValueError, match="weights=FILE or from pretrained=True"):
         FinetuneRecipe()
+    with pytest.raises(ValueError, match="not both"):
+        FinetuneRecipe(weights="small.safetensors", pretrained=True)
     with pytest.raises(ValueError, match="norm='fixed'"):
         make(frozen=True, norm="trained")
     with pytest.raises(ValueError, match="norm"):
@@ -231,3 +233,18 @@ def test_the_command_compares_arms_on_a_folder(weights, image_folder, tmp_path, 
     assert "cosine shading, no data" in text.splitlines()[-1]
     assert finetune.main(argv) == 0
     assert records.read(record) == runs
+
+
+def test_the_command_trains_from_scratch(image_folder, tmp_path, capsys):
+    record = tmp_path / "runs.jsonl"
+    argv = ["--model", "mobilenetv2_050", "--from-scratch", "--data-dir", str(image_folder)]
+    argv += ["--per-class", "4", "--side", "32", "--batch-size", "4", "--epochs", "1"]
+    argv += ["--lrs", "1e-3", "--arms", "crop-flip", "--seeds", "0", "--record", str(record)]
+    assert finetune.main(argv) == 0
+    (run,) = records.read(record)
+    settings = run["settings"]
+    assert settings["cell"] == f"mobilenetv2_050-scratch-{image_folder.name}-4"
+    assert not settings["pretrained"] and not settings["weights"] and settings["norm"] == "trained"
+    with pytest.raises(SystemExit):
+        finetune.main([*argv, "--norm", "fixed"])
+    assert "--from-scratch trains all" in capsys.readouterr().err

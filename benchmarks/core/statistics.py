@@ -1,4 +1,4 @@
-"""The statistics of comparisons: intervals, paired differences, Holm's correction, equivalence, power.
+"""The statistics of comparisons: intervals, paired differences, Holm, equivalence, power.
 
 A line is all arms of one cell of the protocol, {arm: {seed: value}}. Its differences are paired by
 seed, and their error comes from all of its arms:
@@ -37,7 +37,7 @@ def _reach(level: float, dof: int) -> float:
 
 
 def residual_deviation(values: Line) -> tuple[float, int]:
-    """Residual standard deviation of value = arm + seed, pooled over a line, and its degrees of freedom.
+    """Residual standard deviation of value = arm + seed over a line, and its degrees of freedom.
 
     Fitted by least squares, so that arms may lack seeds. Residuals of zero up to rounding give 0.
     Raises ValueError where no degree of freedom is left, or where a value is not finite.
@@ -57,7 +57,8 @@ def residual_deviation(values: Line) -> tuple[float, int]:
     if not dof:
         raise ValueError(
             f"expected two arms or more that share two seeds or more, got {len(runs)} runs of "
-            f"{len(values)} arms and {len(seeds)} seeds; run more arms of the line on the same seeds"
+            f"{len(values)} arms and {len(seeds)} seeds; "
+            "run more arms of the line on the same seeds"
         )
     deviation = float(np.linalg.norm(y - design @ effects)) / math.sqrt(dof)
     return (deviation if deviation > ROUNDING * np.abs(y).max() else 0.0), dof
@@ -76,10 +77,10 @@ class Difference:
 
 
 def compare(values: Line, arm: str, other: str, level: float = 0.95) -> Difference:
-    """Difference arm - other over the seeds both have, with the pooled residual deviation of the line.
+    """Difference arm - other over the seeds both have, with the line's pooled residual deviation.
 
-    The standard error is sqrt(2 / seeds) times that deviation; interval and p are Student's with its
-    degrees of freedom, exact where all arms have the same seeds. Without interval and p where the
+    The standard error is sqrt(2 / seeds) times that deviation; interval and p are Student's with
+    its degrees of freedom, exact where all arms have the same seeds. No interval and p where the
     deviation is 0: runs that repeat each other tell nothing about chance.
     """
     return _difference(values, arm, other, level, *residual_deviation(values))
@@ -94,7 +95,8 @@ def _difference(
     seeds = sorted(set(values[arm]) & set(values[other]))
     if not seeds:
         raise ValueError(
-            f"expected a seed that both {arm} and {other} have, got none; run one on seeds of the other"
+            f"expected a seed that both {arm} and {other} have, got none; "
+            "run one on seeds of the other"
         )
     mean = fmean(values[arm][s] - values[other][s] for s in seeds)
     if not deviation:
@@ -105,7 +107,7 @@ def _difference(
 
 
 def holm(p: dict[str, float]) -> dict[str, float]:
-    """Adjusts p values for being several, by Holm's method; NaN is no test: it stays, and counts for none.
+    """Adjusts p values for being several, by Holm's method; NaN is no test, stays and does not count.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.06, 'c': 0.06}
@@ -140,7 +142,7 @@ def corrected(found: dict[str, Difference]) -> dict[str, Difference]:
 
 
 def level(difference: Difference, margin: float, dof: int) -> bool:
-    """Whether two arms are equivalent: two one-sided tests at 5% say that they differ by less than `margin`.
+    """Whether two arms are equivalent, by two one-sided tests at 5%: closer than `margin`.
 
     That is, the 90% interval lies within -margin to margin. `dof` is that of `residual_deviation`.
     """
@@ -151,7 +153,7 @@ def level(difference: Difference, margin: float, dof: int) -> bool:
 
 
 def verdict(difference: Difference, margin: float, dof: int) -> str:
-    """Says what is shown: "ahead" or "behind" by Holm's p, else "level within ±..." or "not decided"."""
+    """What is shown: "ahead" or "behind" by Holm's p, else "level within ±..." or "not decided"."""
     if difference.holm is None:
         raise ValueError(
             "expected a difference with Holm's p, got one without; take it from compare_all"
@@ -164,7 +166,7 @@ def verdict(difference: Difference, margin: float, dof: int) -> str:
 
 
 def power(gain: float, deviation: float, seeds: int, tests: int = 1) -> float:
-    """Probability that a line finds a true gain, at 5% two-sided, given its residual standard deviation.
+    """Probability that a line of this residual deviation finds a true gain, at 5% two-sided.
 
     The line has `tests` arms and what they are compared with, all with the same seeds; Bonferroni's
     correction for the tests makes it a lower bound of Holm's. Finding it in the wrong direction
@@ -188,7 +190,7 @@ def _power(gain: float, deviation: float, seeds: int, tests: int) -> float:
 
 
 def seeds_for_power(gain: float, deviation: float, power: float = 0.8, tests: int = 1) -> int:
-    """The least number of seeds, from `FEWEST` on, at which `power` of a line is as high as asked for."""
+    """The least number of seeds, from `FEWEST` on, that give a line the `power` asked for."""
     if not (gain and deviation > 0 and 0 < power < 1):
         raise ValueError(
             "expected a gain other than 0, a deviation above 0 and a power between 0 and 1, "

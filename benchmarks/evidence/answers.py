@@ -11,13 +11,13 @@ from benchmarks.evidence.choices import Run, reported
 from benchmarks.evidence.tables import BASELINE, all_runs, differences, gain, line, mean_of
 
 COLUMNS = {  # arms in the order of the table, and the heads of their columns
-    "pooled": "NFA",
+    "pooled": "modes",
     "cosine": "shading",
     "latent-linear": "latents",
     "flow-joint": "deep flow",
     "randaugment": "RandAugment",
-    "randaugment+pooled": "and NFA",
-    "randaugment|pooled": "or NFA",
+    "randaugment+pooled": "and modes",
+    "randaugment|pooled": "or modes",
     "randaugment|flow": "or deep flow",
 }
 

@@ -24,13 +24,15 @@ CE = Flow("conv_p4_small_ce.cifar10", LABELLED)
 ML = Flow("conv_p4_small_ml.cifar10", LABELLED)
 LATENT = Flow("conv_latent_64.cifar10", "all training images, without labels", autoencoder=TAEF2)
 FLOWS = {
-    **dict.fromkeys(("flow-joint", "flow-joint-axes", "randaugment+flow", "randaugment|flow"), JOINT),
+    **dict.fromkeys(("flow-joint", "flow-joint-axes"), JOINT),
+    **dict.fromkeys(("randaugment+flow", "randaugment|flow"), JOINT),
     **dict.fromkeys(("glem", "glem-axes"), GLEM), "flow-ml": ML, "ce": CE, "latent-deep": LATENT,
     "latent-linear": Flow(LINEAR, "the run's own images", autoencoder=TAEF2),
 }  # fmt: skip
 # for images of other datasets, on which they are a pretrained network like any other
 ELSEWHERE = {
-    arm: flow if flow.name == LINEAR else dataclasses.replace(flow, trained_on=f"CIFAR-10: {flow.trained_on}")
+    arm: flow if flow.name == LINEAR
+    else dataclasses.replace(flow, trained_on=f"CIFAR-10: {flow.trained_on}")
     for arm, flow in FLOWS.items()
 }  # fmt: skip
 
@@ -76,7 +78,8 @@ class Cell:
 
 
 FEW = Cell(
-    "cifar10-50", CIFAR10, 50, 0.01, "quick classifier of half width", QuickRecipe(width=32, batch_size=100, views=2),
+    "cifar10-50", CIFAR10, 50, 0.01, "quick classifier of half width",
+    QuickRecipe(width=32, batch_size=100, views=2),
     tuning=grid(epochs=(60, 120), max_lr=(0.2, 0.4), weight_decay=(5e-3, 1e-2, 2e-2)),
     flows=FLOWS,
 )  # fmt: skip
@@ -84,13 +87,26 @@ TENTH = Cell(
     "cifar10-500", CIFAR10, 500, 0.1, "quick classifier", QuickRecipe(batch_size=250),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
-        "crop-flip", "crop-flip-long", "randaugment", "randaugment-some", "trivialaugment", "cosine", "pooled",
-        "flow-joint", "randaugment|pooled", "randaugment|flow",
+        "crop-flip", "crop-flip-long", "randaugment", "randaugment-some", "trivialaugment",
+        "cosine", "pooled", "flow-joint", "randaugment|pooled", "randaugment|flow",
     ), flows=FLOWS, seeds=(0, 1, 2),
 )  # fmt: skip
 WHOLE = Cell(
     "cifar10-all", CIFAR10, None, 1.0, "quick classifier", QuickRecipe(),
-    arms=tuple(a for a in TENTH.arms if a != "crop-flip-long"), flows=FLOWS, seeds=(0, 1, 2), tuned_in="cifar10-500",
+    arms=tuple(a for a in TENTH.arms if a != "crop-flip-long"), flows=FLOWS, seeds=(0, 1, 2),
+    tuned_in="cifar10-500",
+)  # fmt: skip
+
+FEWEST_IMAGES = Cell(
+    "cifar10-10", CIFAR10, 10, 0.002, "quick classifier of half width",
+    QuickRecipe(width=32, batch_size=100, views=2),
+    tuning=grid(epochs=(200, 400), max_lr=(0.2, 0.4), weight_decay=(5e-3, 1e-2, 2e-2)),
+    arms=TENTH.arms, flows=FLOWS,
+)  # fmt: skip
+TWENTIETH = Cell(
+    "cifar10-250", CIFAR10, 250, 0.05, "quick classifier", QuickRecipe(batch_size=250),
+    tuning=grid(epochs=(30, 60), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3, 1e-2)),
+    arms=TENTH.arms, flows=FLOWS,
 )  # fmt: skip
 
 TINY = Cell(
@@ -98,14 +114,14 @@ TINY = Cell(
     QuickRecipe(width=32, batch_size=250, views=2),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
-        "crop-flip", "randaugment", "randaugment-some", "cosine", "pooled", "flow-joint", "randaugment|pooled",
-        "randaugment|flow",
+        "crop-flip", "randaugment", "randaugment-some", "cosine", "pooled", "flow-joint",
+        "randaugment|pooled", "randaugment|flow",
     ), flows=ELSEWHERE, corrupted=0,
 )  # fmt: skip
 RESNET18 = Cell(
     "cifar10-resnet18", CIFAR10, None, 1.0, "ResNet18, the paper's recipe", Recipe(),
-    arms=("crop-flip", "randaugment", "pooled", "cosine", "flow-joint", "glem-axes", "ce"), flows=FLOWS,
-    tuned_in="cifar10-500",
+    arms=("crop-flip", "randaugment", "pooled", "cosine", "flow-joint", "glem-axes", "ce"),
+    flows=FLOWS, tuned_in="cifar10-500",
 )  # fmt: skip
 MOBILENET = "MobileNetV2 pretrained on ImageNet, 96 px"
 FINETUNE = FinetuneRecipe(weights="mobilenetv2_100", test_bf16=True)
@@ -113,14 +129,16 @@ FINETUNE_TUNING = grid(epochs=(20, 40), lr=(1e-4, 2.5e-4, 5e-4), smoothing=(0.0,
 # of four times the images
 FINETUNE_MORE = grid(epochs=(10, 20), lr=(1e-4, 2.5e-4, 5e-4), smoothing=(0.0, 0.1))
 FINETUNE_CIFAR10 = Cell(
-    "finetune-cifar10-25", CIFAR10, 25, 0.005, MOBILENET, FINETUNE, tuning=FINETUNE_TUNING, flows=FLOWS, corrupted=0,
+    "finetune-cifar10-25", CIFAR10, 25, 0.005, MOBILENET, FINETUNE,
+    tuning=FINETUNE_TUNING, flows=FLOWS, corrupted=0,
 )  # fmt: skip
 FINETUNE_GTSRB = Cell(
     "finetune-gtsrb-25", "GTSRB (32 px copies)", 25, 43 * 25 / 39209, MOBILENET,
-    dataclasses.replace(FINETUNE, flip=False), tuning=FINETUNE_MORE, flows=ELSEWHERE, by_track=True, corrupted=0,
+    dataclasses.replace(FINETUNE, flip=False),
+    tuning=FINETUNE_MORE, flows=ELSEWHERE, by_track=True, corrupted=0,
 )  # fmt: skip
 
-CELLS = {
-    cell.name: cell
-    for cell in (FEW, FINETUNE_CIFAR10, FINETUNE_GTSRB, TENTH, WHOLE, TINY, RESNET18)
-}
+ALL = (
+    FEW, TINY, TENTH, WHOLE, FINETUNE_CIFAR10, FINETUNE_GTSRB, FEWEST_IMAGES, TWENTIETH, RESNET18,
+)  # fmt: skip
+CELLS = {cell.name: cell for cell in ALL}

@@ -15,23 +15,28 @@ QUESTIONS = {  # the question to the arm and what it is compared to
     "Does NFA help alone?": ("pooled", BASELINE),
     "Does it help on top of RandAugment?": ("randaugment+pooled", "randaugment"),
     "Does it help in turns with RandAugment?": ("randaugment|pooled", "randaugment"),
-    "Is that more than giving RandAugment to fewer images?": ("randaugment|pooled", "randaugment-some"),
-    "Is that more than turns with shading without data?": ("randaugment|pooled", "randaugment|cosine"),
+    "Is that more than giving RandAugment to fewer images?":
+        ("randaugment|pooled", "randaugment-some"),
+    "Is that more than turns with shading without data?":
+        ("randaugment|pooled", "randaugment|cosine"),
     "Does it help instead of RandAugment?": ("pooled", "randaugment"),
     "What do learned modes give that shading without data does not?": ("pooled", "cosine"),
     "What does a deep flow give that modes of pixels do not?": ("flow-joint", "pooled"),
+    "What does a deep flow give that shading without data does not?": ("flow-joint", "cosine"),
     "Does a deep flow help instead of RandAugment?": ("flow-joint", "randaugment"),
     "Does a deep flow help in turns with RandAugment?": ("randaugment|flow", "randaugment"),
+    "Is that more than turns with modes of pixels?": ("randaugment|flow", "randaugment|pooled"),
     "What do modes of each class give that modes of all images do not?": ("class", "pooled"),
     "What do modes of latents give that modes of pixels do not?": ("latent-linear", "pooled"),
-    "What does a deep flow over latents give that their modes do not?": ("latent-deep", "latent-linear"),
+    "What does a deep flow over latents give that their modes do not?":
+        ("latent-deep", "latent-linear"),
     "What do moves up the loss give that random ones do not?": ("adversarial", "pooled"),
     "What do modes give that white noise of their energy does not?": ("pooled", "noise"),
 }  # fmt: skip
 
 
 def of_cell(cell: Cell, runs: list[Run], measure: str = "top1") -> dict[str, Difference]:
-    """The difference of each question that a cell answers, p adjusted by Holm's method for all of them."""
+    """The difference of each question that a cell answers, p adjusted by Holm's method for all."""
     values = line(reported(runs, cell), measure)
     try:
         found = {

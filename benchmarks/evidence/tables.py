@@ -63,12 +63,15 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
     for arm, own in found.items():
         base = against[BASELINE].get(arm)
         cost = fmean(r["cpu_seconds"] + r["flow_seconds"] for r in own.values()) / base_cost
-        metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece", "corrupted_top1")}
+        metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece")}
+        found_corrupted = mean_of(own, "corrupted_top1")
+        corrupted = "" if math.isnan(found_corrupted) else f"{found_corrupted:.1f}"
         rows.append([
             ENTRIES[arm].label, words(chosen(runs, cell, arm)), str(len(own)), f"{metrics['top1']:.1f}", gain(base),
             f"{base.holm:.2g}" if base and base.holm is not None and not math.isnan(base.holm) else "",
             verdict(base, MARGIN, dof) if base else "", gain(against["randaugment"].get(arm)),
-            f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}", f"{metrics['corrupted_top1']:.1f}", f"{cost:.2f}",
+            f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}",
+            corrupted, f"{cost:.2f}",
         ])  # fmt: skip
     return f"{recipe_line(cell, runs, found)}\n\n{markdown_table(rows)}"
 

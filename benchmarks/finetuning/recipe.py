@@ -40,7 +40,7 @@ class FinetuneRecipe:
 
     model: str = "mobilenetv2_100"
     weights: str = ""  # safetensors file of the model, with or without a head
-    pretrained: bool = False  # weights of the Hub instead
+    pretrained: bool = False  # weights of the Hub instead; without either from scratch
     side: int = 96  # pixels
     epochs: int = 20
     batch_size: int = 32
@@ -65,9 +65,12 @@ class FinetuneRecipe:
     def __post_init__(self):
         check_choice("norm", self.norm, NORMS)
         check_choice("border", self.border, BORDERS)
-        if bool(self.weights) == self.pretrained:
+        if self.weights and self.pretrained:
+            raise ValueError("give weights=FILE or pretrained=True (the Hub), not both")
+        if not (self.weights or self.pretrained) and (self.norm != "trained" or self.frozen_stages):
             raise ValueError(
-                "fine-tuning starts from weights=FILE or from pretrained=True (the Hub): give one"
+                "fixed batch norms and stages start from weights=FILE or from pretrained=True (the "
+                "Hub): give one; from scratch norm='trained' and frozen_stages=0"
             )
         if self.frozen and self.norm == "trained":
             raise ValueError("a frozen backbone has fixed batch norms: norm='fixed' or 'folded'")
@@ -139,7 +142,7 @@ class FinetuneBatches(Batches):
 
 
 def pretrained_model(recipe: FinetuneRecipe, num_classes: int) -> nn.Module:
-    """A timm model with pretrained weights and a new head.
+    """A timm model with a new head, and pretrained weights where the recipe names any.
 
     Raises:
         ValueError: the file of weights is of another model, or there is none.
