@@ -1,20 +1,26 @@
 """``--aug nfa`` alone: its settings follow from the training set, are said, and are those of the record."""
 
 import argparse
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import timm_nfaug as nfa
 from benchmarks.core import records
+from benchmarks.core.statistics import compare
 from benchmarks.evidence.cells import CELLS
-from benchmarks.evidence.choices import chosen
-from timm_nfaug.advice import RULES, advise
+from benchmarks.evidence.choices import chosen, reported
+from benchmarks.evidence.tables import line
+from timm_nfaug.advice import DEEP, RULES, advise
 from timm_nfaug.hub import COSINE, LINEAR
+from timm_nfaug.integration.auto import images_per_class
 
 RUNS = records.read(records.suite_file("evidence"))
-ARMS = {LINEAR: "pooled", COSINE: "cosine"}
+ARMS = {DEEP: "flow-joint", LINEAR: "pooled", COSINE: "cosine"}
 
 
 @pytest.mark.parametrize(("flow", "fine_tuned"), RULES)
@@ -28,25 +34,47 @@ def test_a_rule_is_what_the_search_of_its_cell_chose(flow, fine_tuned):
     assert advise(rule.most + 1, fine_tuned, flow).aug == advise(None).aug == "nfa-s0.5-p0.5"
 
 
+def test_the_flow_that_is_chosen_is_ahead_on_images_that_it_has_not_seen():
+    """Of modes of the images themselves, which cost less, and of shading, which takes no images."""
+    cell = CELLS[RULES[DEEP, False].cell]
+    assert "CIFAR" not in cell.data and cell.flows["flow-joint"].name == DEEP
+    values = line(reported(RUNS, cell))
+    for other in ("crop-flip", "pooled", "cosine"):
+        found = compare(values, "flow-joint", other)
+        assert found.mean > found.half, f"level with {other}: {found}"
+
+
 @pytest.mark.parametrize(
     ("flags", "said", "settings"),
     [
-        ([], "20 images per class, from scratch: s 1, p 0.5, the best in", "s 1, k 32, p 0.5"),
-        (["--pretrained"], "20 images per class, fine-tuned: s 0.5, p 0.5", "s 0.5, k 32, p 0.5"),
-        (["--nfa-flow", "cosine"], "from scratch: s 1, p 1, the best in", "s 1, k 32, p 1"),
-        (["--nfa-place", "dataset", "-j", 1], "from scratch: s 1, p 0.5", "s 1, k 32, p 0.5"),
+        (
+            [],
+            f"20 images per class, from scratch: flow {DEEP}, s 1, p 0.5, measured in tiny-50",
+            "flow conv_p4_small, modes of all images at 3 x 32 x 32, space deep, s 1, k 32, p 0.5",
+        ),
+        (["--img-size", 65], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
+        (["--in-chans", 1], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
+        (["--nfa-flow", "linear"], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
+        (["--pretrained"], "fine-tuned: flow linear, s 0.5, p 0.5", "space linear, s 0.5"),
+        (["--nfa-flow", "cosine"], "from scratch: flow cosine, s 1, p 1", "s 1, k 32, p 1"),
+        (["--nfa-place", "dataset", "-j", 1], f"flow {DEEP}, s 1, p 0.5", "deep, s 1, k 32"),
     ],
 )
 def test_a_training_takes_them_and_says_so(run_script, capsys, flags, said, settings):
     run_script("--aug", "nfa", *flags)
     first, *rest = capsys.readouterr().err.splitlines()
-    assert first.startswith("NFA auto: ") and said in first and "name others in --aug" in first
+    assert first.startswith("NFA auto: ") and said in first and "name others by --aug" in first
     assert any(line.startswith("NFA on: ") and settings in line for line in rest)
 
 
 def test_they_train_as_the_same_settings_by_name_do(run_script, tmp_path):
-    for name, aug in (("auto", "nfa"), ("named", "nfa-s1-p0.5"), ("others", "nfa-p0.5")):
-        run_script("--aug", aug, name=name)
+    deep = ("--nfa-flow", DEEP, "--nfa-fit")
+    for name, *flags in (
+        ("auto", "nfa"),
+        ("named", "nfa-s1-p0.5", *deep),
+        ("others", "nfa-p0.5", *deep),
+    ):
+        run_script("--aug", *flags, name=name)
     auto, named, others = (
         torch.cat([x for x, _ in torch.load(tmp_path / name / "seen.pt")["train"]])
         for name in ("auto", "named", "others")
@@ -66,9 +94,84 @@ def test_in_a_loop_of_ones_own(toy_images, capsys):
     parser.add_argument("--num-classes", type=int)
     loader = DataLoader(TensorDataset(*toy_images), 10)
     for given, said in (
-        (["--num-classes", "3"], "20 images per class, from scratch: s 1, p 0.5"),
-        ([], "an unknown number of images per class, from scratch: s 0.5, p 0.5, the default"),
+        (["--num-classes", "3"], f"20 images per class, from scratch: flow {DEEP}, s 1, p 0.5"),
+        (
+            [],
+            "unknown number of images per class, from scratch: flow linear, s 0.5, p 0.5, the default",
+        ),
     ):
         wrapped = nfa.wrap_loader(loader, parser.parse_args(["--aug", "nfa", *given]))
         assert said in capsys.readouterr().err
         assert wrapped.augment.strength == (1.0 if given else 0.5)
+
+
+def test_grey_images_in_three_channels_are_moved_by_their_own_modes(
+    image_folder, tmp_path, run_script, capsys
+):
+    shutil.copytree(image_folder, tmp_path / "grey")
+    for path in (tmp_path / "grey").rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    paths = ("--data-dir", tmp_path / "grey", "--output", tmp_path / "o")
+    run_script("--aug", "nfa", *paths, data=False)
+    assert "flow linear, s 1, p 0.5, measured in cifar10-50" in capsys.readouterr().err
+
+
+def test_a_process_of_several_counts_the_images_of_all():
+    class Stream(IterableDataset):  # as timm's, whose length is a process's share
+        reader = SimpleNamespace(num_samples=4000, class_to_idx={"a": 0, "b": 1})
+
+        def __len__(self):
+            return 1000
+
+        def __iter__(self):
+            return iter(())
+
+    assert images_per_class(Stream()) == 2000
+
+
+def test_flags_that_are_no_namespace_keep_their_others(toy_images, capsys):
+    class Config:
+        aug, seed, num_classes = "nfa", 7, 3
+
+    wrapped = nfa.wrap_loader(DataLoader(TensorDataset(*toy_images), 10), Config())
+    assert wrapped.seed == 7 and Config.aug == "nfa"
+    assert "20 images per class" in capsys.readouterr().err
+
+
+def test_images_of_another_range_are_moved_by_their_own_modes(toy_images, capsys):
+    x, y = toy_images
+    args = argparse.Namespace(aug="nfa", num_classes=3)
+    loader = DataLoader(TensorDataset(x.float() * 10, y), 10)
+    nfa.wrap_loader(loader, args, value_range=(0, 2550))
+    assert "flow linear, s 1, p 0.5" in capsys.readouterr().err
+
+
+def test_a_stream_is_opened_no_more_often_than_with_settings_by_name(toy_images):
+    opened = []
+
+    class Stream(IterableDataset):
+        def __len__(self):
+            return len(toy_images[0])
+
+        def __iter__(self):
+            opened.append(1)
+            return iter(zip(*toy_images, strict=True))
+
+    counts = []
+    for aug in ("nfa", "nfa-s1"):
+        opened.clear()
+        nfa.wrap_loader(DataLoader(Stream(), 10), argparse.Namespace(aug=aug, num_classes=3))
+        counts.append(len(opened))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("place", ["dataset", "either"])
+def test_what_the_deep_flow_costs_in_the_workers_is_said(run_script, capsys, place):
+    run_script("--aug", "nfa", "--aa", "rand-m5", "--nfa-place", place, "-j", 1)
+    assert "the workers run a deep flow image by image" in capsys.readouterr().err
+
+
+def test_a_training_without_nfa_may_name_the_flow_that_its_file_names():
+    """args.yaml of trainings without NFA had `nfa_flow: linear` and `aug: null`."""
+    assert nfa.wrap_loader([], argparse.Namespace(aug=None, nfa_flow="linear")) == []

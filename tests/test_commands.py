@@ -19,6 +19,7 @@ from PIL import Image
 import timm_nfaug as nfa
 from timm_nfaug import hub
 from timm_nfaug.__main__ import COMMANDS, main
+from timm_nfaug.advice import DEEP
 from timm_nfaug.commands import flows, survey
 
 ROOT = Path(__file__).parent.parent
@@ -170,9 +171,10 @@ def test_an_ordinary_dataset(look, image_folder, tmp_path):
     assert lines["data"] == f"{image_folder / 'train'}: 60 images in 3 classes"
     assert lines["per class"] == "20 images" and lines["labels"] == "folder names: a, b, c"
     assert lines["images"] == "32 x 32 pixels; 60 colour; 60 of 60 opened"
-    wanted = "--aug nfa-s1-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine-tuned"
+    deep = f"--aug nfa-s1-p0.5 --nfa-flow {DEEP} --nfa-fit"
+    wanted = f"{deep} from scratch, --aug nfa-s0.5-p0.5 fine-tuned"
     assert lines["try"] == f"{wanted}; --aug nfa chooses between them"
-    cells = "in the cells cifar10-50 and finetune-cifar10-25"
+    cells = "in the cells tiny-50 and finetune-cifar10-25"
     assert lines["measured"] == f"{cells} of docs/evidence.md"
     assert lines["modes"] == "32 of 32, of all images together"
     assert re.fullmatch(r"\d+ us an image at 32 px, RandAugment \d+ us .+", lines["cost"])
@@ -180,6 +182,26 @@ def test_an_ordinary_dataset(look, image_folder, tmp_path):
         sheet.load()
         assert len(set(sheet.convert("L").tobytes())) > 100
     assert len(lines) == 10
+
+
+def test_nfa_alone_is_looked_at_as_a_training_takes_it(look, image_folder):
+    _, _, lines = look(image_folder, "--aug", "nfa")
+    assert lines["next"].endswith(f"--aug nfa-s1-p0.5 --nfa-flow {DEEP} --nfa-fit")
+
+
+def test_grey_images_are_moved_by_their_own_modes(look, tmp_path):
+    for path in fill(tmp_path / "d").rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    assert look(tmp_path / "d")[2]["next"].endswith("--aug nfa-s1-p0.5")
+
+
+@pytest.mark.parametrize("flags", [("--img-size", "96"), ("--nfa-flow", "linear")])
+def test_other_than_small_photographs_are_moved_by_their_own_modes(look, image_folder, flags):
+    _, _, lines = look(image_folder, *flags)
+    assert lines["try"].startswith("--aug nfa-s1-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine-tuned")
+    assert lines["measured"].startswith("in the cells cifar10-50 and finetune-cifar10-25")
+    assert lines["next"].endswith(" --aug nfa-s1-p0.5")
 
 
 def test_the_line_to_type_next_is_a_training(
@@ -356,6 +378,14 @@ def test_more_images_of_a_class_than_were_measured(look, tmp_path):
     assert lines["try"].startswith("--aug nfa-s0.5-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine")
     assert lines["measured"].startswith("not yet with so many images of a class")
     assert lines["next"].endswith("--aug nfa-s0.5-p0.5")
+
+
+def test_images_of_a_class_are_counted_as_a_training_counts_them(look, tmp_path):
+    """On average: two classes of 2 images and one of 452 have 152 each."""
+    fill(tmp_path / "d", "ab", count=2)
+    fill(tmp_path / "d", "c", count=452)
+    _, _, lines = look(tmp_path / "d")
+    assert lines["measured"].startswith("not yet with so many images of a class")
 
 
 # --- docs/commands.md

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import timm_nfaug as nfa
 from tests import recipes
 from timm_nfaug import preview
-from timm_nfaug.advice import FEW, advise
-from timm_nfaug.hub import COSINE, LINEAR
+from timm_nfaug.advice import DEEP, FEW, RULES, SMALL, advise
+from timm_nfaug.hub import LINEAR
+from timm_nfaug.integration.flags import is_linear
 from timm_nfaug.spec import parse_config
 from train_flow.config import load_config
 
@@ -74,6 +75,7 @@ def test_flags_of_trainings_and_their_defaults():
     nfa.add_args(parser)
     flags = {row[2]: row[4] for row in ROWS if row[2] not in ("", "--aug")}
     assert {*flags, "--aug"} == set(actions(parser))
+    assert is_linear(parser.parse_args([])) and flags.pop("--nfa-flow") == LINEAR
     for flag, default in flags.items():
         own = actions(parser)[flag].default
         unset = own is None or (own is False and not default)  # which means None in Python
@@ -111,9 +113,28 @@ def test_the_example(toy_images):
 
 def test_nfa_alone_is_what_the_rules_say():
     *known, rest = AUTO_ROWS
-    for fine_tuned, (images, start, linear, cosine, cell) in enumerate(known):
-        assert images == f"up to {FEW}" and ("pretrained" in start) == bool(fine_tuned)
-        found = [advise(FEW, bool(fine_tuned), flow) for flow in (LINEAR, COSINE)]
-        assert [advice.aug for advice in found] == [linear, cosine]
-        assert {advice.cell for advice in found} == {cell}
-    assert [advise(None).aug] * 2 == rest[2:4] == [advise(FEW + 1).aug] * 2
+    found = [
+        (f"up to {FEW}", "from pretrained weights" if tuned else "from scratch", flow, rule.aug, rule.cell)
+        for (flow, tuned), rule in RULES.items()
+    ]  # fmt: skip
+    shown = [(*row[:2], row[3].partition("`,")[0], *row[4:]) for row in known]
+    assert shown == found
+    assert known[0][2] == f"in colour, up to {SMALL} px" and ", fitted" in known[0][3]
+    usual = advise(None, flow=None, size=(3, 32, 32))
+    assert rest[3:5] == [usual.flow, usual.aug]
+    assert usual == advise(FEW + 1, flow=None, size=(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("size", "flow"),
+    [
+        ((3, SMALL, SMALL), DEEP),
+        ((3, 32, SMALL + 1), LINEAR),
+        ((1, 28, 28), LINEAR),
+        (None, LINEAR),
+    ],
+)
+def test_the_deep_flow_is_for_small_colour_images(size, flow):
+    assert advise(FEW, False, None, size).flow == flow
+    assert advise(FEW, True, None, size).flow == LINEAR
+    assert advise(FEW, False, LINEAR, size).flow == LINEAR

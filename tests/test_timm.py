@@ -394,7 +394,7 @@ def test_linear_takes_its_modes_from_the_training_set(launch):
     stock, _ = launch(launcher=False, name="stock")
     flags = ["--aug", "nfa-s0.2-k3-p1-lgiven"]
     nfa, args = launch(*flags, name="linear")
-    assert args["nfa_flow"] == "linear" and torch.equal(stock["val"], nfa["val"])
+    assert args["nfa_flow"] is None and torch.equal(stock["val"], nfa["val"])
     assert torch.equal(labels(stock), labels(nfa)), (
         "the pass at launch changed the order of the training"
     )
@@ -453,7 +453,7 @@ def test_a_cache_of_the_training_set(launch, image_folder, flow_dir):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--nfa-flow", "linear"], "costs next to nothing without: drop --nfa-cache"),
+        (["--nfa-flow", "linear"], "cost next to nothing without: drop --nfa-cache"),
         (["--aug", "nfa-misotropic-lgiven"], "a cache is for moves along modes"),
         (["--use-multi-epochs-loader", "-j", "1"], "--nfa-cache cannot tell the epochs"),
         pytest.param(

@@ -18,7 +18,7 @@ from typing import Any
 import timm
 
 from .integration import NFAError, NFALoader, add_args, loader_factory
-from .integration.auto import is_fine_tuned
+from .integration.auto import leaves_open
 from .integration.flags import augment_from_args, needs_fit, useless_flag
 from .integration.pillow import guard_posterize
 
@@ -106,7 +106,8 @@ def hook(module: ModuleType, own: dict[str, Any], values: argparse.Namespace) ->
     if augment is not None:
         seed, classes = getattr(values, "seed", 0), getattr(values, "num_classes", None)
         fit, place, cache = needs_fit(values), values.nfa_place, values.nfa_cache
-        how = {"place": place, "cache": cache, "fine_tuned": is_fine_tuned(values)}
+        left = values if leaves_open(values) else None
+        how = {"place": place, "cache": cache, "open_args": left}
         factory = loader_factory(create, augment, seed, fit, classes, **how)
     if factory is not create and getattr(values, "naflex_loader", False):  # its batches are patches
         raise SystemExit("--aug nfa does not work with --naflex-loader; drop one of them")

@@ -19,11 +19,12 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAWarning
-from ..advice import advise
+from ..advice import Advice, advise
 from ..augment import NFAugment
 from ..fit import SIDES
 from ..grid import SMALL, check_picture_name, write_picture
 from ..hub import COSINE, LINEAR
+from ..integration.auto import are_grey
 from ..integration.classes import evenly
 from ..integration.flags import nfa_string
 from ..integration.pillow import guard_posterize
@@ -66,20 +67,32 @@ def _problems(found: Survey) -> list[str]:
     return said
 
 
-def _augment(found: Survey, args: argparse.Namespace, aug: str) -> NFAugment | None:
-    """NFA as the flags ask for it; None where there are too few images to find modes in."""
+def _augment(found: Survey, flow: str, aug: str) -> NFAugment | None:
+    """NFA with the modes of the small copies; None where there are too few images to find any."""
     settings = parse_config(aug)
     own: dict[str, Any] = {k: settings[k] for k in ("strength", "modes", "kind") if k in settings}
-    if args.nfa_flow == COSINE:
-        return NFAugment.from_cosine(p=1.0, seed=0, **own) if found.usable else None
-    return _fit(found, own) if len(found.usable) > 1 else None
-
-
-def _fit(found: Survey, own: dict[str, Any]) -> NFAugment:
-    """NFA with the modes of the small copies, all images together, as ``-lnone`` takes them."""
+    own |= {"labels": "none", "p": 1.0, "seed": 0}  # all images together, as ``-lnone`` takes them
+    if flow == COSINE:
+        return NFAugment.from_cosine(**own) if found.usable else None
+    if len(found.usable) < 2:
+        return None
     images = torch.stack([pil_to_tensor(found.looks[i].small) for i in found.usable])
-    size = (3, SIDE, SIDE)
-    return NFAugment.from_data([(images,)], input_size=size, labels="none", p=1.0, seed=0, **own)
+    if flow == LINEAR:
+        return NFAugment.from_data([(images,)], input_size=(3, SIDE, SIDE), **own)
+    return NFAugment.from_pretrained(flow, **own).fit([(images,)])
+
+
+def _advised(found: Survey, args: argparse.Namespace) -> tuple[Advice, Advice]:
+    """What to take from scratch, and what in fine-tuning."""
+    side, grey = _side(found, args), are_grey(found.looks[i].small for i in found.usable)
+    few, flow, size = found.per_class, args.nfa_flow, (1 if grey else 3, side, side)
+    return advise(few, False, flow, size), advise(few, True, flow, size)
+
+
+def _side(found: Survey, args: argparse.Namespace) -> int:
+    """Pixels of the images in a training."""
+    most = max((max(look.size) for look in found.looks.values()), default=224)
+    return args.img_size or (most if most <= SMALL else 224)
 
 
 def _modes_of(augment: NFAugment) -> int:
@@ -140,45 +153,56 @@ def _about(found: Survey) -> list[Line]:
     return lines + ([("images", _images_line(found))] if found.looks else [])
 
 
-def _advice(found: Survey, args: argparse.Namespace, augment: NFAugment) -> list[Line]:
+def _taken(args: argparse.Namespace, advised: Advice) -> tuple[str, str, str]:
+    """The flow and settings to look at, and their flags: those of --aug, or the advised ones."""
+    if args.aug in (None, "nfa"):
+        return advised.flow, advised.aug, advised.flags
+    flow = args.nfa_flow or LINEAR
+    return flow, args.aug, f"--aug {args.aug}" + f" --nfa-flow {flow}" * (flow != LINEAR)
+
+
+def _advice(
+    found: Survey,
+    args: argparse.Namespace,
+    advised: tuple[Advice, Advice],
+    taken: tuple[str, str, str],
+    augment: NFAugment,
+) -> list[Line]:
     """What to try, what it costs and what to type; draws the picture."""
-    few, cosine = statistics.median(found.counts.values()), args.nfa_flow == COSINE
-    scratch, tuned = (advise(few, start, args.nfa_flow) for start in (False, True))
+    (scratch, tuned), (flow, aug, flags) = advised, taken
     cells = " and ".join(filter(None, (scratch.cell, tuned.cell)))
-    sides = sorted(max(look.size) for look in found.looks.values())
-    side = args.img_size or (sides[-1] if sides[-1] <= SMALL else 224)
+    side = _side(found, args)
     images = [square(found.dataset, i, side) for i in evenly(found.usable, TIMED)]
     nfa, policy = _cost(augment, images)
     _draw(found, args.out, augment, side)
-    flow = f" --nfa-flow {COSINE}" * cosine
+    alone = "--aug nfa" + f" --nfa-flow {args.nfa_flow}" * bool(args.nfa_flow)
     data = shlex.quote(str(args.data)) + (f" --dataset {args.dataset}" if args.dataset else "")
-    aug = args.aug or scratch.aug
     command = (
         f"timm-nfaug train path/to/train.py --data-dir {data} --model resnet18 "
-        f"--num-classes {len(found.counts)} --img-size {side} --aug {aug}{flow}"
+        f"--num-classes {len(found.counts)} --img-size {side}"
     )
     return [
-        ("try", f"--aug {scratch.aug}{flow} from scratch, --aug {tuned.aug}{flow} fine-tuned; "
-                f"--aug nfa{flow} chooses between them"),
+        ("try", f"{scratch.flags} from scratch, {tuned.flags} fine-tuned; "
+                f"{alone} chooses between them"),
         ("measured", f"in the cells {cells} of docs/evidence.md" if cells else
                      "not yet with so many images of a class, see docs/evidence.md"),
-        ("modes", f"{augment.modes}, cosine images, of no data" if cosine else
+        ("modes", f"{augment.modes}, cosine images, of no data" if flow == COSINE else
                   f"{_modes_of(augment)} of {augment.modes}, of all images together"),
         ("cost", f"{nfa:.0f} us an image at {side} px, RandAugment {policy:.0f} us "
                  f"(one thread, {len(images)} of these images)"),
         ("picture", f"{args.out}: {min(SHOWN, len(found.usable))} images before and after"),
-        *_latent(sides, command, aug),
-        ("next", command),
+        *_latent(found, command, aug if flow == LINEAR else advise(found.per_class).aug),
+        ("next", f"{command} {flags}"),
     ]  # fmt: skip
 
 
-def _latent(sides: list[int], command: str, aug: str) -> list[Line]:
+def _latent(found: Survey, command: str, aug: str) -> list[Line]:
     """How to move texture and background, too, where images are large enough for latents."""
+    sides = sorted(max(look.size) for look in found.looks.values())
     if sides[len(sides) // 2] < LATENT or importlib.util.find_spec("diffusers") is None:
         return []
-    plain = command.rpartition(" --a")[0]
     flags = f"--aug {aug} --nfa-autoencoder {EXAMPLE} --nfa-size {LATENT_SIZE}"
-    return [("latent", f"texture and background change, too, by an autoencoder: {plain} {flags}")]
+    return [("latent", f"texture and background change, too, by an autoencoder: {command} {flags}")]
 
 
 def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
@@ -197,17 +221,17 @@ def _draw(found: Survey, out: Path, augment: NFAugment, side: int) -> None:
 def _report(found: Survey, args: argparse.Namespace) -> tuple[list[Line], bool]:
     """The lines (what, text) to print, problems first, and whether NFA would work."""
     said, about = _problems(found), _about(found)
-    few = statistics.median(found.counts.values())
-    aug = args.aug or advise(few, flow=args.nfa_flow).aug
-    augment = _augment(found, args, aug)
+    advised = _advised(found, args)
+    flow, aug, flags = taken = _taken(args, advised[0])
+    augment = _augment(found, flow, aug)
     modes = 0 if augment is None else _modes_of(augment)
     if augment is not None and modes:
         if modes < augment.modes:
             said.append(
                 f"{len(found.usable)} images give {modes} modes, not {augment.modes}: NFA moves "
-                f"along these alone; add images, or say so with --aug {aug}-k{modes}"
+                f"along these alone; add images, or say so: {flags.replace(aug, f'{aug}-k{modes}', 1)}"
             )
-        about += _advice(found, args, augment)
+        about += _advice(found, args, advised, taken, augment)
     else:
         said.append(
             "the commands need 2 images that differ and have 8 bits a channel; for others "
@@ -230,8 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--img-size", type=int, metavar="N", help=size)
     settings = "settings to look at (default: recommended ones)"
     add("--aug", type=nfa_string, metavar="NFA", help=settings)
-    flow = f"{LINEAR}, modes of the images, or {COSINE}, of no data (default: %(default)s)"
-    add("--nfa-flow", choices=(LINEAR, COSINE), default=LINEAR, help=flow)
+    flow = f"{LINEAR}, modes of the images, or {COSINE}, of no data (default: the advised one)"
+    add("--nfa-flow", choices=(LINEAR, COSINE), help=flow)
     add("--out", type=Path, default=Path("preview.png"), help="picture (default: %(default)s)")
     args = parser.parse_args(argv)
     check_picture_name(parser, args.out)

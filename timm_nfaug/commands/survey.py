@@ -55,6 +55,11 @@ class Survey:
         return {name: counted[k] for k, name in enumerate(self.names) if counted[k]}
 
     @property
+    def per_class(self) -> float:
+        """How many images a class has on average."""
+        return sum(self.counts.values()) / max(1, len(self.counts))
+
+    @property
     def usable(self) -> list[int]:
         """The indices of images that were looked at and can be augmented."""
         return [i for i, look in self.looks.items() if look.small is not None]

@@ -1,51 +1,100 @@
 """The settings of ``--aug nfa`` alone, which names none: they follow from the training set."""
 
+import copy
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from PIL import Image
+from torch.utils.data import IterableDataset
+from torchvision.transforms.functional import pil_to_tensor
+
 from .._utils.progress import say
-from ..advice import Advice, advise
+from ..advice import advise, depends_on_size
+from ..data.transforms import map_inside, without_transform
 from ..hub import COSINE, LINEAR
-from .classes import class_names
+from .classes import class_names, evenly
 from .fit import _unwrapped
 
+KNOWN = (None, LINEAR, COSINE)  # flows for which settings are known
+LOOKED_AT = 16  # images, spread over the dataset
 
-def is_fine_tuned(args: Any) -> bool | None:
-    """Whether a training starts from pretrained weights; None where its flags name settings of NFA.
 
-    >>> import argparse
-    >>> is_fine_tuned(argparse.Namespace(aug="nfa", nfa_flow="linear", pretrained=True))
-    True
-    >>> is_fine_tuned(argparse.Namespace(aug="nfa-s1", nfa_flow="linear", pretrained=True)) is None
-    True
+def leaves_open(args: Any) -> bool:
+    """Whether flags name no setting of NFA, so that they follow from the training set.
+
+    >>> from argparse import Namespace
+    >>> leaves_open(Namespace(aug="nfa", nfa_flow="linear")), leaves_open(Namespace(aug="nfa-s1", nfa_flow=None))
+    (True, False)
     """
-    own = ("nfa_autoencoder", "nfa_space", "nfa_fit", "nfa_cache")
-    if (
-        args.aug != "nfa"
-        or args.nfa_flow not in (LINEAR, COSINE)
-        or any(getattr(args, k, None) for k in own)
-    ):
-        return None
-    starts = ("pretrained", "pretrained_path", "initial_checkpoint")
-    return any(bool(getattr(args, k, None)) for k in starts)
+    own = ("nfa_autoencoder", "nfa_fit", "nfa_cache")
+    named = any(getattr(args, name, None) for name in own) or args.nfa_flow not in KNOWN
+    return args.aug == "nfa" and not named and getattr(args, "nfa_space", None) != "latent"
 
 
-def advised(dataset: Any, num_classes: int | None, fine_tuned: bool, flow: str = LINEAR) -> Advice:
-    """What `advise` has for a training set; says it, and why.
+def with_advice(
+    args: Any,
+    dataset: Any,
+    num_classes: int | None = None,
+    size: Callable[[], tuple[int, ...] | None] = lambda: None,
+) -> Any:
+    """A copy of flags that leave settings open, with what `advise` has for a training set; says it.
+
+    Args:
+        num_classes: where the dataset does not know its classes.
+        size: gives that of the images in the training, (C, H, W), or None where nobody knows;
+            called only where the choice depends on it.
 
     >>> from torchvision.datasets import FakeData
-    >>> advised(FakeData(80), 2, fine_tuned=False).strength
-    1.0
+    >>> from argparse import Namespace
+    >>> with_advice(Namespace(aug="nfa", nfa_flow="linear"), FakeData(80), 2).aug
+    'nfa-s1-p0.5'
     """
+    starts = ("pretrained", "pretrained_path", "initial_checkpoint")
+    fine_tuned = any(bool(getattr(args, name, None)) for name in starts)
     per_class = images_per_class(dataset, num_classes)
-    advice = advise(per_class, fine_tuned, flow)
+    shape = None
+    if depends_on_size(per_class, fine_tuned, args.nfa_flow):
+        shape = size()
+        if shape is not None and is_grey(dataset):
+            shape = (1, *shape[1:])
+    advice = advise(per_class, fine_tuned, args.nfa_flow, shape)
     few = "an unknown number of" if per_class is None else f"{per_class:,.0f}"
     start = "fine-tuned" if fine_tuned else "from scratch"
-    why = f"the best in {advice.cell}" if advice.cell else "the default"
+    why = f"measured in {advice.cell}" if advice.cell else "the default"
     say(
-        f"NFA auto: {few} images per class, {start}: s {advice.strength:g}, p {advice.p:g}, {why}; "
-        "name others in --aug, as in nfa-s0.5-p0.5 (docs/settings.md)"
+        f"NFA auto: {few} images per class, {start}: flow {advice.flow}, s {advice.strength:g}, "
+        f"p {advice.p:g}, {why}; name others by --aug nfa-s0.5-p0.5 --nfa-flow {LINEAR} "
+        "(docs/settings.md)"
     )
-    return advice
+    args = copy.copy(args)
+    args.aug, args.nfa_flow, args.nfa_fit = advice.aug, advice.flow, advice.fit
+    return args
+
+
+def is_grey(dataset: Any) -> bool:
+    """Whether a few images of a dataset are all grey, though they may have three channels.
+
+    >>> grey, red = Image.new("RGB", (4, 4), "grey"), Image.new("RGB", (4, 4), "red")
+    >>> is_grey([(grey, 0)]), is_grey([(grey, 0), (red, 1)])
+    (True, False)
+    """
+    if isinstance(base := _unwrapped(dataset), IterableDataset) or not hasattr(base, "__len__"):
+        return False
+    stored = map_inside(without_transform, base)
+    try:
+        return are_grey(stored[i][0] for i in evenly(list(range(len(stored))), LOOKED_AT))
+    except Exception:  # of a dataset of the user's own, which may raise anything; the fit says it
+        return False
+
+
+def are_grey(images: Iterable[Any]) -> bool:
+    """Whether all of these images, PIL or tensors (C, H, W), are the same in every channel.
+
+    >>> are_grey([Image.new("RGB", (4, 4), "red")])
+    False
+    """
+    pixels = (pil_to_tensor(x) if isinstance(x, Image.Image) else x for x in images)
+    return all(bool((x == x[:1]).all()) for x in pixels)
 
 
 def images_per_class(dataset: Any, num_classes: int | None = None) -> float | None:
@@ -59,4 +108,7 @@ def images_per_class(dataset: Any, num_classes: int | None = None) -> float | No
     """
     base = _unwrapped(dataset)
     classes = len(class_names(base)) or len(getattr(base, "classes", ())) or num_classes
-    return len(base) / classes if classes and hasattr(base, "__len__") else None
+    count = getattr(getattr(base, "reader", None), "num_samples", None)  # of a stream's all shares
+    if not count and hasattr(base, "__len__"):
+        count = len(base)
+    return count / classes if classes and count else None

@@ -14,8 +14,10 @@ from .._utils.progress import say
 from ..augment import NFAugment
 from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
-from .auto import advised
+from ..hub import LINEAR
+from .auto import with_advice
 from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
+from .flags import augment_from_args, needs_fit
 from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
 
@@ -23,12 +25,16 @@ SLOW = (
     "NFA: the workers encode an image once and decode it twice, on a CPU, which is slow: on a GPU "
     f"{INSTEAD}, or keep moved copies of the images, by timm-nfaug materialise"
 )
+SLOW_FLOW = (
+    "NFA: the workers run a deep flow image by image, milliseconds of a CPU core each: give them "
+    f"more cores, or take --nfa-flow {LINEAR}"
+)
 
 
 def loader_factory(
     create_loader: Callable, augment: NFAugment, seed: int = 0, fit: bool = False,
     num_classes: int | None = None, place: str = "batch", cache: str | None = None,
-    fit_dataset: Any = None, fine_tuned: bool | None = None,
+    fit_dataset: Any = None, open_args: Any = None,
 ) -> Callable:  # fmt: skip
     """A `create_loader` with augmented training loaders; others and `no_aug` are left as they are.
 
@@ -38,15 +44,15 @@ def loader_factory(
         num_classes, fit_dataset: as for `wrap_loader`.
         place: "batch"; "dataset", image by image in the loader's workers; or "either", there and in
             the place of RandAugment, which is for the images that NFA leaves as they are.
-        fine_tuned: whether the training starts from pretrained weights; strength and p then follow
-            from the training dataset, see `timm_nfaug.advice`. None for those that `augment` has.
+        open_args: flags that leave settings open, see `auto.leaves_open`: what the first training
+            dataset gives them then stands for `augment` and `fit`.
         cache: directory of a cache of tangents, made here; NFA then runs from it, in the workers.
 
     >>> import timm_nfaug as nfa
     >>> loader_factory(len, nfa.NFAugment.to_fit(nfa.create_flow("linear"), p=0.0)) is len
     True
     """
-    how = place, cache, fit_dataset, fine_tuned
+    how = place, cache, fit_dataset, open_args
     own = _Factory(create_loader, augment, seed, fit, num_classes, *how)
     return create_loader if augment.idle else own
 
@@ -61,7 +67,7 @@ class _Factory:
     place: str
     cache: str | None
     fit_dataset: Any
-    fine_tuned: bool | None
+    open_args: Any
 
     def __call__(self, dataset: Any, *args, **kwargs) -> Any:
         bound = inspect.signature(self.create_loader).bind_partial(dataset, *args, **kwargs)
@@ -71,10 +77,10 @@ class _Factory:
                 say("NFA off: --no-aug switches it off, too")
             return self.create_loader(dataset, *args, **kwargs)
         self._check(given)
-        if self.fine_tuned is not None:
-            flow = self.augment.flow.config.title
-            best = advised(dataset, self.num_classes, self.fine_tuned, flow)
-            self.augment = self.augment.replace(strength=best.strength, p=best.p)
+        if self.open_args is not None:
+            flags = with_advice(self.open_args, dataset, self.num_classes, lambda: _size(given))
+            self.augment, self.fit = augment_from_args(flags) or self.augment, needs_fit(flags)
+            self.open_args = None
         if mixup := _find_mixup(given.get("collate_fn")):
             given["collate_fn"] = None
         channels = self.augment.change.size[0]  # as timm's prefetcher repeats or cuts them
@@ -111,15 +117,17 @@ class _Factory:
             _check_workers(given["dataset"], self.augment, flag)
         if given.get("num_aug_splits") and not given.get("use_prefetcher", True):
             raise NFAError("--aug-splits needs the prefetcher to join them; drop --no-prefetcher")
-        size = given.get("input_size")
-        if self.fit and isinstance(size, (tuple, list)) and len(size) == 3:
+        if self.fit and (size := _size(given)):
             _check_channels(self.augment, size[0], "the training asks for")
 
     def _augmented(self, dataset: Any, given: dict[str, Any]) -> Any:
         """The dataset with NFA in it, from a cache or by the flow, or itself for NFA on batches."""
         if self.place != "batch" and not self.cache:
+            flow = getattr(self.augment, "flow", None)
             if self.augment.size is not None:
                 say(SLOW)
+            elif flow is not None and not flow.is_linear:
+                say(SLOW_FLOW)
             return _WorkerDataset(dataset, self.augment, self.seed, self.place)
         if not self.cache:
             return dataset
@@ -130,6 +138,12 @@ class _Factory:
             return CachedNFADataset(dataset, cache, augment.strength, augment.p, seed=self.seed)
         except (ValueError, TypeError, OSError) as e:
             raise NFAError(f"--nfa-cache {self.cache}: {e}") from None
+
+
+def _size(given: dict[str, Any]) -> tuple[int, ...] | None:
+    """Channels, height and width of the images, where the arguments of create_loader say them."""
+    size = given.get("input_size")
+    return tuple(size) if isinstance(size, (tuple, list)) and len(size) == 3 else None
 
 
 def _take_erasing(given: dict[str, Any]) -> RandomErasing | None:

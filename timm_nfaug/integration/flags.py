@@ -8,6 +8,7 @@ import torch
 
 from .._utils.checks import check_choice
 from .._utils.notices import NFAError
+from ..advice import DEEP
 from ..augment import NFAugment
 from ..fit import SIDES, latent_flow, latent_side
 from ..flows.model import ConditionalFlow
@@ -22,7 +23,10 @@ from .fit import _check_channels
 
 PLACES = ("batch", "dataset", "either")
 SIDE = 32  # of modes of pixels, at most
-CHEAP = "a linear flow costs next to nothing without: drop --nfa-cache"
+CHEAP = (
+    "linear and cosine cost next to nothing without: drop --nfa-cache, or name the deep flow that it "
+    f"is for, as in --nfa-flow {DEEP} --nfa-fit"
+)
 
 
 def nfa_string(text: str) -> str:
@@ -42,21 +46,21 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of NFA to a training parser, in a group of their own.
 
     >>> add_args(parser := argparse.ArgumentParser())
-    >>> parser.parse_args(["--aug", "nfa-s0.5"]).nfa_flow
-    'linear'
+    >>> parser.parse_args(["--aug", "nfa-s0.5"]).nfa_place
+    'batch'
     """
     add = parser.add_argument_group("NFA (timm_nfaug) augmentation parameters").add_argument
     what = (
         "learned augmentation by a normalizing flow: nfa, with s strength, k modes, p probability, "
         f"m kind ({', '.join(list_moves())}), l labels (none, given, posterior), by default "
-        "nfa-s0.5-k32-p0.5-mpca-lnone; nfa alone chooses s and p by the images of a class "
-        "(default: off)"
+        "nfa-s0.5-k32-p0.5-mpca-lnone; nfa alone chooses s, p and the flow by the images of a "
+        "class (default: off)"
     )
     flow = (
         f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; {COSINE}, smooth "
         "shading that needs no data; or a bundled name, "
         "e.g. conv_p4_small.cifar10, a directory, a Hub id org/name; a saved augmentation "
-        f"brings the settings that --aug does not name (default: {LINEAR})"
+        f"brings the settings that --aug does not name (default: {LINEAR}, or what nfa alone chooses)"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
     place = (
@@ -71,7 +75,7 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     size = f"side at which latents are made (default: of the images, {SIDES[0]} to {SIDES[1]})"
     strict = "end with an error where NFA would warn: at images that it cannot move, or guesses"
     add("--aug", type=nfa_string, metavar="NFA", help=what)
-    add("--nfa-flow", default=LINEAR, metavar="NAME", help=flow)
+    add("--nfa-flow", metavar="NAME", help=flow)
     add("--nfa-space", choices=SPACES, help=SPACE_HELP)
     add("--nfa-autoencoder", metavar="NAME", help=AUTOENCODER_HELP)
     add("--nfa-size", type=int, metavar="PIXELS", help=size)
@@ -113,7 +117,8 @@ def useless_flag(args: Any) -> str | None:
     '--nfa-fit'
     """
     usual = {} if args.aug else _usual()
-    given = (k for k, v in usual.items() if k != "aug" and getattr(args, k) != v)
+    same = lambda k, v: getattr(args, k) == v or (k == "nfa_flow" and is_linear(args))
+    given = (k for k, v in usual.items() if k != "aug" and not same(k, v))
     return next((f"--{k.replace('_', '-')}" for k in given), None)
 
 
@@ -134,7 +139,16 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
     if args.nfa_flow == COSINE:
         return _cosine(args)
-    return _linear(args, shape) if args.nfa_flow == LINEAR else _pretrained(args)
+    return _linear(args, shape) if is_linear(args) else _pretrained(args)
+
+
+def is_linear(args: Any) -> bool:
+    """Whether flags ask for the modes of the training set itself.
+
+    >>> is_linear(argparse.Namespace(nfa_flow=None))
+    True
+    """
+    return args.nfa_flow in (None, LINEAR)
 
 
 def _pretrained(args: Any) -> NFAugment:
@@ -190,7 +204,7 @@ def needs_fit(args: Any) -> bool:
     >>> needs_fit(argparse.Namespace(nfa_flow="linear", nfa_fit=False))
     True
     """
-    return bool(args.nfa_fit or args.nfa_flow == LINEAR)
+    return bool(args.nfa_fit) or is_linear(args)
 
 
 def _net_dtype(args: Any) -> torch.dtype | None:

@@ -1,6 +1,7 @@
 """wrap_loader: NFA in a training script of one's own, around the loader that it has built."""
 
 import copy
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from ..augment import NFAugment
 from ..data.datasets import NFADataset
 from ..fit import check_loader
 from . import fit
-from .auto import advised, is_fine_tuned
-from .flags import LINEAR, _complete, augment_from_args, needs_fit, useless_flag
+from .auto import leaves_open, with_advice
+from .flags import _complete, augment_from_args, is_linear, needs_fit, useless_flag
 from .loader import NFALoader, _find_mixup, _say_on
 
 
@@ -59,15 +60,18 @@ def wrap_loader(
         mean, std = ((v.float().flatten() / 255).tolist() for v in (loader.mean, loader.std))
         erasing, mixup = loader.random_erasing or erasing, _find_mixup(loader.loader.collate_fn)
         loader = _bare(loader)
-    if (fine_tuned := is_fine_tuned(args)) is not None:
-        classes = num_classes or getattr(args, "num_classes", None)
-        args.aug = advised(dataset, classes, fine_tuned, args.nfa_flow).aug
+    num_classes = num_classes or getattr(args, "num_classes", None)
+    shape = functools.cache(functools.partial(_shape_of, loader))
+    if leaves_open(args):
+        size = shape if value_range is None else lambda: None  # others are not those of photographs
+        with random_numbers_apart():
+            args = with_advice(args, dataset, num_classes, size)
         augment = augment_from_args(args) or augment
     if needs_fit(args):
         with random_numbers_apart():
             scale = {"mean": mean, "std": std, "value_range": value_range}
-            augment = _sized(augment, args, loader).replace(**scale)
-            augment = _fit(augment, args, loader, num_classes, fit_dataset)
+            augment = _sized(augment, args, shape()).replace(**scale)
+            augment = _fit(augment, loader, num_classes, fit_dataset)
     else:
         if value_range is not None:  # else that of a saved augmentation stays
             augment = augment.replace(value_range=value_range)
@@ -131,25 +135,27 @@ def _bare(loader: Any) -> Any:
     return loader
 
 
-def _sized(augment: NFAugment, args: Any, loader: Any) -> NFAugment:
-    """The augmentation, with the channels and size of the loader's images where it is linear."""
+def _shape_of(loader: Any) -> tuple[int, ...] | None:
+    """(C, H, W) of the loader's first images; None where its batches begin with no images."""
     if _is_stream(loader) and isinstance(loader, Iterator):
         raise NFAError(f"a {type(loader).__name__} gives its images once; wrap a list or a loader")
     first = next(iter(fit._batches_of(loader, size=2)), None)
     images = first[0] if isinstance(first, (tuple, list)) and first else first
-    if isinstance(images, Tensor) and images.ndim == 4:
-        if args.nfa_flow == LINEAR:
+    return tuple(images.shape[1:]) if isinstance(images, Tensor) and images.ndim == 4 else None
+
+
+def _sized(augment: NFAugment, args: Any, shape: tuple[int, ...] | None) -> NFAugment:
+    """The augmentation, with the channels and size of the loader's images where it is linear."""
+    if shape is not None:
+        if is_linear(args):
             args.nfa_autoencoder = augment._autoencoder  # which is loaded already
-            augment = augment_from_args(args, tuple(images.shape[1:])) or augment
-        fit._check_channels(augment, images.shape[1])
+            augment = augment_from_args(args, shape) or augment
+        fit._check_channels(augment, shape[0])
     return augment
 
 
-def _fit(
-    augment: NFAugment, args: Any, loader: Any, num_classes: int | None, fit_dataset: Any
-) -> NFAugment:
+def _fit(augment: NFAugment, loader: Any, num_classes: int | None, fit_dataset: Any) -> NFAugment:
     """Fits to what can be read without the training's augmentation, the same in every process."""
-    num_classes = num_classes or getattr(args, "num_classes", None)
     dataset, device = getattr(loader, "dataset", None), getattr(loader, "device", "cpu")
     base, by_timm = fit._unwrapped(dataset), isinstance(loader, PrefetchLoader)
     inner = loader.loader if by_timm else loader
