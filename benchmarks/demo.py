@@ -4,10 +4,10 @@
     python -m benchmarks.demo --data-dir DIR
 
 Claim: none; it shows the use, and says whether these runs tell a difference from noise. Data:
-without arguments the scikit-learn digits, with ``--data-dir`` an ImageFolder tree of CIFAR-10's
-classes with the bundled CIFAR-10 flow; a few random images of each class, others for every seed.
-Everything goes through timm's own `create_loader`. Prints the table, and writes it with a preview of
-the augmentation to demo/.
+without arguments the scikit-learn digits, with ``--data-dir`` an ImageFolder tree at 32 px; a few
+random images of each class, others for every seed. NFA comes by the flags of a training, through
+timm's own `create_loader`. Prints the table, and writes it with a preview of the augmentation to
+demo/.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import timm
 import torch
@@ -32,15 +33,17 @@ from torchvision.transforms.v2 import functional as TF
 from benchmarks.core.common import command_line, environment, markdown_table, write_result
 from benchmarks.core.pages import result, source
 from benchmarks.core.statistics import ALPHA, Difference, compare_all
-from timm_nfaug import ConditionalFlow, NFAugment
+from benchmarks.evidence import tables
 from timm_nfaug._utils.files import write_atomically
-from timm_nfaug.integration import loader_factory
+from timm_nfaug.integration import add_args
 from timm_nfaug.integration.pillow import guard_posterize
 from timm_nfaug.pictures import preview_augmentation
+from timm_nfaug.train import hook
 from train_flow.data import Images, load_data
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
-NFA = "NFA, its default"
+NFA = "NFA, `--aug nfa`"
+DIGITS = "conv_p4_tiny.digits"
 
 Found = dict[str, list[dict[str, float]]]  # arm to accuracy (percent) and seconds of every run
 
@@ -63,23 +66,20 @@ class PilImages(Dataset):
 
 @dataclass
 class Task:
-    """The data, and the bundled flow that fits them."""
+    """The data, and what else than `--aug nfa` is shown of NFA."""
 
     name: str
     pool: Images
     val: Images
-    flow: str
+    other: str  # flags of NFA
     flip: float  # probability of a horizontal flip
     per_class: int
+    note: str = ""
 
     @property
-    def note(self) -> str:
-        classes = len(self.pool.class_names)
-        return (
-            f"{self.per_class * classes} training images ({self.per_class} a class), {len(self.val)} test images. "
-            f"{self.flow} was trained on all {len(self.pool):,} training images with their labels, so its row knows "
-            "more than the others."
-        )
+    def words(self) -> str:
+        few = f"{self.per_class * len(self.pool.class_names)} training images ({self.per_class} a class)"
+        return f"{few}, {len(self.val)} test images.{self.note}"
 
     def images(self, seed: int) -> Images:
         """The training images of a seed."""
@@ -90,7 +90,12 @@ class Task:
 def digits_task(per_class: int) -> Task:
     train, val = load_data("digits")
     assert val is not None
-    return Task("scikit-learn digits", train, val, "conv_p4_tiny.digits", 0.0, per_class)
+    flags = f"--aug nfa-s0.5 --nfa-flow {DIGITS}"
+    known = (
+        f" {DIGITS} was trained on all {len(train):,} training images with their labels, so its row "
+        "knows more."
+    )
+    return Task("scikit-learn digits", train, val, flags, 0.0, per_class, known)
 
 
 def folder_task(data_dir: str, per_class: int) -> Task:
@@ -99,8 +104,8 @@ def folder_task(data_dir: str, per_class: int) -> Task:
         raise SystemExit(
             f"{data_dir} has no val/ folder beside train/; the demonstration tests on it"
         )
-    val = first_of_each_class(val, 200)
-    return Task(Path(data_dir).name, train, val, "conv_p4_small.cifar10", 0.5, per_class)
+    val, linear = first_of_each_class(val, 200), "--aug nfa-s1-p0.5 --nfa-flow linear"
+    return Task(Path(data_dir).name, train, val, linear, 0.5, per_class)
 
 
 def first_of_each_class(data: Images, count: int) -> Images:
@@ -116,10 +121,8 @@ def make_model(channels: int, classes: int) -> nn.Module:
     return model
 
 
-def make_loaders(
-    task: Task, images: Images, policy: str | None, augment: NFAugment | None, seed: int
-):
-    """Creates timm's loaders of the training and of the test images."""
+def make_loaders(task: Task, images: Images, policy: str | None, flags: str, seed: int):
+    """Creates timm's loaders of the training images, with NFA as flags ask for it, and of the test images."""
     size = tuple(images.levels.shape[1:])
     common = {
         "input_size": size,
@@ -132,23 +135,27 @@ def make_loaders(
         "crop_pct": 1.0,
     }
     own = {"scale": (0.7, 1.0), "ratio": (1.0, 1.0), "hflip": task.flip, "color_jitter": 0.0}
-    factory = create_loader if augment is None else loader_factory(create_loader, augment, seed)
-    loader = factory(PilImages(images), is_training=True, auto_augment=policy, **own, **common)
+    create = with_nfa(flags, size, len(images.class_names), seed)
+    loader = create(PilImages(images), is_training=True, auto_augment=policy, **own, **common)
     return loader, create_loader(PilImages(task.val), **common)
 
 
+def with_nfa(flags: str, size: tuple[int, ...], classes: int, seed: int) -> Callable:
+    """timm's `create_loader`, as the launcher makes it of the flags of a training."""
+    add_args(parser := argparse.ArgumentParser())
+    own = argparse.Namespace(input_size=size, num_classes=classes, seed=seed)
+    script = ModuleType("demo")
+    hook(script, {"create_loader": create_loader}, parser.parse_args(flags.split(), own))
+    return script.create_loader
+
+
 def train_once(
-    task: Task,
-    policy: str | None,
-    make: Callable[[Images], NFAugment] | None,
-    epochs: int,
-    seed: int,
+    task: Task, policy: str | None, flags: str, epochs: int, seed: int
 ) -> dict[str, float]:
     """Trains one classifier; returns its accuracy on the test images in percent, and the seconds of training."""
     images = task.images(seed)
-    augment = make(images) if make else None
     random_seed(seed)  # timm's augmentations draw from Python's and numpy's generators too
-    loader, test_loader = make_loaders(task, images, policy, augment, seed)
+    loader, test_loader = make_loaders(task, images, policy, flags, seed)
     model = make_model(images.levels.shape[1], len(images.class_names))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * len(loader))
@@ -168,27 +175,13 @@ def train_once(
     return {"accuracy": 100 * (correct / len(task.val)), "seconds": seconds}
 
 
-def bundled(task: Task) -> ConditionalFlow:
-    return ConditionalFlow.from_pretrained(task.flow)
-
-
-def arms(task: Task) -> dict[str, tuple[str | None, Callable[[Images], NFAugment] | None]]:
-    """Title to timm's policy and NFA of each arm: the baseline, RandAugment, NFA's default, the bundled flow."""
-    deep = NFAugment.from_pretrained(task.flow)
-    if (known := bundled(task).config.class_names) != task.pool.class_names:
-        raise SystemExit(
-            f"the bundled flow knows {known}, the images are of {task.pool.class_names}"
-        )
-
-    def default(images: Images) -> NFAugment:
-        size = tuple(images.levels.shape[1:])
-        return NFAugment.from_data([(images.levels, images.labels)], input_size=size)
-
+def arms(task: Task) -> dict[str, tuple[str | None, str]]:
+    """Title to timm's policy and the flags of NFA of each arm."""
     return {
-        "crop and flip" if task.flip else "crop": (None, None),
-        f"timm RandAugment ({RANDAUGMENT})": (RANDAUGMENT, None),
-        NFA: (None, default),
-        f"NFA, deep flow {task.flow}": (None, lambda images: deep),
+        "crop and flip" if task.flip else "crop": (None, ""),
+        f"timm RandAugment ({RANDAUGMENT})": (RANDAUGMENT, ""),
+        NFA: (None, "--aug nfa"),
+        f"NFA, `{task.other}`": (None, task.other),
     }
 
 
@@ -196,18 +189,19 @@ def run(task: Task, epochs: int, seeds: list[int], out: Path) -> Found:
     """Trains all arms; writes their table and a preview, and returns their runs."""
     guard_posterize()
     found: Found = {}
-    for title, (policy, make) in arms(task).items():
-        found[title] = [train_once(task, policy, make, epochs, seed) for seed in seeds]
+    for title, (policy, flags) in arms(task).items():
+        found[title] = [train_once(task, policy, flags, epochs, seed) for seed in seeds]
         mean, seconds = (
             statistics.mean(r[key] for r in found[title]) for key in ("accuracy", "seconds")
         )
         print(f"{title}: {mean:.1f}%, {seconds:.0f} s a training", flush=True)
-    text = f"{task.name}: {task.note}\n\n{markdown_table(table(found))}\n\n{said(found)}\n"
+    text = f"{task.name}: {task.words}\n\n{markdown_table(table(found))}\n\n{said(found)}\n"
     write_atomically(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"\n{text}")
     shown = first_of_each_class(task.val, 1)
     pairs = [(TF.to_pil_image(x), int(y)) for x, y in zip(shown.levels, shown.labels, strict=True)]
-    sheet = preview_augmentation(bundled(task), pairs, [0.25, 0.5, 1.0])
+    loader, _ = make_loaders(task, task.images(seeds[0]), None, "--aug nfa", seeds[0])
+    sheet = preview_augmentation(loader.augment.flow, pairs, [0.25, 0.5, 1.0], labels="none")
     write_atomically(out / "preview.png", lambda path: sheet.save(path, format="PNG"))
     return found
 
@@ -225,18 +219,20 @@ def table(found: Found) -> list[list[str]]:
     for arm, runs in found.items():
         accuracy = [run["accuracy"] for run in runs]
         each = ", ".join(f"{a:.1f}" for a in accuracy)
-        gain = f"{against[arm].mean:+.1f} ± {against[arm].half:.1f}" if arm in against else ""
+        gain = tables.gain(against.get(arm))
         rows.append([arm, f"{statistics.mean(accuracy):.1f}%", gain, each])
     return rows
 
 
 def said(found: Found) -> str:
-    """What these runs say of NFA's default."""
+    """What these runs say of `--aug nfa`."""
     base, default = next(iter(found)), differences(found)[NFA]
-    gain = f"{default.mean:+.1f} ± {default.half:.1f} points with {default.seeds} seeds"
+    gain = f"{tables.gain(default)} points with {default.seeds} seeds"
     if not default.p < ALPHA:  # NaN too
-        return f"NFA's default and {base} alone differ by no more than noise here: {gain}."
-    return f"NFA's default is {'ahead of' if default.mean > 0 else 'behind'} {base} alone here: {gain}."
+        return f"`--aug nfa` and {base} alone differ by no more than noise here: {gain}."
+    return (
+        f"`--aug nfa` is {'ahead of' if default.mean > 0 else 'behind'} {base} alone here: {gain}."
+    )
 
 
 def page(name: str) -> str:
@@ -247,7 +243,7 @@ def page(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo_digits": lambda: page("demo_digits"),
-    "demo_cifar10": lambda: page("demo_cifar10"),
+    "demo_tiny": lambda: page("demo_tiny"),
 }
 
 
@@ -256,7 +252,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.demo", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
-    tree = "ImageFolder tree (train/, val/) of CIFAR-10's classes; without it the digits"
+    tree = "ImageFolder tree (train/, val/), taken at 32 px; without it the digits"
     add("--data-dir", help=tree)
     add("--per-class", type=int, default=20, help="training images")
     add("--epochs", type=int, default=40)
@@ -288,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     task = folder_task(args.data_dir, few) if args.data_dir else digits_task(few)
     found = run(task, args.epochs, args.seeds, args.out)
     if args.record:
-        record(args, task.note, found, argv)
+        record(args, task.words, found, argv)
     print(f"wrote {args.out / 'table.md'} and {args.out / 'preview.png'}")
     return 0
 

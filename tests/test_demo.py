@@ -5,6 +5,7 @@ import re
 import pytest
 
 from benchmarks import demo
+from timm_nfaug.advice import advise
 
 GAIN = r"[+-]\d+\.\d ± \d+\.\d"
 
@@ -18,7 +19,7 @@ def test_the_digits_by_its_own_command(tmp_path, capsys):
     assert re.search(
         rf"\| crop \| \d+\.\d% \|  \| [\d.]+, [\d.]+ \|\n\| timm .* \| {GAIN} \|", text
     )
-    assert re.search(rf"NFA's default .*: {GAIN} points with 2 seeds\.\n$", text)
+    assert re.search(rf"`--aug nfa` .*: {GAIN} points with 2 seeds\.\n$", text)
     assert (tmp_path / "preview.png").stat().st_size > 1000
 
 
@@ -32,9 +33,12 @@ def test_every_seed_has_other_images_and_as_many_of_each_class():
 @pytest.mark.parametrize(
     ("default", "words"),
     [
-        ((83.0, 82.1, 83.9), "is ahead of crop alone here: +3.0 ± "),
-        ((77.0, 76.1, 77.9), "is behind crop alone here: -3.0 ± "),
-        ((80.1, 79.3, 80.8), "and crop alone differ by no more than noise here: +0.1 ± "),
+        ((83.0, 82.1, 83.9), "`--aug nfa` is ahead of crop alone here: +3.0 ± "),
+        ((77.0, 76.1, 77.9), "`--aug nfa` is behind crop alone here: -3.0 ± "),
+        (
+            (80.1, 79.3, 80.8),
+            "`--aug nfa` and crop alone differ by no more than noise here: +0.1 ± ",
+        ),
     ],
 )
 def test_what_is_said_follows_from_the_interval(default, words):
@@ -44,7 +48,13 @@ def test_what_is_said_follows_from_the_interval(default, words):
     assert [row[2][:2] for row in demo.table(found)[1:]] == ["", "+0", words.split(": ")[1][:2]]
 
 
-def test_images_of_other_classes_than_the_flow_knows_end_it(image_folder):
-    task = demo.folder_task(str(image_folder), 2)
-    with pytest.raises(SystemExit, match=r"the bundled flow knows \['airplane'.*\['a', 'b', 'c'\]"):
-        demo.arms(task)
+def test_nfa_is_what_the_launcher_takes_for_such_images(image_folder, capsys):
+    task = demo.folder_task(str(image_folder), 4)
+    _, flags = demo.arms(task)[demo.NFA]
+    loader, _ = demo.make_loaders(task, task.images(0), None, flags, 0)
+    assert "NFA auto: 4 images per class, from scratch: flow" in capsys.readouterr().err
+    rule = advise(4, flow=None, size=(3, 32, 32))
+    assert (loader.augment.strength, loader.augment.p) == (rule.strength, rule.p)
+    assert loader.augment.flow.config.title in rule.flow and rule.fit
+    plain, _ = demo.make_loaders(task, task.images(0), None, "", 0)
+    assert not hasattr(plain, "augment")
