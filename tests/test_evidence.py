@@ -86,9 +86,10 @@ def test_the_held_out_images_are_in_no_training(image_folder):
 
 
 def test_every_search_has_four_settings():
-    """Of the same size for every arm; crop and flip has the tuning."""
+    """Of the same size for every arm of NFA, and no arm has more than RandAugment; crop and flip has the tuning."""
     for name, entry in ENTRIES.items():
-        assert len(entry.grid) == (1 if name.startswith("crop-flip") else 4), name
+        settings = 1 if name.startswith("crop-flip") else 6 if name == "randaugment" else 4
+        assert len(entry.grid) == settings, name
         assert len({tuple(sorted(s.items())) for s in entry.grid}) == len(entry.grid)
     assert len(MOVES) == len(BOTH) == 4
 

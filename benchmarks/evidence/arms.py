@@ -1,4 +1,4 @@
-"""The arms of the evidence: how each is made, and the four settings that its search tries."""
+"""The arms of the evidence: how each is made, and the settings that its search tries: four, RandAugment six."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def grid(**values: tuple[float, ...]) -> tuple[Values, ...]:
 
 MOVES = grid(strength=(0.5, 1.0), p=(0.5, 1.0))
 BOTH = grid(magnitude=(9, 5), strength=(0.5, 1.0))
-RANDAUGMENTS = grid(magnitude=(9, 5), reprob=(0.25, 0.0))
+RANDAUGMENTS = grid(magnitude=(9, 5, 3), reprob=(0.25, 0.0))
 
 
 def randaugment(data: Images, s: Values, flow: Flow | None) -> Arm:

@@ -114,8 +114,8 @@ TINY = Cell(
     QuickRecipe(width=32, batch_size=250, views=2),
     tuning=grid(epochs=(20, 40), max_lr=(0.2, 0.4), weight_decay=(1.3e-3, 5e-3)),
     arms=(
-        "crop-flip", "randaugment", "randaugment-some", "cosine", "pooled", "flow-joint",
-        "randaugment|pooled", "randaugment|flow",
+        "crop-flip", "crop-flip-long", "randaugment", "randaugment-some", "cosine", "pooled",
+        "flow-joint", "randaugment|pooled", "randaugment|flow",
     ), flows=ELSEWHERE, corrupted=0,
 )  # fmt: skip
 RESNET18 = Cell(
