@@ -174,7 +174,7 @@ def test_an_ordinary_dataset(look, image_folder, tmp_path):
     deep = f"--aug nfa-s1-p0.5 --nfa-flow {DEEP} --nfa-fit"
     wanted = f"{deep} from scratch, --aug nfa-s0.5-p0.5 fine-tuned"
     assert lines["try"] == f"{wanted}; --aug nfa chooses between them"
-    cells = "in the cells tiny-50 and finetune-cifar10-25"
+    cells = "in the cells cifar10-50, tiny-50, finetune-cifar10-25"
     assert lines["measured"] == f"{cells} of docs/evidence.md"
     assert lines["modes"] == "32 of 32, of all images together"
     assert re.fullmatch(r"\d+ us an image at 32 px, RandAugment \d+ us .+", lines["cost"])
@@ -200,7 +200,7 @@ def test_grey_images_are_moved_by_their_own_modes(look, tmp_path):
 def test_other_than_small_photographs_are_moved_by_their_own_modes(look, image_folder, flags):
     _, _, lines = look(image_folder, *flags)
     assert lines["try"].startswith("--aug nfa-s1-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine-tuned")
-    assert lines["measured"].startswith("in the cells cifar10-50 and finetune-cifar10-25")
+    assert lines["measured"].startswith("in the cells cifar10-50, tiny-50, finetune-cifar10-25")
     assert lines["next"].endswith(" --aug nfa-s1-p0.5")
 
 

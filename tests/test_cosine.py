@@ -251,8 +251,8 @@ def test_doctor(image_folder, tmp_path, capsys):
     assert doctor.main([str(image_folder), "--nfa-flow", "cosine", "--out", out]) == 0
     said = capsys.readouterr().out
     assert "modes     32, cosine images, of no data\n" in said
-    assert "measured  in the cells cifar10-50 and finetune-cifar10-25" in said
-    assert said.splitlines()[-1].endswith("--aug nfa-s1-p1 --nfa-flow cosine")
+    assert "measured  in the cells cifar10-50, tiny-50, finetune-cifar10-25" in said
+    assert said.splitlines()[-1].endswith("--aug nfa-s1-p0.5 --nfa-flow cosine")
     one = tmp_path / "one" / "a"
     one.mkdir(parents=True)
     Image.new("RGB", (20, 20), "grey").save(one / "0.png")

@@ -220,9 +220,25 @@ def test_the_table_of_power_is_that_of_the_statistics(cell, image_folder, tmp_pa
 
 def test_a_gain_is_bold_where_it_survives_the_correction():
     sure, open_ = (Difference(1.25, 0.5, 0.001, 5, holm) for holm in (0.01, 0.2))
-    assert (answers.shown(sure), answers.shown(open_), answers.shown(None)) == (
-        "**+1.2 ± 0.5**", "+1.2 ± 0.5", "",
-    )  # fmt: skip
+    shown = [answers.shown(d, cells.FEW) for d in (sure, open_, None)]
+    assert shown == ["**+1.2 ± 0.5**", "+1.2 ± 0.5", ""]
+    few = dataclasses.replace(sure, seeds=2)
+    assert answers.shown(few, cells.FEW) == "+1.2 ± 0.5", "three of its seeds are still to be run"
+
+
+def test_arms_that_are_still_to_be_run_count_as_comparisons(cell):
+    noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    values = {
+        arm: {s: step + float(noise[i, s]) for s in range(5)}
+        for i, (arm, step) in enumerate({"crop-flip": 0, "pooled": 2, "cosine": 3}.items())
+    }
+    found = tables.differences(values, "crop-flip", cells.TINY)
+    p = sorted(compare(values, arm, "crop-flip").p for arm in found)
+    arms = len(cells.TINY.arms) - 1
+    assert sorted(d.holm for d in found.values()) == [
+        arms * p[0],
+        max(arms * p[0], (arms - 1) * p[1]),
+    ]
 
 
 def test_each_question_is_answered_by_its_two_arms(cell, image_folder, tmp_path):
@@ -251,8 +267,28 @@ def test_questions_are_corrected_for_being_several(monkeypatch):
     monkeypatch.setattr(questions, "line", lambda *_: values)
     found = questions.of_cell(cells.FEW, [])
     p = {k: compare(values, *questions.QUESTIONS[k]).p for k in found}
-    assert len(p) == 2 and {k: d.holm for k, d in found.items()} == holm(p)
-    assert max(d.holm / p[k] for k, d in found.items()) == 2
+    assert len(p) == 2 and {k: d.holm for k, d in found.items()} == holm(
+        p, len(questions.QUESTIONS)
+    )
+    assert max(d.holm / p[k] for k, d in found.items()) == len(questions.QUESTIONS)
+
+
+def test_what_an_arm_waits_for_is_said(cell, image_folder, tmp_path, capsys):
+    """A search cannot begin before the tuning, nor a cell that takes its settings from another before that one."""
+    assert main(image_folder, tmp_path, "--arms", "pooled", "--stages", "search", "report") == []
+    said = "pooled is not reported yet: 0 of 2 runs of the tuning of toy on record"
+    assert said in capsys.readouterr().out
+    runs = main(image_folder, tmp_path)
+    assert not plan.waiting(cell, cell.arms, runs)
+    assert list(plan.waiting(cells.RESNET18, ["crop-flip", "pooled"], runs)) == ["pooled"]
+
+
+def test_a_run_has_the_cpu_time_of_its_fit(cell, image_folder, tmp_path):
+    (run,) = [r for r in main(image_folder, tmp_path) if r["arm"] == "pooled" and r["seed"] == 1]
+    assert run["flow_cpu_seconds"] >= 0
+    assert tables.cpu_seconds(run) == run["cpu_seconds"] + run["flow_cpu_seconds"]
+    del run["flow_cpu_seconds"]
+    assert tables.cpu_seconds(run) == run["cpu_seconds"] + run["flow_seconds"]
 
 
 def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path):

@@ -233,7 +233,7 @@ def differences_on_record(runs: list[dict]) -> set[str]:
         found = reported(runs, cell)
         metrics = [set(r["metrics"]) for own in found.values() for r in own.values()]
         for measure in set.intersection(*metrics) if metrics else ():
-            known |= {gain(d) for d in differences(line(found, measure), other).values()}
+            known |= {gain(d) for d in differences(line(found, measure), other, cell).values()}
             known |= {gain(d) for d in of_cell(cell, runs, measure).values()}
     return known | {text.lstrip("+-") for text in known}
 

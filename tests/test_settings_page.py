@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import timm_nfaug as nfa
 from tests import recipes
 from timm_nfaug import preview
-from timm_nfaug.advice import DEEP, FEW, RULES, SMALL, advise
+from timm_nfaug.advice import DEEP, FEW, FINE_TUNED, FROM_SCRATCH, SMALL, advise
 from timm_nfaug.hub import LINEAR
 from timm_nfaug.integration.flags import is_linear
 from timm_nfaug.spec import parse_config
@@ -112,14 +112,18 @@ def test_the_example(toy_images):
 
 
 def test_nfa_alone_is_what_the_rules_say():
-    *known, rest = AUTO_ROWS
-    found = [
-        (f"up to {FEW}", "from pretrained weights" if tuned else "from scratch", flow, rule.aug, rule.cell)
-        for (flow, tuned), rule in RULES.items()
-    ]  # fmt: skip
-    shown = [(*row[:2], row[3].partition("`,")[0], *row[4:]) for row in known]
-    assert shown == found
-    assert known[0][2] == f"in colour, up to {SMALL} px" and ", fitted" in known[0][3]
+    small, *known, rest = AUTO_ROWS
+    how = {"from scratch": FROM_SCRATCH, "from pretrained weights": FINE_TUNED}
+    for row in (small, *known):
+        rule = how[row[1]]
+        assert (row[0], row[4], row[5].replace("`", "")) == (
+            f"up to {FEW}",
+            rule.aug,
+            ", ".join(rule.cells),
+        )
+    assert [row[1] for row in known] == list(how) and {row[3] for row in known} == {LINEAR}
+    assert small[1:3] == ["from scratch", f"in colour, up to {SMALL} px"]
+    assert small[3].partition("`,")[0] == DEEP and ", fitted" in small[3]
     usual = advise(None, flow=None, size=(3, 32, 32))
     assert rest[3:5] == [usual.flow, usual.aug]
     assert usual == advise(FEW + 1, flow=None, size=(3, 32, 32))

@@ -144,6 +144,7 @@ def test_runs_that_repeat_each_other_show_nothing():
     found = compare_all(values, "a")["b4"]
     assert found.mean == pytest.approx(0.4) and math.isnan(found.half) and math.isnan(found.p)
     assert verdict(found, 1.0, 245) == "not decided"
+    assert verdict(found, 1.0, 245, seeds=51) == "50 of 51 seeds"
 
 
 def test_holm_by_hand():
@@ -155,8 +156,17 @@ def test_holm_by_hand():
     assert holm({"a": 0.5, "b": 0.7}) == {"a": 1.0, "b": 1.0}
     found = holm({"a": 0.02, "b": math.nan, "c": 0.5})
     assert (found["a"], found["c"]) == (0.04, 0.5) and math.isnan(found["b"])
+    assert holm({"a": 0.02, "b": 0.001}, 4) == {"a": 0.06, "b": 0.004}, "two are still to be made"
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         holm({"a": 1.2})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_comparisons_that_are_still_to_be_made_only_lower_p(seed):
+    every = dict(enumerate(np.random.default_rng(seed).uniform(0, 0.2, 9).tolist()))
+    some = {k: p for k, p in every.items() if k % 2}
+    final = holm(every)
+    assert all(final[k] <= p for k, p in holm(some, len(every)).items())
 
 
 def test_a_line_is_compared_as_a_whole():

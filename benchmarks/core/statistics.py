@@ -106,38 +106,42 @@ def _difference(
     return Difference(mean, _reach(level, dof) * error, p, len(seeds), level=level)
 
 
-def holm(p: dict[str, float]) -> dict[str, float]:
+def holm(p: dict[str, float], tests: int = 0) -> dict[str, float]:
     """Adjusts p values for being several, by Holm's method; NaN is no test, stays and does not count.
+
+    Args:
+        tests: how many there are in all, where some are still to be made: an upper bound of what
+            the adjusted values will then be.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.06, 'c': 0.06}
     """
-    tests = sorted((own, name) for name, own in p.items() if not math.isnan(own))
-    if tests and not 0 <= tests[0][0] <= tests[-1][0] <= 1:
-        raise ValueError(f"expected p values in [0, 1], got {tests[0][0]} to {tests[-1][0]}")
+    made = sorted((own, name) for name, own in p.items() if not math.isnan(own))
+    if made and not 0 <= made[0][0] <= made[-1][0] <= 1:
+        raise ValueError(f"expected p values in [0, 1], got {made[0][0]} to {made[-1][0]}")
     adjusted, largest = dict(p), 0.0
-    for i, (own, name) in enumerate(tests):
-        largest = max(largest, min(1.0, (len(tests) - i) * own))
+    for i, (own, name) in enumerate(made):
+        largest = max(largest, min(1.0, (max(tests, len(made)) - i) * own))
         adjusted[name] = largest
     return adjusted
 
 
-def compare_all(values: Line, other: str) -> dict[str, Difference]:
+def compare_all(values: Line, other: str, tests: int = 0) -> dict[str, Difference]:
     """Differences of all arms of a line to one of them, their p adjusted by Holm's method too.
 
-    Arms that share no seed with it are left out.
+    Arms that share no seed with it are left out. `tests` is that of `holm`.
     """
     deviation, dof = residual_deviation(values)
     if other not in values:
         raise ValueError(f"expected one of the arms {', '.join(values)}, got {other}")
     arms = [arm for arm in values if arm != other and set(values[arm]) & set(values[other])]
     found = {arm: _difference(values, arm, other, 0.95, deviation, dof) for arm in arms}
-    return corrected(found)
+    return corrected(found, tests)
 
 
-def corrected(found: dict[str, Difference]) -> dict[str, Difference]:
-    """Differences with their p adjusted for being several, by Holm's method."""
-    adjusted = holm({name: difference.p for name, difference in found.items()})
+def corrected(found: dict[str, Difference], tests: int = 0) -> dict[str, Difference]:
+    """Differences with their p adjusted for being several, by Holm's method; `tests` is that of `holm`."""
+    adjusted = holm({name: difference.p for name, difference in found.items()}, tests)
     return {name: replace(difference, holm=adjusted[name]) for name, difference in found.items()}
 
 
@@ -152,8 +156,13 @@ def level(difference: Difference, margin: float, dof: int) -> bool:
     return abs(difference.mean) + half <= margin
 
 
-def verdict(difference: Difference, margin: float, dof: int) -> str:
-    """What is shown: "ahead" or "behind" by Holm's p, else "level within ±..." or "not decided"."""
+def verdict(difference: Difference, margin: float, dof: int, seeds: int = 0) -> str:
+    """What is shown: "ahead" or "behind" by Holm's p, else "level within ±..." or "not decided".
+
+    With fewer than `seeds` nothing is said yet, but "2 of 5 seeds".
+    """
+    if difference.seeds < seeds:
+        return f"{difference.seeds} of {seeds} seeds"
     if difference.holm is None:
         raise ValueError(
             "expected a difference with Holm's p, got one without; take it from compare_all"

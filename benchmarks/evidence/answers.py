@@ -35,17 +35,19 @@ def answers(runs: list[Run], measure: str = "top1") -> str:
         found = reported(runs, cell)
         if BASELINE not in found or len(found) < 2:
             continue
-        against = differences(line(found, measure), BASELINE)
+        against = differences(line(found, measure), BASELINE, cell)
         base = f"{mean_of(found[BASELINE], measure):.1f}"
-        rows.append([title(cell), base, *(shown(against.get(arm)) for arm in COLUMNS)])
+        rows.append([title(cell), base, *(shown(against.get(arm), cell) for arm in COLUMNS)])
     return markdown_table(rows) if len(rows) > 1 else "Not measured yet."
 
 
-def shown(difference: Difference | None) -> str:
+def shown(difference: Difference | None, cell: Cell) -> str:
+    """A gain; bold where Holm's p is small, on all seeds of the cell."""
     if difference is None:
         return ""
     text = gain(difference)
-    sure = difference.holm is not None and difference.holm < ALPHA
+    complete = difference.seeds >= len(cell.seeds)
+    sure = complete and difference.holm is not None and difference.holm < ALPHA
     return f"**{text}**" if sure else text
 
 

@@ -45,9 +45,12 @@ def tune(cell: Cell) -> Iterator[dict]:
 
 
 def search(cell: Cell, arm: str, runs: list[dict]) -> Iterator[dict]:
-    """An arm with each setting of its grid."""
+    """An arm with each setting of its grid; none before the tuning is complete."""
     if len(ENTRIES[arm].grid) > 1 and not cell.tuned_in:
-        recipe = tuned_recipe(runs, cell)
+        try:
+            recipe = tuned_recipe(runs, cell)
+        except LookupError:
+            return
         for settings in ENTRIES[arm].grid:
             yield describe(cell, arm, recipe, settings, SEARCH_SEED, "held")
 
@@ -60,6 +63,17 @@ def report(cell: Cell, arm: str, runs: list[dict]) -> Iterator[dict]:
         return
     for seed in cell.seeds:
         yield describe(cell, arm, recipe, settings, seed, "test")
+
+
+def waiting(cell: Cell, arms: Sequence[str], runs: list[dict]) -> dict[str, str]:
+    """The arms that cannot be reported yet, and what they wait for."""
+    found = {}
+    for arm in arms:
+        try:
+            tuned_recipe(runs, cell), chosen(runs, cell, arm)
+        except LookupError as e:
+            found[arm] = str(e)
+    return found
 
 
 def describe(

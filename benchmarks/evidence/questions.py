@@ -36,8 +36,12 @@ QUESTIONS = {  # the question to the arm and what it is compared to
 
 
 def of_cell(cell: Cell, runs: list[Run], measure: str = "top1") -> dict[str, Difference]:
-    """The difference of each question that a cell answers, p adjusted by Holm's method for all."""
+    """The difference of each question that a cell answers, p adjusted by Holm's method for all.
+
+    All are those that its arms will answer, run or not.
+    """
     values = line(reported(runs, cell), measure)
+    asked = sum({arm, other} <= set(cell.arms) for arm, other in QUESTIONS.values())
     try:
         found = {
             question: compare(values, arm, other)
@@ -46,7 +50,7 @@ def of_cell(cell: Cell, runs: list[Run], measure: str = "top1") -> dict[str, Dif
         }
     except ValueError:  # one seed, or one arm
         return {}
-    return corrected(found)
+    return corrected(found, asked)
 
 
 def questions(runs: list[Run]) -> str:
@@ -57,7 +61,7 @@ def questions(runs: list[Run]) -> str:
         degrees = residual_deviation(line(reported(runs, cell)))[1] if found else 0
         for question, difference in found.items():
             p = "" if math.isnan(difference.p) else f" (p {difference.holm:.2g})"
-            said = f"{verdict(difference, MARGIN, degrees)}{p}"
+            said = f"{verdict(difference, MARGIN, degrees, len(cell.seeds))}{p}"
             answers[question].append(f"  - {title(cell)}: {gain(difference)}, {said}")
     parts = [f"- **{question}**\n" + "\n".join(own) for question, own in answers.items() if own]
     return "\n".join(parts) or "Not measured yet."

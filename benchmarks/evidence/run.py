@@ -25,7 +25,7 @@ from benchmarks.core import records
 from benchmarks.core.common import command_line
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import CELLS, Cell
-from benchmarks.evidence.plan import STAGES, SUITE, missing
+from benchmarks.evidence.plan import STAGES, SUITE, missing, waiting
 from benchmarks.evidence.work import Place, add_place, execute, place_of, start
 
 
@@ -98,6 +98,9 @@ def fill(
                 show(run)
     if late:
         print("time limit reached; the same command resumes")
+    elif "report" in stages:
+        for arm, text in waiting(cell, arms, records.read(path)).items():
+            print(f"{arm} is not reported yet: {text} on record")
     return 0
 
 

@@ -52,7 +52,7 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
     if BASELINE not in found:
         return "No run on record yet."
     values = line(found)
-    against = {other: differences(values, other) for other in (BASELINE, "randaugment")}
+    against = {other: differences(values, other, cell) for other in (BASELINE, "randaugment")}
     dof = degrees(values)
     base_cost = fmean(r["cpu_seconds"] for r in found[BASELINE].values())
     head = [
@@ -62,24 +62,27 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
     rows = [head]
     for arm, own in found.items():
         base = against[BASELINE].get(arm)
-        cost = fmean(r["cpu_seconds"] + r["flow_seconds"] for r in own.values()) / base_cost
+        cost = fmean(cpu_seconds(r) for r in own.values()) / base_cost
         metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece")}
         found_corrupted = mean_of(own, "corrupted_top1")
         corrupted = "" if math.isnan(found_corrupted) else f"{found_corrupted:.1f}"
         rows.append([
             ENTRIES[arm].label, words(chosen(runs, cell, arm)), str(len(own)), f"{metrics['top1']:.1f}", gain(base),
             f"{base.holm:.2g}" if base and base.holm is not None and not math.isnan(base.holm) else "",
-            verdict(base, MARGIN, dof) if base else "", gain(against["randaugment"].get(arm)),
+            verdict(base, MARGIN, dof, len(cell.seeds)) if base else "", gain(against["randaugment"].get(arm)),
             f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}",
             corrupted, f"{cost:.2f}",
         ])  # fmt: skip
     return f"{recipe_line(cell, runs, found)}\n\n{markdown_table(rows)}"
 
 
-def differences(values: Line, other: str) -> dict[str, Difference]:
-    """Differences of all arms to one; none where that arm, or a second seed, is not on record."""
+def differences(values: Line, other: str, cell: Cell) -> dict[str, Difference]:
+    """Differences of all arms to one; none where that arm, or a second seed, is not on record.
+
+    p is adjusted for all arms of the cell, also for those that are still to be run.
+    """
     try:
-        return compare_all(values, other)
+        return compare_all(values, other, len(cell.arms) - 1)
     except ValueError:
         return {}
 
@@ -89,6 +92,11 @@ def degrees(values: Line) -> int:
         return residual_deviation(values)[1]
     except ValueError:
         return 0
+
+
+def cpu_seconds(run: Run) -> float:
+    """CPU time of a training and of what was made for it; runs of the first weeks have the latter's wall time."""
+    return run["cpu_seconds"] + run.get("flow_cpu_seconds", run["flow_seconds"])
 
 
 def mean_of(runs: dict[int, Run], measure: str) -> float:
@@ -199,7 +207,7 @@ def power_table(runs: list[Run]) -> str:
             deviation, _ = residual_deviation(values)
         except ValueError:
             continue
-        seeds, tests = len(values.get(BASELINE, ())), len(values) - 1
+        seeds, tests = len(values.get(BASELINE, ())), len(cell.arms) - 1
         if seeds < 2 or not deviation:
             continue
         found = [

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.cifar.testing import test
-from benchmarks.cifar.training import train
+from benchmarks.cifar.training import cpu_time, train
 from benchmarks.core.common import environment
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
 from benchmarks.evidence.cells import Cell
@@ -89,17 +89,17 @@ class Worker:
         entry, device = ENTRIES[run["arm"]], torch.device(place.device)
         recipe = place.recipe(cell, values)
         data = training_images(self.pool, cell, seed).to(device)
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), cpu_time()
         settings = {k: values[k] for k in entry.grid[0]}
         arm = entry.make(data, settings, place.flow(cell, run["arm"]))
-        fit = time.perf_counter() - start
+        fit = {"flow_seconds": time.perf_counter() - wall, "flow_cpu_seconds": cpu_time() - cpu}
         model, cost = train(data, arm, recipe, seed, place.workers)
         corrupted = cell.corrupted if run["split"] == "test" else 0
         images, e = self.splits[run["split"]].to(device), environment()
         machine = e["machine"]["gpu"] if device.type == "cuda" else e["machine"]["cpu"]
         return run | {
             "metrics": test(model, images, recipe.bf16, corrupted, views=recipe.views),
-            "training_images": len(data), **cost, "flow_seconds": fit,
+            "training_images": len(data), **cost, **fit,
             "device": f"{machine}, {place.threads} threads", "versions": e["versions"], "commit": e["commit"],
             "dirty": e["dirty"], "date": e["date"], "command": place.command,
         }  # fmt: skip

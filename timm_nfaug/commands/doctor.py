@@ -170,7 +170,7 @@ def _advice(
 ) -> list[Line]:
     """What to try, what it costs and what to type; draws the picture."""
     (scratch, tuned), (flow, aug, flags) = advised, taken
-    cells = " and ".join(filter(None, (scratch.cell, tuned.cell)))
+    cells = ", ".join((*scratch.cells, *tuned.cells))
     side = _side(found, args)
     images = [square(found.dataset, i, side) for i in evenly(found.usable, TIMED)]
     nfa, policy = _cost(augment, images)

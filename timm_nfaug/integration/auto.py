@@ -60,7 +60,7 @@ def with_advice(
     advice = advise(per_class, fine_tuned, args.nfa_flow, shape)
     few = "an unknown number of" if per_class is None else f"{per_class:,.0f}"
     start = "fine-tuned" if fine_tuned else "from scratch"
-    why = f"measured in {advice.cell}" if advice.cell else "the default"
+    why = f"measured in {' and '.join(advice.cells)}" if advice.cells else "the default"
     say(
         f"NFA auto: {few} images per class, {start}: flow {advice.flow}, s {advice.strength:g}, "
         f"p {advice.p:g}, {why}; name others by --aug nfa-s0.5-p0.5 --nfa-flow {LINEAR} "
@@ -93,7 +93,7 @@ def are_grey(images: Iterable[Any]) -> bool:
     >>> are_grey([Image.new("RGB", (4, 4), "red")])
     False
     """
-    pixels = (pil_to_tensor(x) if isinstance(x, Image.Image) else x for x in images)
+    pixels = (pil_to_tensor(x.convert("RGB")) if isinstance(x, Image.Image) else x for x in images)
     return all(bool((x == x[:1]).all()) for x in pixels)
 
 
