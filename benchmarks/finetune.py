@@ -5,10 +5,10 @@
         --side 448 --data-dir DATA --per-class 25 --device cuda --frozen-stages 0 --bf16
 
 DATA is an ImageFolder tree with train/ and val/. The protocol is that of `benchmarks.evidence`:
-crop and flip is tuned on held-out training images, every arm has a search of four settings there,
-and the chosen settings are reported on val/ with other seeds. The weights are the Hub's, those of
---weights, or with --from-scratch none. Runs are appended to --record, and the same command resumes;
-at the end the table is printed.
+crop and flip is tuned on held-out training images, every arm has a search there, and the chosen
+settings are reported on val/ with other seeds. The weights are the Hub's, those of --weights, or
+with --from-scratch none. Runs are appended to --record, and the same command resumes; at the end
+the tables are printed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--lrs", type=float, nargs="+", default=[1e-4, 2.5e-4, 5e-4], help="tried for crop and flip"
     )
     add("--epochs", type=int, nargs="+", default=[20, 40], help="tried for crop and flip")
+    add(
+        "--smoothings", type=float, nargs="+", default=[0.0, 0.1],
+        help="of labels, tried for crop and flip",
+    )  # fmt: skip
     add("--frozen", action="store_true", help="train the head alone")
     add("--frozen-stages", type=int, default=0, help="the first ones, kept as they are")
     add("--norm", choices=NORMS, help="of batch norm in training; default: fixed")
@@ -82,7 +86,7 @@ def cell_of(args: argparse.Namespace) -> Cell:
     share = args.per_class * len(names) / len(files)
     start = "scratch-" * args.from_scratch + "frozen-" * args.frozen
     arms = tuple(args.arms or (a for a, e in ENTRIES.items() if not e.flow))
-    tuning = grid(epochs=tuple(args.epochs), lr=tuple(args.lrs))
+    tuning = grid(epochs=tuple(args.epochs), lr=tuple(args.lrs), smoothing=tuple(args.smoothings))
     return Cell(
         f"{args.model.partition('.')[0]}-{start}{args.data_name}-{args.per_class}", args.data_name,
         args.per_class, share, f"{args.model}, {args.side} px", recipe, tuning, arms, FLOWS,

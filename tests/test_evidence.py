@@ -220,10 +220,23 @@ def test_the_table_of_power_is_that_of_the_statistics(cell, image_folder, tmp_pa
 
 def test_a_gain_is_bold_where_it_survives_the_correction():
     sure, open_ = (Difference(1.25, 0.5, 0.001, 5, holm) for holm in (0.01, 0.2))
-    shown = [answers.shown(d, cells.FEW) for d in (sure, open_, None)]
+    shown = [answers.shown(d, cells.FEW, "pooled") for d in (sure, open_, None)]
     assert shown == ["**+1.2 ± 0.5**", "+1.2 ± 0.5", ""]
     few = dataclasses.replace(sure, seeds=2)
-    assert answers.shown(few, cells.FEW) == "+1.2 ± 0.5", "three of its seeds are still to be run"
+    assert answers.shown(few, cells.FEW, "pooled") == "+1.2 ± 0.5", "three seeds are to be run"
+
+
+def test_a_gain_is_marked_where_the_flow_knows_more_labels_than_the_cell():
+    gain = Difference(1.25, 0.5, 0.2, 5, 0.4)
+    marked = {
+        (cell.name, arm)
+        for cell in cells.ALL
+        for arm in cell.arms
+        if answers.shown(gain, cell, arm).endswith(answers.KNOWS)
+    }
+    assert {("cifar10-50", "flow-joint"), ("finetune-cifar10-25", "randaugment|flow")} <= marked
+    assert not {"tiny-50", "finetune-gtsrb-25", "cifar10-all"} & {name for name, _ in marked}
+    assert not {"pooled", "latent-linear", "randaugment|pooled"} & {arm for _, arm in marked}
 
 
 def test_arms_that_are_still_to_be_run_count_as_comparisons(cell):
@@ -247,13 +260,17 @@ def test_each_question_is_answered_by_its_two_arms(cell, image_folder, tmp_path)
     runs = main(image_folder, tmp_path)
     values = tables.line(choices.reported(runs, cell))
     found = questions.of_cell(cell, runs)
-    assert list(found) == ["Does NFA help alone?"], "the other arms are not of this cell"
+    assert list(found) == ["Does NFA with modes of pixels help alone?"], (
+        "the other arms are not of this cell"
+    )
     (difference,) = found.values()
     assert difference == dataclasses.replace(
         compare(values, "pooled", "crop-flip"), holm=difference.p
     )
     line = f"  - toy images, 12 images per class, from scratch: {tables.gain(difference)}, "
-    assert questions.questions(runs).startswith(f"- **Does NFA help alone?**\n{line}")
+    assert questions.questions(runs).startswith(
+        f"- **Does NFA with modes of pixels help alone?**\n{line}"
+    )
     assert questions.questions([]) == "Not measured yet."
 
 

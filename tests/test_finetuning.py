@@ -208,22 +208,14 @@ def test_the_command_compares_arms_on_a_folder(weights, image_folder, tmp_path, 
         "1",
         "--lrs",
         "1e-3",
-        "3e-3",
     ]
-    argv += [
-        "--arms",
-        "crop-flip",
-        "cosine",
-        "flow-ml",
-        "--seeds",
-        "0",
-        "1",
-        "--record",
-        str(record),
+    argv += ["--arms", "crop-flip", "cosine", "flow-ml", "--seeds", "0", "1", "--record"] + [
+        str(record)
     ]
     assert finetune.main(argv) == 0
     runs = records.read(record)
     assert len(runs) == 2 + 2 + 4 + 2
+    assert [r["settings"]["smoothing"] for r in runs[:2]] == [0.0, 0.1], "tuned"
     assert {r["fraction"] for r in runs} == {0.2} and {r["data"] for r in runs} == {
         image_folder.name
     }
@@ -240,6 +232,7 @@ def test_the_command_trains_from_scratch(image_folder, tmp_path, capsys):
     argv = ["--model", "mobilenetv2_050", "--from-scratch", "--data-dir", str(image_folder)]
     argv += ["--per-class", "4", "--side", "32", "--batch-size", "4", "--epochs", "1"]
     argv += ["--lrs", "1e-3", "--arms", "crop-flip", "--seeds", "0", "--record", str(record)]
+    argv += ["--smoothings", "0.1"]
     assert finetune.main(argv) == 0
     (run,) = records.read(record)
     settings = run["settings"]

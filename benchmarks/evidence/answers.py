@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.core.common import markdown_table
 from benchmarks.core.statistics import ALPHA, Difference
-from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.cells import CELLS, LABELLED, Cell
 from benchmarks.evidence.choices import Run, reported
 from benchmarks.evidence.tables import BASELINE, all_runs, differences, gain, line, mean_of
 
@@ -16,10 +16,11 @@ COLUMNS = {  # arms in the order of the table, and the heads of their columns
     "latent-linear": "latents",
     "flow-joint": "deep flow",
     "randaugment": "RandAugment",
-    "randaugment+pooled": "and modes",
-    "randaugment|pooled": "or modes",
-    "randaugment|flow": "or deep flow",
+    "randaugment+pooled": "RandAugment and modes",
+    "randaugment|pooled": "RandAugment or modes",
+    "randaugment|flow": "RandAugment or deep flow",
 }
+KNOWS = "†"  # after gains of a flow that learned from more labels of the dataset than the cell has
 
 
 def title(cell: Cell) -> str:
@@ -37,18 +38,20 @@ def answers(runs: list[Run], measure: str = "top1") -> str:
             continue
         against = differences(line(found, measure), BASELINE, cell)
         base = f"{mean_of(found[BASELINE], measure):.1f}"
-        rows.append([title(cell), base, *(shown(against.get(arm), cell) for arm in COLUMNS)])
+        rows.append([title(cell), base, *(shown(against.get(arm), cell, arm) for arm in COLUMNS)])
     return markdown_table(rows) if len(rows) > 1 else "Not measured yet."
 
 
-def shown(difference: Difference | None, cell: Cell) -> str:
+def shown(difference: Difference | None, cell: Cell, arm: str) -> str:
     """A gain; bold where Holm's p is small, on all seeds of the cell."""
     if difference is None:
         return ""
     text = gain(difference)
     complete = difference.seeds >= len(cell.seeds)
     sure = complete and difference.holm is not None and difference.holm < ALPHA
-    return f"**{text}**" if sure else text
+    flow = cell.flows.get(arm)
+    mark = KNOWS if flow and flow.trained_on == LABELLED and cell.per_class else ""
+    return (f"**{text}**" if sure else text) + mark
 
 
 TABLES: dict[str, Callable[[], str]] = {

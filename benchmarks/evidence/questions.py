@@ -12,26 +12,29 @@ from benchmarks.evidence.choices import Run, reported
 from benchmarks.evidence.tables import BASELINE, MARGIN, all_runs, gain, line
 
 QUESTIONS = {  # the question to the arm and what it is compared to
-    "Does NFA help alone?": ("pooled", BASELINE),
-    "Does it help on top of RandAugment?": ("randaugment+pooled", "randaugment"),
-    "Does it help in turns with RandAugment?": ("randaugment|pooled", "randaugment"),
-    "Is that more than giving RandAugment to fewer images?":
+    "Does NFA with modes of pixels help alone?": ("pooled", BASELINE),
+    "Do these modes help on top of RandAugment?": ("randaugment+pooled", "randaugment"),
+    "Do they help in turns with RandAugment, compared with RandAugment for every image?":
+        ("randaugment|pooled", "randaugment"),
+    "Do they help in turns with RandAugment, compared with RandAugment for some images and nothing for the others?":
         ("randaugment|pooled", "randaugment-some"),
-    "Is that more than turns with shading without data?":
+    "Do they help in turns with RandAugment, compared with turns of shading without data?":
         ("randaugment|pooled", "randaugment|cosine"),
-    "Does it help instead of RandAugment?": ("pooled", "randaugment"),
-    "What do learned modes give that shading without data does not?": ("pooled", "cosine"),
+    "Do they help instead of RandAugment?": ("pooled", "randaugment"),
+    "What do modes of pixels give that shading without data does not?": ("pooled", "cosine"),
     "What does a deep flow give that modes of pixels do not?": ("flow-joint", "pooled"),
     "What does a deep flow give that shading without data does not?": ("flow-joint", "cosine"),
     "Does a deep flow help instead of RandAugment?": ("flow-joint", "randaugment"),
-    "Does a deep flow help in turns with RandAugment?": ("randaugment|flow", "randaugment"),
-    "Is that more than turns with modes of pixels?": ("randaugment|flow", "randaugment|pooled"),
+    "Does a deep flow help in turns with RandAugment, compared with RandAugment for every image?":
+        ("randaugment|flow", "randaugment"),
+    "Does a deep flow help in turns with RandAugment, compared with turns of modes of pixels?":
+        ("randaugment|flow", "randaugment|pooled"),
     "What do modes of each class give that modes of all images do not?": ("class", "pooled"),
     "What do modes of latents give that modes of pixels do not?": ("latent-linear", "pooled"),
     "What does a deep flow over latents give that their modes do not?":
         ("latent-deep", "latent-linear"),
     "What do moves up the loss give that random ones do not?": ("adversarial", "pooled"),
-    "What do modes give that white noise of their energy does not?": ("pooled", "noise"),
+    "What do modes of pixels give that white noise does not?": ("pooled", "noise"),
 }  # fmt: skip
 
 
