@@ -215,7 +215,7 @@ def test_the_table_of_power_is_that_of_the_statistics(cell, image_folder, tmp_pa
     row = [c.strip() for c in tables.power_table(runs).splitlines()[-1].strip("|").split("|")]
     assert row[:2] == ["toy", f"{deviation:.2f}"]
     wanted = power(1.0, deviation, 2, 2), seeds_for_power(1.0, deviation, tests=2)
-    assert row[4] == f"{wanted[0]:.0%} with 2, {wanted[1]} seeds for 80%"
+    assert row[4] == f"{wanted[0]:.0%} (2 seeds); 80% needs {wanted[1]}"
 
 
 def test_a_gain_is_bold_where_it_survives_the_correction():

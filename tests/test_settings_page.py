@@ -122,7 +122,7 @@ def test_nfa_alone_is_what_the_rules_say():
             ", ".join(rule.cells),
         )
     assert [row[1] for row in known] == list(how) and {row[3] for row in known} == {LINEAR}
-    assert small[1:3] == ["from scratch", f"in colour, up to {SMALL} px"]
+    assert small[1:3] == ["from scratch", f"in colour, up to {SMALL} px (`--img-size`)"]
     assert small[3].partition("`,")[0] == DEEP and ", fitted" in small[3]
     usual = advise(None, flow=None, size=(3, 32, 32))
     assert rest[3:5] == [usual.flow, usual.aug]

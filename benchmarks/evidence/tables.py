@@ -218,7 +218,7 @@ def power_table(runs: list[Run]) -> str:
             [
                 cell.name,
                 f"{deviation:.2f}",
-                *(f"{p:.0%} with {seeds}, {n} seeds for 80%" for p, n in found),
+                *(f"{p:.0%} ({seeds} seeds); 80% needs {n}" for p, n in found),
             ]
         )
     return markdown_table(rows) if len(rows) > 1 else "Not measured yet."
