@@ -35,15 +35,32 @@ def data(toy_images) -> Images:
     return Images(*toy_images, ["a", "b", "c"])
 
 
+# 12 images of a class, a tuning of two, three arms
+TOY = cells.Cell(
+    "toy", "toy images", 12, 0.6, "tiny classifier", SMALL, tuning=grid(max_lr=(0.05, 0.1)),
+    arms=("crop-flip", "crop-flip-long", "pooled"), seeds=(0, 1), corrupted=0,
+)  # fmt: skip
+
+
 @pytest.fixture
 def cell(monkeypatch):
-    """A cell of the toy images: 12 of a class, a tuning of two, three arms."""
-    small = cells.Cell(
-        "toy", "toy images", 12, 0.6, "tiny classifier", SMALL, tuning=grid(max_lr=(0.05, 0.1)),
-        arms=("crop-flip", "crop-flip-long", "pooled"), seeds=(0, 1), corrupted=0,
-    )  # fmt: skip
-    monkeypatch.setitem(CELLS, "toy", small)
-    return small
+    monkeypatch.setitem(CELLS, "toy", TOY)
+    return TOY
+
+
+@pytest.fixture(scope="module")
+def filled(image_folder, tmp_path_factory):
+    """The record of the toy cell, filled once."""
+    folder = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CELLS, "toy", TOY)
+        main(image_folder, folder)
+    return folder / "r.jsonl"
+
+
+@pytest.fixture
+def runs(cell, filled):
+    return records.read(filled)
 
 
 # ---- what is on record
@@ -182,8 +199,7 @@ def main(image_folder, tmp_path, *more):
     return records.read(tmp_path / "r.jsonl")
 
 
-def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path):
-    runs = main(image_folder, tmp_path)
+def test_a_cell_is_tuned_searched_and_reported(cell, runs, filled, image_folder):
     stages = [(r["arm"], r["split"], r["seed"]) for r in runs]
     assert stages.count(("crop-flip", "held", SEARCH_SEED)) == 2
     assert stages.count(("pooled", "held", SEARCH_SEED)) == 4
@@ -192,7 +208,7 @@ def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path):
     assert all(r["settings"]["max_lr"] == best for r in runs[2:])
     assert {r["settings"]["epochs"] for r in runs if r["arm"] == "crop-flip-long"} == {2}
     assert {r["training_images"] for r in runs} == {36}
-    again = main(image_folder, tmp_path)
+    again = main(image_folder, filled.parent)
     assert again == runs, "runs on record were run again"
     text = tables.cell_table(cell, runs)
     assert "crop and flip, twice as long" in text and "NFA linear, pooled modes" in text
@@ -200,16 +216,14 @@ def test_a_cell_is_tuned_searched_and_reported(cell, image_folder, tmp_path):
     assert tables.tuning_table(cell, runs).count("\n") == 3
 
 
-def test_the_front_table_has_a_row_for_each_cell_on_record(cell, image_folder, tmp_path):
-    runs = main(image_folder, tmp_path)
+def test_the_front_table_has_a_row_for_each_cell_on_record(runs):
     text = answers.answers(runs)
     assert "toy images, 12 images per class, from scratch" in text.splitlines()[-1]
     assert len(text.splitlines()) == 3  # no other cell is among these runs
     assert answers.answers([]) == "Not measured yet."
 
 
-def test_the_table_of_power_is_that_of_the_statistics(cell, image_folder, tmp_path):
-    runs = main(image_folder, tmp_path)
+def test_the_table_of_power_is_that_of_the_statistics(cell, runs):
     values = tables.line(choices.reported(runs, cell))
     deviation, _ = residual_deviation(values)
     row = [c.strip() for c in tables.power_table(runs).splitlines()[-1].strip("|").split("|")]
@@ -254,10 +268,9 @@ def test_arms_that_are_still_to_be_run_count_as_comparisons(cell):
     ]
 
 
-def test_each_question_is_answered_by_its_two_arms(cell, image_folder, tmp_path):
+def test_each_question_is_answered_by_its_two_arms(cell, runs):
     arms = {arm for pair in questions.QUESTIONS.values() for arm in pair}
     assert arms <= set(ENTRIES)
-    runs = main(image_folder, tmp_path)
     values = tables.line(choices.reported(runs, cell))
     found = questions.of_cell(cell, runs)
     assert list(found) == ["Does NFA with modes of pixels help alone?"], (
@@ -290,26 +303,24 @@ def test_questions_are_corrected_for_being_several(monkeypatch):
     assert max(d.holm / p[k] for k, d in found.items()) == len(questions.QUESTIONS)
 
 
-def test_what_an_arm_waits_for_is_said(cell, image_folder, tmp_path, capsys):
+def test_what_an_arm_waits_for_is_said(cell, runs, image_folder, tmp_path, capsys):
     """A search cannot begin before the tuning, nor a cell that takes its settings from another before that one."""
     assert main(image_folder, tmp_path, "--arms", "pooled", "--stages", "search", "report") == []
     said = "pooled is not reported yet: 0 of 2 runs of the tuning of toy on record"
     assert said in capsys.readouterr().out
-    runs = main(image_folder, tmp_path)
     assert not plan.waiting(cell, cell.arms, runs)
     assert list(plan.waiting(cells.RESNET18, ["crop-flip", "pooled"], runs)) == ["pooled"]
 
 
-def test_a_run_has_the_cpu_time_of_its_fit(cell, image_folder, tmp_path):
-    (run,) = [r for r in main(image_folder, tmp_path) if r["arm"] == "pooled" and r["seed"] == 1]
+def test_a_run_has_the_cpu_time_of_its_fit(runs):
+    (run,) = [r for r in runs if r["arm"] == "pooled" and r["seed"] == 1]
     assert run["flow_cpu_seconds"] >= 0
     assert tables.cpu_seconds(run) == run["cpu_seconds"] + run["flow_cpu_seconds"]
     del run["flow_cpu_seconds"]
     assert tables.cpu_seconds(run) == run["cpu_seconds"] + run["flow_seconds"]
 
 
-def test_a_cut_search_is_not_reported(cell, image_folder, tmp_path):
-    runs = main(image_folder, tmp_path)
+def test_a_cut_search_is_not_reported(cell, runs):
     held = [r for r in runs if not (r["arm"] == "pooled" and r["settings"]["p"] == 1.0)]
     assert "pooled" not in choices.reported(held, cell)
     with pytest.raises(LookupError, match="2 of 4 runs of the search of pooled"):
