@@ -1,7 +1,7 @@
 """A classifier of 32 px images for all of CIFAR-10 in ten epochs: the quick, strong instrument.
 
-Claim: 94.0% on the test images, 2 seeds, of crop and flip on all of CIFAR-10 (the cell cifar10-all of
-benchmarks/results/evidence.md).
+Claim: 94.0% on the test images, 2 seeds, of crop and flip on all of CIFAR-10 (the cell cifar10-all
+of benchmarks/results/evidence.md).
 
 Source: the design and the hyperparameters are those of airbench94 (Keller Jordan, 2024,
 https://arxiv.org/abs/2404.00498), the code is our own: a frozen 2x2 convolution that whitens

@@ -10,7 +10,7 @@ from benchmarks.core import records
 from benchmarks.core.common import flow_title
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import SEARCH_SEED, Cell
-from benchmarks.evidence.choices import chosen, tuned_recipe
+from benchmarks.evidence.choices import chosen, expected, tuned_recipe
 
 SUITE = "evidence"
 STAGES = ("tune", "search", "report")
@@ -70,7 +70,7 @@ def waiting(cell: Cell, arms: Sequence[str], runs: list[dict]) -> dict[str, str]
     found = {}
     for arm in arms:
         try:
-            tuned_recipe(runs, cell), chosen(runs, cell, arm)
+            expected(runs, cell, arm)
         except LookupError as e:
             found[arm] = str(e)
     return found
