@@ -49,12 +49,11 @@ class Advice(NamedTuple):
         >>> Advice(DEEP, 1.0).flags
         '--aug nfa-s1-p0.5 --nfa-flow conv_p4_small.cifar10 --nfa-fit'
         """
-        flow = f" --nfa-flow {self.flow}" * (self.flow != LINEAR)
-        return f"--aug {self.aug}{flow}{' --nfa-fit' * self.fit}"
+        return flags_of(self.aug, self.flow) + " --nfa-fit" * self.fit
 
 
 FEW = 150  # images of a class, up to which there are rules: three times those of the cells
-SMALL = 64  # pixels of a side, up to which the deep flow is taken: twice those of the cells
+LARGEST = 64  # pixels of a side, up to which the deep flow is taken: twice those of the cells
 FROM_SCRATCH = Advice(strength=1.0, p=0.5, cells=("cifar10-50", "tiny-50"))
 FINE_TUNED = Advice(strength=0.5, p=0.5, cells=("finetune-cifar10-25",))
 
@@ -78,12 +77,21 @@ def advise(
     >>> advise(50, flow=None, size=(3, 32, 32)).flow, advise(50, flow=None, size=(3, 224, 224)).flow
     ('conv_p4_small.cifar10', 'linear')
     """
-    small = size is not None and size[0] == 3 and max(size[1:]) <= SMALL
+    small = size is not None and size[0] == 3 and max(size[1:]) <= LARGEST
     if small and depends_on_size(per_class, fine_tuned, flow):
         flow = DEEP
     few = per_class is not None and per_class <= FEW
     rule = Advice() if not few else FINE_TUNED if fine_tuned else FROM_SCRATCH
     return rule._replace(flow=LINEAR if flow is None else flow)
+
+
+def flags_of(aug: str, flow: str) -> str:
+    """Settings and flow as flags of a training.
+
+    >>> flags_of("nfa-s1", LINEAR), flags_of("nfa-s1", COSINE)
+    ('--aug nfa-s1', '--aug nfa-s1 --nfa-flow cosine')
+    """
+    return f"--aug {aug}" + f" --nfa-flow {flow}" * (flow != LINEAR)
 
 
 def depends_on_size(per_class: float | None, fine_tuned: bool, flow: str | None) -> bool:

@@ -19,7 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAWarning
-from ..advice import Advice, advise
+from ..advice import Advice, advise, flags_of
 from ..augment import NFAugment
 from ..fit import SIDES
 from ..grid import SMALL, check_picture_name, write_picture
@@ -158,7 +158,7 @@ def _taken(args: argparse.Namespace, advised: Advice) -> tuple[str, str, str]:
     if args.aug in (None, "nfa"):
         return advised.flow, advised.aug, advised.flags
     flow = args.nfa_flow or LINEAR
-    return flow, args.aug, f"--aug {args.aug}" + f" --nfa-flow {flow}" * (flow != LINEAR)
+    return flow, args.aug, flags_of(args.aug, flow)
 
 
 def _advice(
