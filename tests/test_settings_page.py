@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import timm_nfaug as nfa
 from tests import recipes
 from timm_nfaug import preview
-from timm_nfaug.advice import DEEP, FEW, FINE_TUNED, FROM_SCRATCH, SMALL, advise
+from timm_nfaug.advice import DEEP, FEW, FINE_TUNED, FROM_SCRATCH, LARGEST, advise
 from timm_nfaug.hub import LINEAR
 from timm_nfaug.integration.flags import is_linear
 from timm_nfaug.spec import parse_config
@@ -122,7 +122,7 @@ def test_nfa_alone_is_what_the_rules_say():
             ", ".join(rule.cells),
         )
     assert [row[1] for row in known] == list(how) and {row[3] for row in known} == {LINEAR}
-    assert small[1:3] == ["from scratch", f"in colour, up to {SMALL} px (`--img-size`)"]
+    assert small[1:3] == ["from scratch", f"in colour, up to {LARGEST} px (`--img-size`)"]
     assert small[3].partition("`,")[0] == DEEP and ", fitted" in small[3]
     usual = advise(None, flow=None, size=(3, 32, 32))
     assert rest[3:5] == [usual.flow, usual.aug]
@@ -132,8 +132,8 @@ def test_nfa_alone_is_what_the_rules_say():
 @pytest.mark.parametrize(
     ("size", "flow"),
     [
-        ((3, SMALL, SMALL), DEEP),
-        ((3, 32, SMALL + 1), LINEAR),
+        ((3, LARGEST, LARGEST), DEEP),
+        ((3, 32, LARGEST + 1), LINEAR),
         ((1, 28, 28), LINEAR),
         (None, LINEAR),
     ],
