@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.core import records
 from benchmarks.core.common import command_line
 from benchmarks.evidence.arms import ENTRIES, grid
-from benchmarks.evidence.cells import FLOWS, SEEDS, Cell
+from benchmarks.evidence.cells import BASELINE, FLOWS, SEEDS, Cell
 from benchmarks.evidence.run import able, add_plan, fill
 from benchmarks.evidence.tables import cell_table, search_table, tuning_table
 from benchmarks.evidence.work import add_place, place_of
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     cell, place = cell_of(args), place_of(args, command_line("benchmarks.finetune", argv))
     path = args.record or Path("runs") / f"{cell.name}.jsonl"
-    arms = able(cell, args.arms or cell.arms, place)
+    arms = able(cell, cell.arms, place)
     fill(cell, place, path, arms, args.stages, args.jobs, args.time_limit)
     runs = records.read(path)
     print("\n\n".join(table(cell, runs) for table in (tuning_table, search_table, cell_table)))
@@ -84,8 +84,9 @@ def cell_of(args: argparse.Namespace) -> Cell:
     )  # fmt: skip
     names, files = list_files(args.data_dir / "train")
     share = args.per_class * len(names) / len(files)
-    start = "scratch-" * args.from_scratch + "frozen-" * args.frozen
-    arms = tuple(args.arms or (a for a, e in ENTRIES.items() if not e.flow))
+    start = "scratch-" * args.from_scratch + "frozen-" * args.frozen + "tracks-" * args.by_track
+    asked = args.arms or [a for a, e in ENTRIES.items() if not e.flow]
+    arms = tuple(dict.fromkeys((BASELINE, *asked)))
     tuning = grid(epochs=tuple(args.epochs), lr=tuple(args.lrs), smoothing=tuple(args.smoothings))
     return Cell(
         f"{args.model.partition('.')[0]}-{start}{args.data_name}-{args.per_class}", args.data_name,

@@ -12,8 +12,10 @@ from benchmarks.cifar.arms import (
     linear_flow,
     randaugment,
 )
+from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.cifar.resnet import Recipe
 from benchmarks.cifar.training import train
+from benchmarks.finetuning.recipe import FinetuneRecipe
 from train_flow.data import Images
 
 
@@ -37,6 +39,22 @@ def test_workers_change_nothing(data):
     assert torch.equal(*found)
     other = train(data, make(), recipe, 4, 2)[0]
     assert not torch.equal(found[0], torch.cat([p.flatten() for p in other.parameters()]))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe("resnet10_quarter", 2, 16),
+        QuickRecipe(batch_size=16),
+        FinetuneRecipe(side=32, batch_size=16, norm="trained", frozen_stages=0, flip=False),
+    ],
+    ids=lambda recipe: type(recipe).__name__,
+)
+def test_workers_crop_and_flip_as_the_recipe_does(data, recipe):
+    batches = recipe.batches(data, 3)
+    for step, levels in enumerate(batches.in_workers(lambda image: image, 4, 2)):
+        wanted = batches.crop_and_flip(data.levels[batches.indices(step)], step)
+        assert torch.equal(levels, wanted)
 
 
 def test_modes_come_from_the_runs_own_images(data, small_flow):

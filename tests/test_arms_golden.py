@@ -64,7 +64,7 @@ def one_step(case: str, data: Images, small_flow: nfa.ConditionalFlow, folder: P
     arm = make(case, data, small_flow, folder)
     torch.manual_seed(0)
     model = make_classifier("resnet10_quarter", 3)
-    arm.start(model, 10)
+    arm.start(model)
     index = torch.arange(0, len(data), 2)
     y, g = data.labels[index], torch.Generator().manual_seed(5)
     seed_globals(g)
@@ -73,7 +73,7 @@ def one_step(case: str, data: Images, small_flow: nfa.ConditionalFlow, folder: P
         levels = arm.before(levels, y, g)
     levels = arm.images(apply_policy(arm.policy, levels), y, g)
     x, target = arm.tensors(normalize(levels), y)
-    loss = arm.loss(model, x, target, 3).item()
+    loss = arm.loss(model, x, target).item()
     flat, seen = levels.flatten(), (64 * x + 128).flatten()
     pick = torch.arange(24) * 7919 % len(flat)  # a prime: spread over images, channels and places
     return {

@@ -1,7 +1,10 @@
 """The evidence: arms on equal terms, choices on held-out images alone, and a command that fills a cell."""
 
+import copy
 import dataclasses
 import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -24,11 +27,12 @@ from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
 from benchmarks.evidence.data import Pool, load, training_images
 from benchmarks.evidence.either import EitherOr
+from benchmarks.evidence.work import Place
 from timm_nfaug.moves import draw_noise
 from train_flow.data import Images
 
 SMALL = QuickRecipe(width=4, epochs=1, batch_size=10, views=1)
-RECORD = records.suite_file(plan.SUITE)
+RECORD = records.suite_file(cells.SUITE)
 RUNS = records.read(RECORD)
 
 
@@ -167,7 +171,7 @@ def test_white_noise_has_the_energy_of_the_pooled_modes(data):
 
 
 def test_colour_pca_moves_as_the_colours_vary(data):
-    change = changes.colour_pca(data, 0.5)
+    change = changes.ColourPCA(data, 0.5)
     noise = draw_noise(20000, 3, torch.Generator().manual_seed(0))
     moved = change.change(None, None, noise)
     assert moved.shape == (20000, 3, 32, 32)
@@ -323,12 +327,91 @@ def test_what_an_arm_waits_for_is_said(cell, runs, image_folder, tmp_path, capsy
     assert list(plan.waiting(cells.RESNET18, ["crop-flip", "pooled"], runs)) == ["pooled"]
 
 
-def test_a_run_has_the_cpu_time_of_its_fit(runs):
-    (run,) = [r for r in runs if r["arm"] == "pooled" and r["seed"] == 1]
+def test_time_is_that_of_the_training_and_its_fit_beside_the_same_seed_on_the_same_device(runs):
+    own, base = (choices.reported(runs, TOY)[arm] for arm in ("pooled", "crop-flip"))
+    run = own[1]
     assert run["flow_cpu_seconds"] >= 0
-    assert tables.cpu_seconds(run) == run["cpu_seconds"] + run["flow_cpu_seconds"]
+    assert tables.seconds(run) == run["cpu_seconds"] + run["flow_cpu_seconds"]
+    ratios = [tables.seconds(own[s]) / tables.seconds(base[s]) for s in own]
+    assert tables.relative_time(own, base) == f"{statistics.fmean(ratios):.2f}"
+    base[0]["device"] = "NVIDIA H100"
+    assert tables.relative_time(own, base) == f"{ratios[1]:.2f}"
+    assert tables.seconds(base[0]) == base[0]["seconds"] + base[0]["flow_seconds"], "a GPU's"
     del run["flow_cpu_seconds"]
-    assert tables.cpu_seconds(run) == run["cpu_seconds"] + run["flow_seconds"]
+    assert tables.seconds(run) == run["cpu_seconds"] + run["flow_seconds"]
+
+
+def test_settings_beside_the_tuned_ones_make_another_recipe(cell, runs):
+    """Runs of one file with another batch size choose nothing for this one, and stand in no table of it."""
+    other = copy.deepcopy(runs)
+    for r in other:
+        r["settings"]["batch_size"] = 12
+        r["metrics"]["top1"] = 99.0 if r["settings"]["max_lr"] == 0.05 else 1.0
+    both = [*other, *runs]
+    assert choices.tuned_recipe(both, cell) == choices.tuned_recipe(runs, cell)
+    for table in (tables.tuning_table, tables.search_table, tables.cell_table):
+        assert table(cell, both) == table(cell, runs)
+
+
+def test_a_run_outside_of_the_grid_is_shown_and_not_chosen(cell, runs):
+    (extra,) = [r for r in copy.deepcopy(runs) if r["settings"]["max_lr"] == 0.1 and
+                (r["arm"], r["split"]) == ("crop-flip", "held")]  # fmt: skip
+    extra["settings"]["max_lr"], extra["metrics"]["top1"] = 0.2, 99.0
+    text = tables.tuning_table(cell, [extra, *runs])
+    assert text.splitlines()[-1].startswith("| 0.2 | 99.0 (not in the grid) |")
+    assert choices.tuned_recipe([extra, *runs], cell) == choices.tuned_recipe(runs, cell)
+
+
+def test_an_arm_of_one_setting_is_searched_with_the_tuning(cell, runs):
+    assert tables.is_searched(cell, "crop-flip-long", runs)
+    assert not tables.is_searched(cell, "crop-flip-long", runs[:1])
+
+
+def test_a_failing_run_loses_none_beside_it(cell, image_folder, tmp_path, monkeypatch):
+    """Its error is raised once the others are on record."""
+    jobs = {"max_lr": 0.05, "sleep": 0.0}, {"max_lr": 0.1, "sleep": 0.5}
+
+    class Pool:  # threads in the place of processes
+        def __init__(self, jobs, *_):
+            self.threads = ThreadPoolExecutor(jobs)
+
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *_: self.threads.shutdown()
+
+        def submit(self, _, run):
+            return self.threads.submit(execute, run)
+
+    def execute(run):
+        own = next(j for j in jobs if j["max_lr"] == run["settings"]["max_lr"])
+        time.sleep(own["sleep"])
+        if not own["sleep"]:
+            raise MemoryError("none left")
+        return run | known
+
+    known = {
+        "metrics": {"top1": 1.0, "nll": 1.0, "ece": 1.0}, "images_seen": 1, "seconds": 0.1,
+        "flow_seconds": 0.0, "device": "", "versions": {}, "commit": "", "command": "",
+    }  # fmt: skip
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Pool)
+    with pytest.raises(MemoryError, match="none left"):
+        run.fill(cell, Place(image_folder), tmp_path / "r.jsonl", cell.arms, jobs=2)
+    (found,) = records.read(tmp_path / "r.jsonl")
+    assert found["settings"]["max_lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data-dir", "nowhere"], "no directory nowhere"),
+        (["--data-dir", "TRAIN"], "no val/ beside train/"),
+        (["--data-dir", "DATA", "--weights", "w"], "trains from scratch: drop --weights"),
+    ],
+)
+def test_what_cannot_run_is_said_before_it_starts(flags, said, image_folder, capsys):
+    names = {"DATA": str(image_folder), "TRAIN": str(image_folder / "train")}
+    with pytest.raises(SystemExit) as end:
+        run.main(["--cell", "cifar10-50", *(names.get(f, f) for f in flags)])
+    assert said in f"{end.value}{capsys.readouterr().err}"
 
 
 def test_a_cut_search_is_not_reported(cell, runs):

@@ -15,7 +15,7 @@ from benchmarks.cifar.training import normalize, train
 from benchmarks.core import records
 from benchmarks.finetuning.fold import fold_batch_norms
 from benchmarks.finetuning.network import FineTuned, ModelNorm, head_names
-from benchmarks.finetuning.recipe import FinetuneRecipe, at_side
+from benchmarks.finetuning.recipe import FinetuneRecipe, at_side, parameter_groups
 from train_flow.data import Images
 
 SIDE = 32
@@ -209,12 +209,10 @@ def test_the_command_compares_arms_on_a_folder(weights, image_folder, tmp_path, 
         "--lrs",
         "1e-3",
     ]
-    argv += ["--arms", "crop-flip", "cosine", "flow-ml", "--seeds", "0", "1", "--record"] + [
-        str(record)
-    ]
+    argv += ["--arms", "cosine", "flow-ml", "--seeds", "0", "1", "--record", str(record)]
     assert finetune.main(argv) == 0
     runs = records.read(record)
-    assert len(runs) == 2 + 2 + 4 + 2
+    assert len(runs) == 2 + 2 + 4 + 2, "crop and flip, which they are compared with, runs too"
     assert [r["settings"]["smoothing"] for r in runs[:2]] == [0.0, 0.1], "tuned"
     assert {r["fraction"] for r in runs} == {0.2} and {r["data"] for r in runs} == {
         image_folder.name
@@ -225,6 +223,24 @@ def test_the_command_compares_arms_on_a_folder(weights, image_folder, tmp_path, 
     assert "cosine shading, no data" in text.splitlines()[-1]
     assert finetune.main(argv) == 0
     assert records.read(record) == runs
+
+
+def test_splits_by_track_are_a_cell_of_their_own(image_folder):
+    argv = ["--model", "mobilenetv2_050", "--data-dir", str(image_folder)]
+    plain, tracks = (
+        finetune.cell_of(finetune.parse([*argv, *more])) for more in ([], ["--by-track"])
+    )
+    assert plain.name != tracks.name and tracks.by_track
+
+
+def test_what_the_model_names_has_no_weight_decay():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=2)
+    recipe = FinetuneRecipe(norm="trained", frozen_stages=0, weight_decay=0.1)
+    decayed = {
+        id(p) for g in parameter_groups(model, recipe) if g["weight_decay"] for p in g["params"]
+    }
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert "blocks.0.mlp.fc1.weight" in names and not names & {"pos_embed", "cls_token"}
 
 
 def test_the_command_trains_from_scratch(image_folder, tmp_path, capsys):

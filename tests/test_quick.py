@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cifar import testing
+from benchmarks.cifar import quick, testing
 from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.quick import QuickBatches, QuickNet, QuickRecipe, QuickSteps, triangle
 from benchmarks.cifar.testing import logits_of, views_of
@@ -51,6 +51,16 @@ def test_it_learns_and_repeats_itself(data):
     for a, b in zip(found[0].state_dict().values(), found[1].state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert testing.test(found[0], data, bf16=True, views=6)["top1"] > 90  # one colour a class
+
+
+def test_the_whitening_is_of_images_of_all_classes(data, monkeypatch):
+    monkeypatch.setattr(quick, "WHITENING", len(data) // 4)
+    order = data.labels.argsort()
+    by_class = dataclasses.replace(data, levels=data.levels[order], labels=data.labels[order])
+    other = dataclasses.replace(by_class, levels=by_class.levels.clone())
+    other.levels[-len(data) // 3 :] = 7  # of the last class
+    first, second = (SMALL.build(d).whiten.weight for d in (by_class, other))
+    assert not torch.equal(first, second)
 
 
 def test_the_whitening_stays_and_the_norms_have_no_scales(data):

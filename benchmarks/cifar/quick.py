@@ -24,6 +24,7 @@ from benchmarks.cifar.training import CROP, FLIP, Batches, normalize
 from train_flow.data import Images, random_shift
 from train_flow.schedule import generator
 
+WHITENING = 5000  # images whose patches are whitened
 WHITENED = 24  # channels: the principal components of 2x2 patches (3 colours), and their negatives
 HEAD_SCALE = 1 / 9
 LOOKAHEAD_EVERY = 5  # steps
@@ -108,7 +109,8 @@ class QuickRecipe:
 
     def build(self, data: Images) -> nn.Module:
         model = QuickNet(len(data.class_names), self.width)
-        model.whiten_patches(normalize(data.levels[:5000].cpu()))
+        some = data.levels[:: max(1, len(data) // WHITENING)][:WHITENING]  # of all classes
+        model.whiten_patches(normalize(some.cpu()))
         return model.to(memory_format=torch.channels_last)
 
     def batches(self, data: Images, seed: int) -> Batches:

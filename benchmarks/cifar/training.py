@@ -59,7 +59,7 @@ class Batches:
     def in_workers(self, policy: Policy, steps: int, workers: int) -> DataLoader:
         """The images of each step, cropped and under `policy`, made ahead by `workers` processes."""
         data = Images(self.data.levels.cpu(), self.data.labels.cpu(), self.data.class_names)
-        made = _UnderPolicy(Batches(data, self.recipe, self.seed), policy)
+        made = _UnderPolicy(type(self)(data, self.recipe, self.seed), policy)
         return DataLoader(
             made, None, sampler=range(steps), num_workers=workers, multiprocessing_context="fork", prefetch_factor=8,
             timeout=300,  # seconds: an error instead of waiting for a worker for ever
@@ -96,7 +96,7 @@ def train(
     steps = recipe.epochs * batches.per_epoch
     optimizer = recipe.optimizer(model, steps)
     arm.smoothing = recipe.smoothing
-    arm.start(model, steps)
+    arm.start(model)
     # single images are PIL's: in processes of their own, which see the images in main memory
     ready = (
         iter(batches.in_workers(arm.policy, steps, workers))
@@ -107,7 +107,7 @@ def train(
     for step in range(steps):
         x, target = inputs(arm, batches, step, ready)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-            loss = arm.loss(run, x, target, step)
+            loss = arm.loss(run, x, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

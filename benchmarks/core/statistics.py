@@ -156,6 +156,15 @@ def level(difference: Difference, margin: float, dof: int) -> bool:
     return abs(difference.mean) + half <= margin
 
 
+def significant(difference: Difference, seeds: int = 0) -> bool:
+    """Whether Holm's p is below 5%, on `seeds` seeds at least."""
+    if difference.holm is None:
+        raise ValueError(
+            "expected a difference with Holm's p, got one without; take it from compare_all"
+        )
+    return difference.seeds >= seeds and difference.holm < ALPHA
+
+
 def verdict(difference: Difference, margin: float, dof: int, seeds: int = 0) -> str:
     """What is shown: "ahead" or "behind" by Holm's p, else "level within ±..." or "not decided".
 
@@ -163,11 +172,7 @@ def verdict(difference: Difference, margin: float, dof: int, seeds: int = 0) -> 
     """
     if difference.seeds < seeds:
         return f"{difference.seeds} of {seeds} seeds"
-    if difference.holm is None:
-        raise ValueError(
-            "expected a difference with Holm's p, got one without; take it from compare_all"
-        )
-    if difference.holm < ALPHA:
+    if significant(difference, seeds):
         return "ahead" if difference.mean > 0 else "behind"
     if level(difference, margin, dof):
         return f"level within ±{margin:g}"

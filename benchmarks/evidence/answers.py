@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.core.common import markdown_table
-from benchmarks.core.statistics import ALPHA, Difference
-from benchmarks.evidence.cells import CELLS, LABELLED, Cell
+from benchmarks.core.statistics import Difference, significant
+from benchmarks.evidence.cells import BASELINE, CELLS, LABELLED, Cell
 from benchmarks.evidence.choices import Run, reported
-from benchmarks.evidence.tables import BASELINE, all_runs, differences, gain, line, mean_of
+from benchmarks.evidence.tables import all_runs, differences, gain, line, mean_of
 
 COLUMNS = {  # arms in the order of the table, and the heads of their columns
     "pooled": "modes",
@@ -47,8 +47,7 @@ def shown(difference: Difference | None, cell: Cell, arm: str) -> str:
     if difference is None:
         return ""
     text = gain(difference)
-    complete = difference.seeds >= len(cell.seeds)
-    sure = complete and difference.holm is not None and difference.holm < ALPHA
+    sure = significant(difference, len(cell.seeds))
     flow = cell.flows.get(arm)
     mark = KNOWS if flow and flow.trained_on == LABELLED and cell.per_class else ""
     return (f"**{text}**" if sure else text) + mark

@@ -30,7 +30,7 @@ class Flow:
     Attributes:
         name: what the record calls it.
         trained_on: what its network has seen.
-        where: what `from_pretrained` loads; by default the name.
+        where: what `from_pretrained` loads.
         autoencoder: of a flow over latents; with `name` "linear" the modes are those of its latents.
     """
 
@@ -121,11 +121,7 @@ def modes(data: Images, s: Values, flow: Flow | None, labels: str, move: str = "
     if flow is None:
         base = linear_flow(data)
     else:
-        base = (
-            nfa.ConditionalFlow.from_pretrained(flow.where or flow.name)
-            .to(data.levels.device)
-            .eval()
-        )
+        base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device).eval()
         base.set_net_dtype(changes.NET_DTYPE)
     return fitted(base, data, Settings(strength=s["strength"], p=s["p"], move=move), labels)
 
@@ -136,7 +132,7 @@ def nfa_arm(labels: str, move: str = "pca") -> Make:
 
 def conditional(data: Images, s: Values, flow: Flow | None) -> Arm:
     """The paper's conditional encoding, with the modes that its flow came with."""
-    base = nfa.ConditionalFlow.from_pretrained(flow.where or flow.name).to(data.levels.device)
+    base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device)
     return moved(kept_modes(base.eval(), data, Settings(strength=s["strength"], p=s["p"])))
 
 
@@ -176,7 +172,7 @@ def latent(data: Images, s: Values, flow: Flow | None) -> Arm:
     if flow.name == LINEAR:
         augment = NFAugment.from_data(pairs, **how)
     else:
-        augment = NFAugment.from_pretrained(flow.where or flow.name, **how).fit(pairs)
+        augment = NFAugment.from_pretrained(flow.where, **how).fit(pairs)
     return CopiesArm(copies_of(data, augment), s["p"])
 
 
@@ -198,8 +194,8 @@ ENTRIES: dict[str, Entry] = {
     "cutmix": Entry("CutMix", cutmix, grid(alpha=(1.0, 0.2), p=(0.5, 1.0))),
     "erasing": Entry("RandomErasing", erasing, grid(reprob=(0.25, 0.1, 0.5, 0.75))),
     "cosine": Entry("cosine shading, no data", with_change(changes.cosine), MOVES),
-    "colour-pca": Entry("colour PCA", with_change(changes.colour_pca), grid(strength=(0.1, 0.5), p=(1.0, 0.5))),
-    "noise": Entry("white noise of equal energy", with_change(changes.matched_noise), MOVES),
+    "colour-pca": Entry("colour PCA", with_change(changes.ColourPCA), grid(strength=(0.1, 0.5), p=(1.0, 0.5))),
+    "noise": Entry("white noise of equal energy", with_change(changes.WhiteNoise), MOVES),
     "pooled": Entry("NFA linear, pooled modes", nfa_arm("none"), MOVES),
     "class": Entry("NFA linear, class modes", nfa_arm("given"), MOVES),
     "flow-joint": Entry("NFA deep flow (joint), pooled modes", nfa_arm("none"), MOVES, flow=True),

@@ -13,6 +13,8 @@ from benchmarks.finetuning.recipe import FinetuneRecipe
 
 SEEDS = (0, 1, 2, 3, 4)  # of what is reported
 SEARCH_SEED = 100  # of what is chosen: other images, another start
+BASELINE = "crop-flip"
+SUITE = "evidence"  # of the record
 HELD = 0.1  # share of the training images that choices are made on, and no training sees
 
 CIFAR10 = "CIFAR-10"

@@ -61,14 +61,6 @@ class WhiteNoise(Change):
         return self.std * noise.view(-1, *self.size)
 
 
-def colour_pca(data: Images, strength: float) -> Change:
-    return ColourPCA(data, strength)
-
-
-def matched_noise(data: Images, strength: float) -> Change:
-    return WhiteNoise(data, strength)
-
-
 class PushedChange(ClassifierChange):
     """Another change whose noise is pushed up the classifier's loss by one gradient step, its length kept.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.evidence.arms import ENTRIES, Values
-from benchmarks.evidence.cells import CELLS, SEARCH_SEED, Cell
+from benchmarks.evidence.cells import BASELINE, CELLS, SEARCH_SEED, Cell
 
 Run = dict[str, Any]
 
@@ -34,14 +34,24 @@ def tuned_recipe(runs: list[Run], cell: Cell) -> Any:
         return cell.recipe
     if len(cell.tuning) == 1:
         return dataclasses.replace(cell.recipe, **cell.tuning[0])
-    found = held_runs(runs, cell, "crop-flip")
-    scores = {
-        json.dumps(s, sort_keys=True): r["metrics"]["top1"]
-        for s in cell.tuning for r in found if has(r, s)
-    }  # fmt: skip
-    if len(scores) < len(cell.tuning):
-        raise LookupError(f"{len(scores)} of {len(cell.tuning)} runs of the tuning of {cell.name}")
-    return dataclasses.replace(cell.recipe, **json.loads(max(scores, key=scores.__getitem__)))
+    found = tuning_runs(runs, cell)
+    if None in found:
+        done = len(found) - found.count(None)
+        raise LookupError(f"{done} of {len(found)} runs of the tuning of {cell.name}")
+    return dataclasses.replace(cell.recipe, **cell.tuning[best(found)])
+
+
+def tuning_runs(runs: list[Run], cell: Cell) -> list[Run | None]:
+    """The run of crop and flip with every recipe of the tuning; None for those not on record."""
+    own = held_runs(runs, cell, BASELINE)
+    wanted = [dataclasses.asdict(dataclasses.replace(cell.recipe, **s)) for s in cell.tuning]
+    return [next((r for r in own if has(r, recipe)), None) for recipe in wanted]
+
+
+def best(runs: Sequence[Run | None]) -> int:
+    """The first of the runs with the highest top-1."""
+    scores = [r["metrics"]["top1"] for r in runs if r]
+    return scores.index(max(scores))
 
 
 def has(run: Run, settings: Values) -> bool:
@@ -65,11 +75,11 @@ def chosen(runs: list[Run], cell: Cell, arm: str) -> Values:
     if len(settings) == 1:
         return settings[0]
     where = CELLS[cell.tuned_in] if cell.tuned_in else cell
-    scores = [r and r["metrics"]["top1"] for r in searched(runs, where, arm)]
-    if None in scores:
-        done = len(scores) - scores.count(None)
+    found = searched(runs, where, arm)
+    if None in found:
+        done = len(found) - found.count(None)
         raise LookupError(f"{done} of {len(settings)} runs of the search of {arm} in {where.name}")
-    return settings[max(range(len(settings)), key=scores.__getitem__)]
+    return settings[best(found)]
 
 
 def expected(runs: list[Run], cell: Cell, arm: str) -> dict[str, Any]:

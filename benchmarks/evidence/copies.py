@@ -35,8 +35,10 @@ class CopiesArm(Arm):
 
 
 @torch.no_grad()
-def copies_of(data: Images, augment: NFAugment, count: int = COUNT) -> Tensor:
-    """Moves every image `count` times, encoding it once: uint8 (N, count, C, H, W).
+def copies_of(data: Images, augment: NFAugment) -> Tensor:
+    """Moves every image COUNT times, encoding it once: uint8 (N, COUNT, C, H, W).
+
+    The random numbers are the same in every run: other seeds have other images, in other order.
 
     Args:
         augment: with modes of all images together; its `p` is not used.
@@ -45,8 +47,8 @@ def copies_of(data: Images, augment: NFAugment, count: int = COUNT) -> Tensor:
     made = []
     for levels in data.levels.split(BATCH):
         x = pixels.levels_to_model(levels)
-        noise = draw_noise(count * len(x), change.noise_size, g)
+        noise = draw_noise(COUNT * len(x), change.noise_size, g)
         moves, _, _ = change.bounded(lambda x=x: x, torch.zeros(len(noise), dtype=int), noise)
-        moved = add_change(levels.repeat(count, 1, 1, 1), moves)
-        made.append(moved.unflatten(0, (count, len(x))).transpose(0, 1))
+        moved = add_change(levels.repeat(COUNT, 1, 1, 1), moves)
+        made.append(moved.unflatten(0, (COUNT, len(x))).transpose(0, 1))
     return torch.cat(made)

@@ -16,13 +16,13 @@ class EitherOr(Arm):
         other: the policy, of a PIL image.
     """
 
-    def __init__(self, step: LevelsStep, other: Policy, share: float = 0.5):
+    def __init__(self, step: LevelsStep, other: Policy):
         super().__init__(before=self.move, levels=self.rest)
-        self.step, self.other, self.share = step, other, share
+        self.step, self.other = step, other
 
     def move(self, levels: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
         """Moves a random share of the images, and keeps which for `rest`."""
-        self.moved = (torch.rand(len(levels), generator=g) < self.share).to(levels.device)
+        self.moved = (torch.rand(len(levels), generator=g) < 0.5).to(levels.device)
         where = self.moved.view(-1, 1, 1, 1)
         return torch.where(where, self.step(levels, y, g), levels)
 

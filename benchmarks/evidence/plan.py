@@ -9,10 +9,9 @@ from typing import Any
 from benchmarks.core import records
 from benchmarks.core.common import flow_title
 from benchmarks.evidence.arms import ENTRIES
-from benchmarks.evidence.cells import SEARCH_SEED, Cell
+from benchmarks.evidence.cells import BASELINE, SEARCH_SEED, SUITE, Cell
 from benchmarks.evidence.choices import chosen, expected, tuned_recipe
 
-SUITE = "evidence"
 STAGES = ("tune", "search", "report")
 
 
@@ -41,7 +40,7 @@ def tune(cell: Cell) -> Iterator[dict]:
     if len(cell.tuning) > 1 and not cell.tuned_in:
         for settings in cell.tuning:
             recipe = dataclasses.replace(cell.recipe, **settings)
-            yield describe(cell, "crop-flip", recipe, {}, SEARCH_SEED, "held")
+            yield describe(cell, BASELINE, recipe, {}, SEARCH_SEED, "held")
 
 
 def search(cell: Cell, arm: str, runs: list[dict]) -> Iterator[dict]:

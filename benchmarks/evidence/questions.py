@@ -5,35 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from benchmarks.core.statistics import Difference, compare, corrected, residual_deviation, verdict
+from benchmarks.core.statistics import Difference, compare, corrected, verdict
 from benchmarks.evidence.answers import title
-from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.cells import BASELINE, CELLS, Cell
 from benchmarks.evidence.choices import Run, reported
-from benchmarks.evidence.tables import BASELINE, MARGIN, all_runs, gain, line
+from benchmarks.evidence.tables import MARGIN, all_runs, degrees, gain, line
 
 QUESTIONS = {  # the question to the arm and what it is compared to
     "Does NFA with modes of pixels help alone?": ("pooled", BASELINE),
     "Do these modes help on top of RandAugment?": ("randaugment+pooled", "randaugment"),
-    "Do they help in turns with RandAugment, compared with RandAugment for every image?":
+    "Does either RandAugment or modes for each image help, compared with RandAugment for all?":
         ("randaugment|pooled", "randaugment"),
-    "Do they help in turns with RandAugment, compared with RandAugment for some images and nothing for the others?":
+    "Does it, compared with RandAugment for some images and nothing for the others?":
         ("randaugment|pooled", "randaugment-some"),
-    "Do they help in turns with RandAugment, compared with turns of shading without data?":
+    "Does it, compared with either RandAugment or shading without data?":
         ("randaugment|pooled", "randaugment|cosine"),
-    "Do they help instead of RandAugment?": ("pooled", "randaugment"),
+    "Do modes help instead of RandAugment?": ("pooled", "randaugment"),
     "What do modes of pixels give that shading without data does not?": ("pooled", "cosine"),
     "What does a deep flow give that modes of pixels do not?": ("flow-joint", "pooled"),
     "What does a deep flow give that shading without data does not?": ("flow-joint", "cosine"),
     "Does a deep flow help instead of RandAugment?": ("flow-joint", "randaugment"),
-    "Does a deep flow help in turns with RandAugment, compared with RandAugment for every image?":
+    "Does either RandAugment or a deep flow for each image help, compared with RandAugment for all?":
         ("randaugment|flow", "randaugment"),
-    "Does a deep flow help in turns with RandAugment, compared with turns of modes of pixels?":
+    "Does it, compared with either RandAugment or modes of pixels?":
         ("randaugment|flow", "randaugment|pooled"),
     "What do modes of each class give that modes of all images do not?": ("class", "pooled"),
     "What do modes of latents give that modes of pixels do not?": ("latent-linear", "pooled"),
     "What does a deep flow over latents give that their modes do not?":
         ("latent-deep", "latent-linear"),
-    "What do moves up the loss give that random ones do not?": ("adversarial", "pooled"),
+    "What do moves up the loss, after the crop, give that random ones before it do not?":
+        ("adversarial", "pooled"),
     "What do modes of pixels give that white noise does not?": ("pooled", "noise"),
 }  # fmt: skip
 
@@ -61,10 +62,10 @@ def questions(runs: list[Run]) -> str:
     answers: dict[str, list[str]] = {question: [] for question in QUESTIONS}
     for cell in CELLS.values():
         found = of_cell(cell, runs)
-        degrees = residual_deviation(line(reported(runs, cell)))[1] if found else 0
+        dof = degrees(line(reported(runs, cell)))
         for question, difference in found.items():
             p = "" if math.isnan(difference.p) else f" (p {difference.holm:.2g})"
-            said = f"{verdict(difference, MARGIN, degrees, len(cell.seeds))}{p}"
+            said = f"{verdict(difference, MARGIN, dof, len(cell.seeds))}{p}"
             answers[question].append(f"  - {title(cell)}: {gain(difference)}, {said}")
     parts = [f"- **{question}**\n" + "\n".join(own) for question, own in answers.items() if own]
     return "\n".join(parts) or "Not measured yet."

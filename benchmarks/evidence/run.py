@@ -24,8 +24,8 @@ from torch.multiprocessing import get_context
 from benchmarks.core import records
 from benchmarks.core.common import command_line
 from benchmarks.evidence.arms import ENTRIES
-from benchmarks.evidence.cells import CELLS, Cell
-from benchmarks.evidence.plan import STAGES, SUITE, missing, waiting
+from benchmarks.evidence.cells import CELLS, SUITE, Cell
+from benchmarks.evidence.plan import STAGES, missing, waiting
 from benchmarks.evidence.work import Place, add_place, execute, place_of, start
 
 
@@ -47,9 +47,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_plan(parser)
     add_place(parser)
     args = parser.parse_args(argv)
-    recipe = CELLS[args.cell].recipe
-    if getattr(recipe, "weights", "") and not args.weights:
-        parser.error(f"{args.cell} starts from {recipe.weights}: give its file, --weights FILE")
+    named = getattr(CELLS[args.cell].recipe, "weights", "")
+    if named and not args.weights:
+        parser.error(f"{args.cell} starts from {named}: give its file, --weights FILE")
+    if args.weights and not named:
+        parser.error(f"{args.cell} trains from scratch: drop --weights")
     return args
 
 
@@ -75,27 +77,34 @@ def fill(
     """Does all that is missing of a cell, `jobs` trainings at once, and appends it to the record.
 
     No training starts that would not be done within `time_limit` seconds at the pace of the slowest
-    so far.
+    so far. Where one fails, those beside it are finished and recorded before its error is raised.
     """
     end, slowest, late = time.time() + time_limit, 0.0, False
-    running: dict[Future, dict] = {}
+    failed: BaseException | None = None
+    running: dict[Future, tuple[dict, float]] = {}  # with the time of the start
     with ProcessPoolExecutor(jobs, get_context("spawn"), start, (cell, place)) as pool:
         while True:
-            known = {records.key(run) for run in running.values()}
+            known = {records.key(run) for run, _ in running.values()}
             runs = missing(cell, records.read(path), arms, stages)
             pending = [run for run in runs if records.key(run) not in known]
-            late |= bool(pending) and time.time() + slowest > end
-            while pending and not late and len(running) < jobs:
-                run = pending.pop(0)
-                running[pool.submit(execute, run)] = run
+            while pending and not failed and len(running) < jobs:
+                run, now = pending.pop(0), time.time()
+                if now + slowest * ENTRIES[run["arm"]].longer > end:
+                    late = True
+                else:
+                    running[pool.submit(execute, run)] = run, now
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
-                run = future.result()
-                slowest = max(slowest, run["seconds"] + run["flow_seconds"])
-                records.append(run, path)
-                show(run)
+                run, began = running.pop(future)
+                slowest = max(slowest, (time.time() - began) / ENTRIES[run["arm"]].longer)
+                if error := future.exception():
+                    failed = failed or error
+                    continue
+                records.append(future.result(), path)
+                show(future.result())
+    if failed:
+        raise failed
     if late:
         print("time limit reached; the same command resumes")
     elif "report" in stages:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from statistics import fmean
-from typing import Any
 
 from benchmarks.core import records
 from benchmarks.core.common import markdown_table
@@ -19,20 +19,20 @@ from benchmarks.core.statistics import (
     verdict,
 )
 from benchmarks.evidence.arms import ENTRIES
-from benchmarks.evidence.cells import CELLS, Cell
+from benchmarks.evidence.cells import BASELINE, CELLS, SUITE, Cell
 from benchmarks.evidence.choices import (
     Run,
     chosen,
+    expected,
     has,
     held_runs,
     reported,
     searched,
     tuned_recipe,
+    tuning_runs,
 )
 
-BASELINE = "crop-flip"
 MARGIN = 1.0  # points of top-1 within which two arms are called level
-SUITE = "evidence"
 
 
 def all_runs() -> list[Run]:
@@ -54,15 +54,13 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
     values = line(found)
     against = {other: differences(values, other, cell) for other in (BASELINE, "randaugment")}
     dof = degrees(values)
-    base_cost = fmean(r["cpu_seconds"] for r in found[BASELINE].values())
     head = [
         "arm", "setting", "seeds", "top-1", "over crop and flip", "Holm's p", "that is", "over RandAugment", "NLL", "ECE",
-        "under corruptions", "CPU time",
+        "under corruptions", "time",
     ]  # fmt: skip
     rows = [head]
     for arm, own in found.items():
         base = against[BASELINE].get(arm)
-        cost = fmean(cpu_seconds(r) for r in own.values()) / base_cost
         metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece")}
         found_corrupted = mean_of(own, "corrupted_top1")
         corrupted = "" if math.isnan(found_corrupted) else f"{found_corrupted:.1f}"
@@ -71,7 +69,7 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
             f"{base.holm:.2g}" if base and base.holm is not None and not math.isnan(base.holm) else "",
             verdict(base, MARGIN, dof, len(cell.seeds)) if base else "", gain(against["randaugment"].get(arm)),
             f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}",
-            corrupted, f"{cost:.2f}",
+            corrupted, relative_time(own, found[BASELINE]),
         ])  # fmt: skip
     return f"{recipe_line(cell, runs, found)}\n\n{markdown_table(rows)}"
 
@@ -94,8 +92,22 @@ def degrees(values: Line) -> int:
         return 0
 
 
-def cpu_seconds(run: Run) -> float:
-    """CPU time of a training and of what was made for it; runs of the first weeks have the latter's wall time."""
+def relative_time(runs: dict[int, Run], base: dict[int, Run]) -> str:
+    """Time of trainings over that of the same seeds of `base`, on the same device; empty without any."""
+    ratios = [
+        seconds(r) / seconds(base[seed])
+        for seed, r in runs.items() if seed in base and base[seed]["device"] == r["device"]
+    ]  # fmt: skip
+    return f"{fmean(ratios):.2f}" if ratios else ""
+
+
+def seconds(run: Run) -> float:
+    """CPU time of a training and of what was made for it; on a GPU wall time.
+
+    The first runs have the wall time of what was made.
+    """
+    if not run["device"].endswith(" threads"):
+        return run["seconds"] + run["flow_seconds"]
     return run["cpu_seconds"] + run.get("flow_cpu_seconds", run["flow_seconds"])
 
 
@@ -120,7 +132,8 @@ def recipe_line(cell: Cell, runs: list[Run], found: dict[str, dict[int, Run]]) -
     rate = getattr(recipe, "max_lr", None) or recipe.lr
     text = (
         f"**{cell.data}, {run['training_images']:,} training images** ({cell.network}, {recipe.epochs} epochs of batch "
-        f"{recipe.batch_size}, learning rate {rate:g}, weight decay {recipe.weight_decay:g}"
+        f"{recipe.batch_size}, learning rate {rate:g}, weight decay {recipe.weight_decay:g}, "
+        f"label smoothing {recipe.smoothing:g}"
     )
     try:
         deviation, dof = residual_deviation(line(found))
@@ -155,15 +168,20 @@ def tried(cell: Cell, arm: str, runs: list[Run]) -> list[str]:
 
 
 def tuning_table(cell: Cell, runs: list[Run]) -> str:
-    """Top-1 of crop and flip on held-out training images, for every recipe that was tried."""
-    names = list(cell.tuning[0])
+    """Top-1 of crop and flip on held-out training images, for every recipe that was tried.
+
+    Those outside of the grid, from which none was chosen, come last.
+    """
+    names, grid = list(cell.tuning[0]), tuning_runs(runs, cell)
+    fixed = {k: v for k, v in asdict(cell.recipe).items() if k not in names}
+    others = [r for r in held_runs(runs, cell, BASELINE) if has(r, fixed) and r not in grid]
     rows = [[*names, "top-1", "NLL", "ECE"]]
-    for setting in cell.tuning:
-        for r in held_runs(runs, cell, BASELINE):
-            if has(r, setting):
-                m: dict[str, Any] = r["metrics"]
-                numbers = [f"{m['top1']:.1f}", f"{m['nll']:.3f}", f"{m['ece']:.1f}"]
-                rows.append([*(f"{setting[n]:g}" for n in names), *numbers])
+    for r in [*grid, *others]:
+        if r:
+            values, m = (r["settings"][n] for n in names), r["metrics"]
+            mark = "" if r in grid else " (not in the grid)"
+            numbers = [f"{m['top1']:.1f}{mark}", f"{m['nll']:.3f}", f"{m['ece']:.1f}"]
+            rows.append([*(f"{v:g}" for v in values), *numbers])
     return markdown_table(rows)
 
 
@@ -190,9 +208,10 @@ def cells_table() -> str:
 
 def is_searched(cell: Cell, arm: str, runs: list[Run]) -> bool:
     try:
-        return bool(chosen(runs, cell, arm)) or None not in searched(runs, cell, arm)
+        expected(runs, cell, arm)
     except LookupError:
         return False
+    return True
 
 
 GAINS = (0.3, 0.5, 1.0, 2.0)  # points; 0.3 is what the paper's augmentations gain on ImageNet-ReaL

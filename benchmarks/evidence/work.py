@@ -13,12 +13,14 @@ import torch
 
 from benchmarks.cifar.testing import test
 from benchmarks.cifar.training import cpu_time, train
-from benchmarks.core.common import environment
+from benchmarks.core.common import environment, today
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.data import load, training_images
 from timm_nfaug._utils.processes import end_with_parent
+from timm_nfaug.autoencoder import load_autoencoder
 from timm_nfaug.hub import bundled_flows
+from train_flow.data import find_splits
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Place:
         autoencoder = flow.autoencoder and self.autoencoder
         return dataclasses.replace(flow, where=where, autoencoder=autoencoder)
 
+    def seen(self, cell: Cell, arm: str) -> dict[str, str]:
+        """Which autoencoder an arm moves the latents of, for its record; nothing for other arms."""
+        flow = self.flow(cell, arm)
+        if flow is None or not flow.autoencoder:
+            return {}
+        return {"autoencoder": load_autoencoder(flow.autoencoder).digest()}
+
     def lacks(self, cell: Cell, arm: str) -> str:
         """What an arm needs and is not there; nothing where it can run."""
         if not ENTRIES[arm].flow:
@@ -81,6 +90,9 @@ class Worker:
     def __init__(self, cell: Cell, place: Place):
         torch.set_num_threads(place.threads)
         self.cell, self.place = cell, place
+        self.environment = (
+            environment()
+        )  # of the code that was imported, whatever is committed later
         self.pool, self.splits = load(cell, place.data_dir)
 
     def execute(self, run: dict) -> dict:
@@ -95,13 +107,14 @@ class Worker:
         fit = {"flow_seconds": time.perf_counter() - wall, "flow_cpu_seconds": cpu_time() - cpu}
         model, cost = train(data, arm, recipe, seed, place.workers)
         corrupted = cell.corrupted if run["split"] == "test" else 0
-        images, e = self.splits[run["split"]].to(device), environment()
-        machine = e["machine"]["gpu"] if device.type == "cuda" else e["machine"]["cpu"]
+        images, e = self.splits[run["split"]].to(device), self.environment
+        cpu_name = f"{e['machine']['cpu']}, {place.threads} threads"
+        machine = e["machine"]["gpu"] if device.type == "cuda" else cpu_name
         return run | {
             "metrics": test(model, images, recipe.bf16, corrupted, views=recipe.views),
             "training_images": len(data), **cost, **fit,
-            "device": f"{machine}, {place.threads} threads", "versions": e["versions"], "commit": e["commit"],
-            "dirty": e["dirty"], "date": e["date"], "command": place.command,
+            "device": machine, "versions": e["versions"], "commit": e["commit"], "dirty": e["dirty"],
+            "date": today(), "command": place.command, **place.seen(cell, run["arm"]),
         }  # fmt: skip
 
 
@@ -135,5 +148,14 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def place_of(args: argparse.Namespace, command: str) -> Place:
+    """The place that flags name; raises SystemExit for data that lacks a split."""
+    try:
+        held = find_splits(args.data_dir)[1]
+    except (ValueError, OSError) as e:
+        raise SystemExit(f"error: {e}") from None
+    if held is None:
+        raise SystemExit(
+            f"{args.data_dir} has no val/ beside train/; the evidence is reported on it"
+        )
     names = {f.name for f in dataclasses.fields(Place)} & set(vars(args))
     return Place(command=command, **{name: getattr(args, name) for name in names})

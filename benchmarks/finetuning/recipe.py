@@ -48,7 +48,7 @@ class FinetuneRecipe:
     lr: float = 2.5e-4
     head_lr: float = 4.0  # times the learning rate
     momentum: float = 0.9  # of the optimizers that have one
-    weight_decay: float = 0.05  # not of biases and scales
+    weight_decay: float = 0.05  # not of biases, scales and what the model names
     warmup: float = 0.1  # share of the steps
     norm: str = "folded"  # of NORMS
     frozen: bool = False  # train the head alone
@@ -176,7 +176,9 @@ def parameter_groups(model: nn.Module, recipe: FinetuneRecipe) -> list[dict]:
     """The trained parameters of a timm model by weight decay and learning rate."""
     head = {id(p) for p in model.get_classifier().parameters()}
     groups = []
-    for group in param_groups_weight_decay(model, recipe.weight_decay):
+    kept = getattr(model, "no_weight_decay", set)()  # position embeddings and class tokens
+    decay = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=kept)
+    for group in decay:
         for factor, in_head in ((1.0, False), (recipe.head_lr, True)):
             own = [p for p in group["params"] if (id(p) in head) == in_head]
             if own:

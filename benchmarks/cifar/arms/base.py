@@ -74,7 +74,7 @@ class Arm:
         self.smoothing = 0.0  # of labels, as the recipe says
         self.erase = RandomErasing(reprob, mode="pixel", device="cpu") if reprob else None
 
-    def start(self, model: nn.Module, steps: int) -> None:
+    def start(self, model: nn.Module) -> None:
         """Is called once before the first step; the classifier goes to the changes that ask it."""
         for step in (self.before, self.levels):
             if isinstance(step, NFAStep) and isinstance(step.augment.change, ClassifierChange):
@@ -97,7 +97,7 @@ class Arm:
             x = self.erase(x)
         return x, y
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor, step: int) -> Tensor:
+    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(model(x), target, label_smoothing=self.smoothing)
 
 
