@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import timm_nfaug as nfa
 from benchmarks.core.common import RESULTS, ROOT
 from benchmarks.core.pages import SECTION
+from benchmarks.evidence.cells import CELLS
+from benchmarks.evidence.choices import best, tuning_runs
+from benchmarks.evidence.tables import all_runs
 from timm_nfaug.integration.fit import FIT_IMAGES_POOLED
 from train_flow.config import list_configs, load_config
 
@@ -221,6 +224,36 @@ def test_costs_are_those_of_the_record():
     number = r"(?<![\w\[-])\d{1,3}(?:,\d{3})*%?(?![\d\]]| px)"  # but for sizes and [0, 1]
     said = re.findall(number, checked("costs", README))
     assert said == [*known, *shares, *known_deep, f"{FIT_IMAGES_POOLED:,}"]
+
+
+def test_costs_in_words_are_those_of_the_record():
+    rows = json.loads((RESULTS / "throughput.json").read_text())["results"]["rows"]
+    us = {(r["name"], r["size"]): r["us_per_image"] for r in rows}
+    deep = us["NFA conv_p4_small (uint8 batch)", 32]
+    settings, timm = (
+        " ".join((ROOT / "docs" / page).read_text().split()) for page in ("settings.md", "timm.md")
+    )
+    times = round(deep / us["timm RandAugment (PIL)", 32], -1)
+    assert f"about {times:.0f} times RandAugment on a CPU" in settings
+    assert f"takes a worker {deep / 1000:.1f} ms an image" in timm
+    cached = [
+        us["NFA, cached tangents (PIL)", px] / us["timm RandAugment (PIL)", px] for px in (32, 224)
+    ]
+    assert cached == pytest.approx([2.5, 1.25], rel=0.05)
+    assert "two and a half times RandAugment at 32 px and a quarter more at 224 px" in timm
+
+
+def test_the_recipe_that_is_calibrated_without_augmentation_is_that_of_the_record():
+    cell = CELLS["finetune-cifar10-25"]
+    runs = [r for r in tuning_runs(all_runs(), cell) if r]
+    chosen = runs[best(runs)]
+    (other,) = [r for r in runs if r["metrics"]["ece"] == min(x["metrics"]["ece"] for x in runs)]
+    a, b = chosen["settings"], other["settings"]
+    assert a["smoothing"] > b["smoothing"] == 0 and a["lr"] > b["lr"]
+    behind = chosen["metrics"]["top1"] - other["metrics"]["top1"]
+    assert 0.4 < behind < 0.6 and round(other["metrics"]["ece"]) == 7
+    text = " ".join((ROOT / "docs/evidence.md").read_text().split())
+    assert "was half a point behind and had an ECE of 7 on the held-out images (one seed)" in text
 
 
 def test_the_citation_and_the_package_agree():
