@@ -65,7 +65,11 @@ def test_the_flow_that_is_chosen_is_ahead_on_images_that_it_has_not_seen():
         (["--img-size", 65], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (["--in-chans", 1], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (["--nfa-flow", "linear"], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
-        (["--pretrained"], "fine-tuned: flow linear, s 0.5, p 0.5", "space linear, s 0.5"),
+        (
+            ["--pretrained"],
+            f"fine-tuned: flow linear, s 0.5, p 0.5, {FINE_TUNED.why}",
+            "space linear, s 0.5",
+        ),
         (["--nfa-flow", "cosine"], "from scratch: flow cosine, s 1, p 0.5", "s 1, k 32, p 0.5"),
         (["--nfa-place", "dataset", "-j", 1], f"flow {DEEP}, s 1, p 0.5", "deep, s 1, k 32"),
     ],

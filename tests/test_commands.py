@@ -19,7 +19,7 @@ from PIL import Image
 import timm_nfaug as nfa
 from timm_nfaug import hub
 from timm_nfaug.__main__ import COMMANDS, main
-from timm_nfaug.advice import DEEP
+from timm_nfaug.advice import DEEP, FINE_TUNED, FROM_SCRATCH
 from timm_nfaug.commands import flows, survey
 
 ROOT = Path(__file__).parent.parent
@@ -174,8 +174,8 @@ def test_an_ordinary_dataset(look, image_folder, tmp_path):
     deep = f"--aug nfa-s1-p0.5 --nfa-flow {DEEP} --nfa-fit"
     wanted = f"{deep} from scratch, --aug nfa-s0.5-p0.5 fine-tuned"
     assert lines["try"] == f"{wanted}; --aug nfa chooses between them"
-    cells = "in the cells cifar10-50, tiny-50, finetune-cifar10-25"
-    assert lines["measured"] == f"{cells} of docs/evidence.md"
+    why = f"from scratch: {FROM_SCRATCH.why}; fine-tuned: {FINE_TUNED.why}"
+    assert lines["measured"] == f"{why} (docs/evidence.md)"
     assert lines["modes"] == "32 of 32, of all images together"
     assert re.fullmatch(r"\d+ us an image at 32 px, RandAugment \d+ us .+", lines["cost"])
     with Image.open(tmp_path / "preview.png") as sheet:
@@ -200,7 +200,7 @@ def test_grey_images_are_moved_by_their_own_modes(look, tmp_path):
 def test_other_than_small_photographs_are_moved_by_their_own_modes(look, image_folder, flags):
     _, _, lines = look(image_folder, *flags)
     assert lines["try"].startswith("--aug nfa-s1-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine-tuned")
-    assert lines["measured"].startswith("in the cells cifar10-50, tiny-50, finetune-cifar10-25")
+    assert lines["measured"].startswith(f"from scratch: {FROM_SCRATCH.why}; ")
     assert lines["next"].endswith(" --aug nfa-s1-p0.5")
 
 

@@ -8,6 +8,10 @@ import pytest
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_nfaug as nfa
+from benchmarks.core.statistics import verdict
+from benchmarks.evidence.cells import BASELINE, CELLS
+from benchmarks.evidence.choices import reported
+from benchmarks.evidence.tables import MARGIN, all_runs, degrees, differences, line
 from tests import recipes
 from timm_nfaug import preview
 from timm_nfaug.advice import DEEP, FEW, FINE_TUNED, FROM_SCRATCH, LARGEST, advise
@@ -109,6 +113,21 @@ def test_the_example(toy_images):
     found = recipes.run_recipe("settings.md", "places", {"loader": DataLoader(data, 60)})
     assert (found["aug"].strength, found["aug"].p, found["aug"].labels) == (0.25, 1.0, "given")
     assert found["weaker"].strength == 0.1 and found["weaker"].flow is found["aug"].flow
+
+
+@pytest.mark.parametrize("rule", [FROM_SCRATCH, FINE_TUNED], ids=["scratch", "tuned"])
+def test_a_rule_gains_where_the_record_says_so(rule):
+    """In one of its cells one of the three flows, alone, is ahead of crop and flip."""
+    verdicts = []
+    for name in rule.cells:
+        cell = CELLS[name]
+        values = line(reported(all_runs(), cell))
+        found = differences(values, BASELINE, cell)
+        verdicts += [
+            verdict(found[arm], MARGIN, degrees(values), len(cell.seeds))
+            for arm in ("pooled", "cosine", "flow-joint")
+        ]
+    assert ("ahead" in verdicts) == rule.gains
 
 
 def test_nfa_alone_is_what_the_rules_say():

@@ -15,6 +15,7 @@ class Advice(NamedTuple):
         flow: as ``--nfa-flow`` takes it; another than linear or cosine is to be fitted.
         cells: of docs/evidence.md, in whose searches they were the best, on average over three
             flows and by little; none for the defaults.
+        gains: whether NFA was shown to be ahead of crop and flip in one of these cells.
 
     >>> Advice(strength=1.0).aug
     'nfa-s1-p0.5'
@@ -24,6 +25,7 @@ class Advice(NamedTuple):
     strength: float = 0.5
     p: float = 0.5
     cells: tuple[str, ...] = ()
+    gains: bool = True
 
     @property
     def aug(self) -> str:
@@ -33,6 +35,18 @@ class Advice(NamedTuple):
         'nfa-s0.5-p0.5'
         """
         return settings_string({"strength": self.strength, "p": self.p})
+
+    @property
+    def why(self) -> str:
+        """Where the settings come from, in words.
+
+        >>> Advice().why, Advice(cells=("one", "two"), gains=False).why
+        ('the default', 'best on average over three flows in one and two, where no gain was shown')
+        """
+        if not self.cells:
+            return "the default"
+        found = f"best on average over three flows in {' and '.join(self.cells)}"
+        return found + ", where no gain was shown" * (not self.gains)
 
     @property
     def fit(self) -> bool:
@@ -56,7 +70,7 @@ class Advice(NamedTuple):
 FEW = 150  # images of a class, up to which there are rules: three times those of the cells
 LARGEST = 64  # pixels of a side, up to which the deep flow is taken: twice those of the cells
 FROM_SCRATCH = Advice(strength=1.0, p=0.5, cells=("cifar10-50", "tiny-50"))
-FINE_TUNED = Advice(strength=0.5, p=0.5, cells=("finetune-cifar10-25",))
+FINE_TUNED = Advice(strength=0.5, p=0.5, cells=("finetune-cifar10-25",), gains=False)
 
 
 def advise(

@@ -170,7 +170,6 @@ def _advice(
 ) -> list[Line]:
     """What to try, what it costs and what to type; draws the picture."""
     (scratch, tuned), (flow, aug, flags) = advised, taken
-    cells = ", ".join((*scratch.cells, *tuned.cells))
     side = _side(found, args)
     images = [square(found.dataset, i, side) for i in evenly(found.usable, TIMED)]
     nfa, policy = _cost(augment, images)
@@ -184,7 +183,8 @@ def _advice(
     return [
         ("try", f"{scratch.flags} from scratch, {tuned.flags} fine-tuned; "
                 f"{alone} chooses between them"),
-        ("measured", f"in the cells {cells} of docs/evidence.md" if cells else
+        ("measured", f"from scratch: {scratch.why}; fine-tuned: {tuned.why} (docs/evidence.md)"
+                     if scratch.cells else
                      "not yet with so many images of a class, see docs/evidence.md"),
         ("modes", f"{augment.modes}, cosine images, of no data" if flow == COSINE else
                   f"{_modes_of(augment)} of {augment.modes}, of all images together"),

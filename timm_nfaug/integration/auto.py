@@ -60,14 +60,9 @@ def with_advice(
     advice = advise(per_class, fine_tuned, args.nfa_flow, shape)
     few = "an unknown number of" if per_class is None else f"{per_class:,.0f}"
     start = "fine-tuned" if fine_tuned else "from scratch"
-    why = (
-        f"best on average over three flows in {' and '.join(advice.cells)}"
-        if advice.cells
-        else "the default"
-    )
     say(
         f"NFA auto: {few} images per class, {start}: flow {advice.flow}, s {advice.strength:g}, "
-        f"p {advice.p:g}, {why}; name others by --aug nfa-s0.5-p0.5 --nfa-flow {LINEAR} "
+        f"p {advice.p:g}, {advice.why}; name others by --aug nfa-s0.5-p0.5 --nfa-flow {LINEAR} "
         "(docs/settings.md)"
     )
     args = copy.copy(args)
