@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.core import records
 from benchmarks.core.common import command_line
 from benchmarks.evidence.arms import ENTRIES, grid
-from benchmarks.evidence.cells import BASELINE, FLOWS, SEEDS, Cell
+from benchmarks.evidence.cells import BASELINE, ELSEWHERE, SEEDS, Cell
 from benchmarks.evidence.run import able, add_plan, fill
 from benchmarks.evidence.tables import cell_table, search_table, tuning_table
 from benchmarks.evidence.work import add_place, place_of
@@ -30,7 +30,8 @@ from train_flow.data import list_files
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    cell, place = cell_of(args), place_of(args, command_line("benchmarks.finetune", argv))
+    place = place_of(args, command_line("benchmarks.finetune", argv))
+    cell = cell_of(args)
     path = args.record or Path("runs") / f"{cell.name}.jsonl"
     arms = able(cell, cell.arms, place)
     fill(cell, place, path, arms, args.stages, args.jobs, args.time_limit)
@@ -67,6 +68,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_plan(parser)
     add_place(parser)
     args = parser.parse_args(argv)
+    if args.frozen and args.norm == "trained":
+        parser.error("--frozen keeps the batch norms: --norm fixed or folded")
     if args.from_scratch and (args.weights or args.frozen or args.frozen_stages or args.norm):
         parser.error("--from-scratch trains all: drop --weights, --norm, --frozen, --frozen-stages")
     args.norm = "trained" if args.from_scratch else args.norm or "fixed"
@@ -90,7 +93,7 @@ def cell_of(args: argparse.Namespace) -> Cell:
     tuning = grid(epochs=tuple(args.epochs), lr=tuple(args.lrs), smoothing=tuple(args.smoothings))
     return Cell(
         f"{args.model.partition('.')[0]}-{start}{args.data_name}-{args.per_class}", args.data_name,
-        args.per_class, share, f"{args.model}, {args.side} px", recipe, tuning, arms, FLOWS,
+        args.per_class, share, f"{args.model}, {args.side} px", recipe, tuning, arms, ELSEWHERE,
         tuple(args.seeds or SEEDS), size=args.side, by_track=args.by_track, corrupted=0,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -208,6 +208,12 @@ def test_pushed_moves_raise_the_loss_and_keep_their_length(data):
 # ---- the command
 
 
+KNOWN = {  # what a training adds to its record
+    "metrics": {"top1": 1.0, "nll": 1.0, "ece": 1.0}, "images_seen": 1, "seconds": 0.1,
+    "flow_seconds": 0.0, "device": "", "versions": {}, "commit": "", "command": "",
+}  # fmt: skip
+
+
 def main(image_folder, tmp_path, *more):
     argv = ["--cell", "toy", "--data-dir", str(image_folder), "--record", str(tmp_path / "r.jsonl")]
     assert run.main([*argv, *more]) == 0
@@ -367,6 +373,36 @@ def test_an_arm_of_one_setting_is_searched_with_the_tuning(cell, runs):
     assert not tables.is_searched(cell, "crop-flip-long", runs[:1])
 
 
+def test_no_training_starts_that_would_end_after_the_time_limit(cell, tmp_path, monkeypatch):
+    """Ten seconds an epoch: after one second 12 more are enough for one training of one epoch."""
+    clock, started = [0.0], []
+
+    class Pool:  # each training takes its time at once
+        def __init__(self, *_):
+            pass
+
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+
+        def submit(self, _, run):
+            started.append((run["arm"], run["settings"]["epochs"]))
+            clock[0] += 10.0 * run["settings"]["epochs"]
+            done = Future()
+            done.set_result(run | KNOWN)
+            return done
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(run.time, "time", lambda: clock[0])
+    how = {"arms": ("crop-flip", "crop-flip-long"), "time_limit": 95.0}
+    run.fill(cell, Place(tmp_path), tmp_path / "r.jsonl", **how)
+    # two to tune, two seeds of one epoch, two of two: 80 seconds; with 75 the last is left out
+    assert len(started) == 6 and clock[0] == 80.0
+    clock[0], tuned = 0.0, started.copy()
+    started.clear()
+    run.fill(cell, Place(tmp_path), tmp_path / "s.jsonl", **how | {"time_limit": 75.0})
+    assert started == tuned[:-1]
+
+
 def test_a_failing_run_loses_none_beside_it(cell, image_folder, tmp_path, monkeypatch):
     """Its error is raised once the others are on record."""
     jobs = {"max_lr": 0.05, "sleep": 0.0}, {"max_lr": 0.1, "sleep": 0.5}
@@ -386,12 +422,8 @@ def test_a_failing_run_loses_none_beside_it(cell, image_folder, tmp_path, monkey
         time.sleep(own["sleep"])
         if not own["sleep"]:
             raise MemoryError("none left")
-        return run | known
+        return run | KNOWN
 
-    known = {
-        "metrics": {"top1": 1.0, "nll": 1.0, "ece": 1.0}, "images_seen": 1, "seconds": 0.1,
-        "flow_seconds": 0.0, "device": "", "versions": {}, "commit": "", "command": "",
-    }  # fmt: skip
     monkeypatch.setattr(run, "ProcessPoolExecutor", Pool)
     with pytest.raises(MemoryError, match="none left"):
         run.fill(cell, Place(image_folder), tmp_path / "r.jsonl", cell.arms, jobs=2)
@@ -409,8 +441,9 @@ def test_a_failing_run_loses_none_beside_it(cell, image_folder, tmp_path, monkey
 )
 def test_what_cannot_run_is_said_before_it_starts(flags, said, image_folder, capsys):
     names = {"DATA": str(image_folder), "TRAIN": str(image_folder / "train")}
+    flags = [names.get(f, f) for f in flags]
     with pytest.raises(SystemExit) as end:
-        run.main(["--cell", "cifar10-50", *(names.get(f, f) for f in flags)])
+        run.main(["--cell", "cifar10-50", *flags])
     assert said in f"{end.value}{capsys.readouterr().err}"
 
 

@@ -225,6 +225,20 @@ def test_the_command_compares_arms_on_a_folder(weights, image_folder, tmp_path, 
     assert records.read(record) == runs
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data-dir", "nowhere"], "no directory nowhere"),
+        (["--data-dir", "DATA", "--frozen", "--norm", "trained"], "keeps the batch norms"),
+    ],
+)
+def test_what_cannot_run_is_said_in_a_line(flags, said, image_folder, capsys):
+    flags = [str(image_folder) if f == "DATA" else f for f in flags]
+    with pytest.raises(SystemExit) as end:
+        finetune.main(["--model", "mobilenetv2_050", *flags])
+    assert said in f"{end.value}{capsys.readouterr().err}"
+
+
 def test_splits_by_track_are_a_cell_of_their_own(image_folder):
     argv = ["--model", "mobilenetv2_050", "--data-dir", str(image_folder)]
     plain, tracks = (

@@ -235,7 +235,7 @@ def test_costs_in_words_are_those_of_the_record():
     )
     times = round(deep / us["timm RandAugment (PIL)", 32], -1)
     assert f"about {times:.0f} times RandAugment on a CPU" in settings
-    assert f"takes a worker {deep / 1000:.1f} ms an image" in timm
+    assert f"takes a worker at least {deep / 1000:.1f} ms an image" in timm
     cached = [
         us["NFA, cached tangents (PIL)", px] / us["timm RandAugment (PIL)", px] for px in (32, 224)
     ]

@@ -109,7 +109,7 @@ class QuickRecipe:
 
     def build(self, data: Images) -> nn.Module:
         model = QuickNet(len(data.class_names), self.width)
-        some = data.levels[:: max(1, len(data) // WHITENING)][:WHITENING]  # of all classes
+        some = data.levels[:: -(-len(data) // WHITENING)]  # evenly, of all classes
         model.whiten_patches(normalize(some.cpu()))
         return model.to(memory_format=torch.channels_last)
 

@@ -77,9 +77,11 @@ def fill(
     """Does all that is missing of a cell, `jobs` trainings at once, and appends it to the record.
 
     No training starts that would not be done within `time_limit` seconds at the pace of the slowest
-    so far. Where one fails, those beside it are finished and recorded before its error is raised.
+    epoch so far, with all that a training has around it. Where one fails, those beside it are
+    finished and recorded before its error is raised.
     """
-    end, slowest, late = time.time() + time_limit, 0.0, False
+    end, late = time.time() + time_limit, False
+    slowest = 0.0  # seconds an epoch
     failed: BaseException | None = None
     running: dict[Future, tuple[dict, float]] = {}  # with the time of the start
     with ProcessPoolExecutor(jobs, get_context("spawn"), start, (cell, place)) as pool:
@@ -89,7 +91,7 @@ def fill(
             pending = [run for run in runs if records.key(run) not in known]
             while pending and not failed and len(running) < jobs:
                 run, now = pending.pop(0), time.time()
-                if now + slowest * ENTRIES[run["arm"]].longer > end:
+                if now + slowest * run["settings"]["epochs"] > end:
                     late = True
                 else:
                     running[pool.submit(execute, run)] = run, now
@@ -97,7 +99,7 @@ def fill(
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run, began = running.pop(future)
-                slowest = max(slowest, (time.time() - began) / ENTRIES[run["arm"]].longer)
+                slowest = max(slowest, (time.time() - began) / run["settings"]["epochs"])
                 if error := future.exception():
                     failed = failed or error
                     continue

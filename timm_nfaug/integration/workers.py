@@ -45,7 +45,7 @@ class _WorkerDataset(_Wrapped):
     def __init__(self, dataset: Any, augment: NFAugment, seed: int = 0, place: str = "dataset"):
         self.flag, self.either = f"{FLAG} {place}", place == "either"
         self.share = augment.p  # of images that are moved
-        self.policy: Any = None  # of the others, in turns with it
+        self.policy: Any = None  # of the images that NFA leaves
         super().__init__(without_transform(dataset), seed)
         augment = augment.replace(p=1.0) if self.either else augment
         self.augment, self.rank = _on_device(augment, "cpu"), process_rank()
