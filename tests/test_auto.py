@@ -40,13 +40,14 @@ def test_a_rule_is_what_was_best_in_the_searches_of_its_cells(rule, fine_tuned):
 @pytest.mark.parametrize("flow", ARMS)
 def test_beyond_its_cells_no_rule_holds(flow):
     assert advise(FEW, False, flow) == FROM_SCRATCH._replace(flow=flow)
-    assert advise(FEW, True, flow) == FINE_TUNED._replace(flow=flow)
+    assert advise(FEW, True, flow) == FINE_TUNED._replace(flow=flow, gains=flow == DEEP)
     assert advise(FEW + 1, False, flow) == advise(None, False, flow) == Advice(flow)
 
 
-def test_the_flow_that_is_chosen_is_ahead_on_images_that_it_has_not_seen():
+@pytest.mark.parametrize("name", ["tiny-50", "finetune-gtsrb-25"])
+def test_the_flow_that_is_chosen_is_ahead_on_images_that_it_has_not_seen(name):
     """Of modes of the images themselves, which cost less, and of shading, which takes no images."""
-    cell = CELLS["tiny-50"]
+    cell = CELLS[name]
     assert "CIFAR" not in cell.data and cell.flows["flow-joint"].name == DEEP
     values = line(reported(RUNS, cell))
     for other in ("crop-flip", "pooled", "cosine"):
@@ -62,12 +63,18 @@ def test_the_flow_that_is_chosen_is_ahead_on_images_that_it_has_not_seen():
             f"20 images per class, from scratch: flow {DEEP}, s 1, p 0.5, best on average over three flows in cifar10-50",
             "flow conv_p4_small, modes of all images at 3 x 32 x 32, space deep, s 1, k 32, p 0.5",
         ),
-        (["--img-size", 65], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
+        (["--img-size", 97], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (["--in-chans", 1], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (["--nfa-flow", "linear"], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (
             ["--pretrained"],
-            f"fine-tuned: flow linear, s 0.5, p 0.5, {FINE_TUNED.why}",
+            f"fine-tuned: flow {DEEP}, s 0.5, p 0.5, best on average over three flows in "
+            "finetune-cifar10-25 and finetune-gtsrb-25; name",
+            "space deep, s 0.5",
+        ),
+        (
+            ["--pretrained", "--nfa-flow", "linear"],
+            "and finetune-gtsrb-25, where no gain was shown; name",
             "space linear, s 0.5",
         ),
         (["--nfa-flow", "cosine"], "from scratch: flow cosine, s 1, p 0.5", "s 1, k 32, p 0.5"),

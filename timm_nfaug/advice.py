@@ -68,9 +68,11 @@ class Advice(NamedTuple):
 
 
 FEW = 150  # images of a class, up to which there are rules: three times those of the cells
-LARGEST = 64  # pixels of a side, up to which the deep flow is taken: twice those of the cells
+LARGEST = 96  # pixels of a side, up to which the deep flow is taken: those of the fine-tuned cells
 FROM_SCRATCH = Advice(strength=1.0, p=0.5, cells=("cifar10-50", "tiny-50"))
-FINE_TUNED = Advice(strength=0.5, p=0.5, cells=("finetune-cifar10-25",), gains=False)
+FINE_TUNED = Advice(
+    strength=0.5, p=0.5, cells=("finetune-cifar10-25", "finetune-gtsrb-25"), gains=False
+)
 
 
 def advise(
@@ -93,10 +95,11 @@ def advise(
     ('conv_p4_small.cifar10', 'linear')
     """
     small = size is not None and size[0] == 3 and max(size[1:]) <= LARGEST
-    if small and depends_on_size(per_class, fine_tuned, flow):
+    if small and depends_on_size(per_class, flow):
         flow = DEEP
     rule = Advice() if not are_few(per_class) else FINE_TUNED if fine_tuned else FROM_SCRATCH
-    return rule._replace(flow=LINEAR if flow is None else flow)
+    gains = rule.gains or flow == DEEP  # which gained where modes of the images did not
+    return rule._replace(flow=LINEAR if flow is None else flow, gains=gains)
 
 
 def flags_of(aug: str, flow: str) -> str:
@@ -108,13 +111,13 @@ def flags_of(aug: str, flow: str) -> str:
     return f"--aug {aug}" + f" --nfa-flow {flow}" * (flow != LINEAR)
 
 
-def depends_on_size(per_class: float | None, fine_tuned: bool, flow: str | None) -> bool:
+def depends_on_size(per_class: float | None, flow: str | None) -> bool:
     """Whether `advise` needs the size of the images.
 
-    >>> depends_on_size(50, False, None), depends_on_size(5000, False, None)
+    >>> depends_on_size(50, None), depends_on_size(5000, None)
     (True, False)
     """
-    return flow is None and not fine_tuned and are_few(per_class)
+    return flow is None and are_few(per_class)
 
 
 def are_few(per_class: float | None) -> bool:

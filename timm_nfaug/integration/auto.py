@@ -53,7 +53,7 @@ def with_advice(
     fine_tuned = any(bool(getattr(args, name, None)) for name in starts)
     per_class = images_per_class(dataset, num_classes)
     shape = None
-    if depends_on_size(per_class, fine_tuned, args.nfa_flow):
+    if depends_on_size(per_class, args.nfa_flow):
         shape = size()
         if shape is not None and is_grey(dataset):
             shape = (1, *shape[1:])
