@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 import timm_nfaug as nfa
 from tests import recipes
 from timm_nfaug import materialise, preview
+from timm_nfaug.advice import FINE_TUNED, FROM_SCRATCH
 from timm_nfaug.change import LinearChange
 from timm_nfaug.commands import doctor
 from timm_nfaug.commands import fit as fit_command
@@ -251,7 +252,7 @@ def test_doctor(image_folder, tmp_path, capsys):
     assert doctor.main([str(image_folder), "--nfa-flow", "cosine", "--out", out]) == 0
     said = capsys.readouterr().out
     assert "modes     32, cosine images, of no data\n" in said
-    assert "measured  in the cells cifar10-50, tiny-50, finetune-cifar10-25" in said
+    assert f"measured  from scratch: {FROM_SCRATCH.why}; fine-tuned: {FINE_TUNED.why}" in said
     assert said.splitlines()[-1].endswith("--aug nfa-s1-p0.5 --nfa-flow cosine")
     one = tmp_path / "one" / "a"
     one.mkdir(parents=True)
