@@ -121,4 +121,9 @@ def depends_on_size(per_class: float | None, flow: str | None) -> bool:
 
 
 def are_few(per_class: float | None) -> bool:
+    """Whether there are rules for so many images of a class.
+
+    >>> are_few(FEW), are_few(FEW + 1), are_few(None)
+    (True, False, False)
+    """
     return per_class is not None and per_class <= FEW
