@@ -172,7 +172,7 @@ def verdict(difference: Difference, margin: float, dof: int, seeds: int = 0) -> 
     """
     if difference.seeds < seeds:
         return f"{difference.seeds} of {seeds} seeds"
-    if significant(difference, seeds):
+    if significant(difference):
         return "ahead" if difference.mean > 0 else "behind"
     if level(difference, margin, dof):
         return f"level within ±{margin:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Place:
         flow = self.flow(cell, arm)
         if flow is None or not flow.autoencoder:
             return {}
-        return {"autoencoder": load_autoencoder(flow.autoencoder).digest()}
+        return {"autoencoder": digest_of(flow.autoencoder)}
 
     def lacks(self, cell: Cell, arm: str) -> str:
         """What an arm needs and is not there; nothing where it can run."""
@@ -84,15 +85,20 @@ class Place:
         return dataclasses.replace(recipe, weights=str(self.weights)) if self.weights else recipe
 
 
+@functools.cache
+def digest_of(autoencoder: str) -> str:
+    """The hash of an autoencoder's weights, which are read once in a process."""
+    return load_autoencoder(autoencoder).digest()
+
+
 class Worker:
     """Trains and tests the classifiers of one cell."""
 
     def __init__(self, cell: Cell, place: Place):
         torch.set_num_threads(place.threads)
         self.cell, self.place = cell, place
-        self.environment = (
-            environment()
-        )  # of the code that was imported, whatever is committed later
+        # of the code that was imported, whatever is committed later
+        self.environment = environment()
         self.pool, self.splits = load(cell, place.data_dir)
 
     def execute(self, run: dict) -> dict:
