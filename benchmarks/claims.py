@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.analysis import tangents
-from benchmarks.core.common import ROOT, pin_threads, pinned, timed
+from benchmarks.core.common import ROOT, pin_threads, pinned, require_val, timed
 from benchmarks.speed import augmentations, flow_memory, flow_speed, throughput
 from benchmarks.speed.candidate import DIRECTIONS
 from benchmarks.speed.rivals import BASELINE, OPPONENTS
@@ -87,11 +87,7 @@ def memory() -> Iterator[Figure]:
 def errors(data_dir: str) -> Iterator[Figure]:
     """The error of tangents on real images."""
     flow = ConditionalFlow.from_pretrained("conv_p4_small.cifar10").eval()
-    _, data = load_data("folder", data_dir, image_size=32)
-    if data is None:
-        raise SystemExit(
-            f"{data_dir} has no val/ folder beside train/; tangents are judged on its images"
-        )
+    data = require_val(load_data("folder", data_dir, image_size=32)[1], data_dir)
     some = data.subset(torch.arange(128) * len(data) // 128)
     for row in tangents.errors(flow, some, 0.5, 1.0, argparse.Namespace(modes=[32], seed=0)):
         what = f"tangents against conv_p4_small, {tangents.DEFAULT}, median error of the change"

@@ -30,7 +30,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from benchmarks.core.common import command_line, environment, markdown_table, write_result
+from benchmarks.core.common import (
+    command_line,
+    environment,
+    markdown_table,
+    require_val,
+    write_result,
+)
 from benchmarks.core.pages import result, source
 from benchmarks.core.statistics import ALPHA, Difference, compare_all
 from benchmarks.evidence import tables
@@ -100,11 +106,8 @@ def digits_task(per_class: int) -> Task:
 
 def folder_task(data_dir: str, per_class: int) -> Task:
     train, val = load_data("folder", data_dir, image_size=32)
-    if val is None:
-        raise SystemExit(
-            f"{data_dir} has no val/ folder beside train/; the demonstration tests on it"
-        )
-    val, linear = first_of_each_class(val, 200), "--aug nfa-s1-p0.5 --nfa-flow linear"
+    val = first_of_each_class(require_val(val, data_dir), 200)
+    linear = "--aug nfa-s1-p0.5 --nfa-flow linear"
     return Task(Path(data_dir).name, train, val, linear, 0.5, per_class)
 
 

@@ -34,6 +34,7 @@ from benchmarks.core.common import (
     environment,
     markdown_table,
     pin_threads,
+    require_val,
     timed,
     write_result,
 )
@@ -229,12 +230,8 @@ def main(argv: list[str] | None = None) -> int:
     images, val = load_data(
         c.data, args.data_dir, c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable
     )
-    if val is None:
-        raise SystemExit(
-            f"{args.data_dir} has no validation images; expected train/ and val/ inside"
-        )
     c.data_name = c.data_name or images.name
-    rows, busy = measure(args, images, val)
+    rows, busy = measure(args, images, require_val(val, args.data_dir))
     named = [row["on_front"] for row in rows if row["name"] in CLAIMED]
     results = {"rows": rows, "claim_met": all(named) if len(named) == len(CLAIMED) else None}
     sizes = f"{len(images)} training images, {len(val)} validation images"

@@ -22,7 +22,13 @@ from typing import Any
 import torch
 
 from benchmarks.analysis.moving import moved_codes
-from benchmarks.core.common import command_line, environment, markdown_table, write_result
+from benchmarks.core.common import (
+    command_line,
+    environment,
+    markdown_table,
+    require_val,
+    write_result,
+)
 from timm_nfaug import ConditionalFlow, pixels
 from timm_nfaug.hub import WEIGHTS_NAME, resolve
 from train_flow.data import Images, load_data
@@ -55,9 +61,7 @@ def validation_images(
     data: str, data_dir: str | None, size: tuple[int, int, int], limit: int
 ) -> Images:
     _, val = load_data(data, data_dir, image_size=size[1], in_chans=size[0])
-    if val is None:
-        raise ValueError(f"{data_dir} has no validation images; expected train/ and val/ inside")
-    return evenly(val, limit)
+    return evenly(require_val(val, data_dir), limit)
 
 
 def check_classes(flow: ConditionalFlow, data: Images, name: str) -> None:

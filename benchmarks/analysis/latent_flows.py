@@ -17,7 +17,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.core.common import command_line, environment, markdown_table, write_result
+from benchmarks.core.common import (
+    command_line,
+    environment,
+    markdown_table,
+    require_val,
+    write_result,
+)
 from timm_nfaug import ConditionalFlow
 from timm_nfaug.hub import WEIGHTS_NAME, resolve
 from train_flow.config import TrainConfig
@@ -51,11 +57,7 @@ def held_out(args: argparse.Namespace) -> Examples:
         latents=str(args.latents),
     )  # fmt: skip
     _, val = load_latents(config, args.data_dir, args.latents, torch.device("cpu"))
-    if val is None:
-        raise ValueError(
-            f"{args.data_dir} has no validation images; expected train/ and val/ inside"
-        )
-    return val
+    return require_val(val, args.data_dir)
 
 
 def measure(name: str, val: Examples, limit: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from .schema import ABSOLUTE_PATH, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+
+Data = TypeVar("Data")
 
 
 def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
@@ -108,6 +110,20 @@ def write_result(name: str, payload: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
     return path
+
+
+def require_val(val: Data | None, data_dir: object) -> Data:
+    """The images of val/; ends the command where there are none.
+
+    >>> require_val(None, "DATA")
+    Traceback (most recent call last):
+    SystemExit: DATA has no val/ beside train/, and this command measures on its images
+    """
+    if val is None:
+        raise SystemExit(
+            f"{data_dir} has no val/ beside train/, and this command measures on its images"
+        )
+    return val
 
 
 def pinned(n: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.cifar.testing import test
 from benchmarks.cifar.training import cpu_time, train
-from benchmarks.core.common import environment, today
+from benchmarks.core.common import environment, require_val, today
 from benchmarks.evidence.arms import ENTRIES, LINEAR, Flow
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.data import load, training_images
@@ -156,12 +156,8 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 def place_of(args: argparse.Namespace, command: str) -> Place:
     """The place that flags name; raises SystemExit for data that lacks a split."""
     try:
-        held = find_splits(args.data_dir)[1]
+        require_val(find_splits(args.data_dir)[1], args.data_dir)
     except (ValueError, OSError) as e:
         raise SystemExit(f"error: {e}") from None
-    if held is None:
-        raise SystemExit(
-            f"{args.data_dir} has no val/ beside train/; the evidence is reported on it"
-        )
     names = {f.name for f in dataclasses.fields(Place)} & set(vars(args))
     return Place(command=command, **{name: getattr(args, name) for name in names})

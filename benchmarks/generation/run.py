@@ -46,6 +46,7 @@ from benchmarks.core.common import (
     environment,
     markdown_table,
     pin_threads,
+    require_val,
     write_result,
 )
 from benchmarks.generation.extractor import digest, feature_extractor, features_of
@@ -262,11 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     images, val = load_data(
         c.data, args.data_dir, c.image_size, c.in_chans, c.val_fraction, c.skip_unreadable
     )
-    if val is None or c.in_chans != 3:
-        raise SystemExit(
-            f"{args.data_dir}: expected RGB images in train/ and val/; the reference are the validation images"
-        )
-    results = measure(args, images, val)
+    if c.in_chans != 3:
+        raise SystemExit(f"in_chans={c.in_chans}: the networks of these measures take RGB images")
+    results = measure(args, images, require_val(val, args.data_dir))
     args.samples, args.batch_size = args.samples or len(images), c.batch_size
     sizes = f"{len(images)} training images, {len(val)} validation images"
     record(args, argv, f"{c.data_name or images.name}: {sizes}", results)
