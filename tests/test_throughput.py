@@ -30,6 +30,7 @@ def test_every_candidate_is_timed_and_recorded(tmp_path):
     assert {
         *throughput.CLAIMED,
         "NFA linear (PIL)",
+        "NFA conv_p4_small (PIL)",
         "NFA conv_p4_small (uint8 batch)",
         "NFA conv_p4_base, decode only (uint8 batch)",
         "timm AugMix (PIL)",

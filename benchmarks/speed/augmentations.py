@@ -85,8 +85,8 @@ def candidates(size: int, flows: dict[str, NFAugment], device: str) -> Candidate
     labels = torch.arange(batch, device=device) % CLASSES
     found = other_policies(image, levels, normal, labels)
     linear = flows["linear"]
-    found["NFA linear (PIL)"] = (lambda: linear(image, 3), 1)
     for name, augment in flows.items():
+        found[f"NFA {name} (PIL)"] = (functools.partial(augment, image, 3), 1)
         found |= of_flow(name, copy.deepcopy(augment).to(device), levels, labels)
     found["NFA, cached tangents (PIL)"] = (cached(image), 1)
     found["NFA, cached tangents (uint8 batch)"] = (cached_batch(levels, labels), batch)

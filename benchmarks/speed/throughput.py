@@ -62,6 +62,7 @@ DRAWN = {  # candidates of the chart, and what it calls them: what a training wo
     "NFA linear (PIL)": "NFA, single images",
     "NFA conv_p4_tiny, bfloat16 networks (uint8 batch)": "NFA, deep flow conv_p4_tiny, batches",
     "NFA conv_p4_small, bfloat16 networks (uint8 batch)": "NFA, deep flow conv_p4_small, batches",
+    "NFA conv_p4_small (PIL)": "NFA, deep flow conv_p4_small, single images",
     "timm RandomErasing (float batch)": "RandomErasing (timm), batches",
     "torchvision TrivialAugment (PIL)": "TrivialAugment (torchvision), single images",
     BASE: "RandAugment (timm), single images",
