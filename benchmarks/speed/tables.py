@@ -59,6 +59,10 @@ def throughput_2_threads() -> str:
     return throughput("throughput_2_threads")
 
 
+def throughput_single() -> str:
+    return throughput("throughput_single")
+
+
 def throughput_cuda() -> str:
     return throughput("throughput_cuda")
 
@@ -103,5 +107,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent_memory": memory_of_latents,
     "throughput": throughput,
     "throughput_2_threads": throughput_2_threads,
+    "throughput_single": throughput_single,
     "throughput_cuda": throughput_cuda,
 }
