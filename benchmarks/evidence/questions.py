@@ -25,10 +25,17 @@ QUESTIONS = {  # the question to the arm and what it is compared to
     "What does a deep flow give that modes of pixels do not?": ("flow-joint", "pooled"),
     "What does a deep flow give that shading without data does not?": ("flow-joint", "cosine"),
     "Does a deep flow help instead of RandAugment?": ("flow-joint", "randaugment"),
+    "Does a deep flow help on top of RandAugment?": ("randaugment+flow", "randaugment"),
     "Does either RandAugment or a deep flow for each image help, compared with RandAugment for all?":
         ("randaugment|flow", "randaugment"),
     "Does it, compared with either RandAugment or modes of pixels?":
         ("randaugment|flow", "randaugment|pooled"),
+    "Does it, compared with the deep flow alone?": ("randaugment|flow", "flow-joint"),
+    "What do labels give in the training of a deep flow (joint against maximum likelihood)?":
+        ("flow-joint", "flow-ml"),
+    "What does the paper's objective, GLEM, give that joint does not?": ("glem", "flow-joint"),
+    "What do the paper's moves along single axes give that principal modes do not?":
+        ("flow-joint-axes", "flow-joint"),
     "What do modes of each class give that modes of all images do not?": ("class", "pooled"),
     "What do modes of latents give that modes of pixels do not?": ("latent-linear", "pooled"),
     "What does a deep flow over latents give that their modes do not?":
