@@ -5,8 +5,8 @@
     python -m benchmarks.figures latent_moves --photos DIR --images DIR --autoencoder NAME
     python -m benchmarks.figures all --photos DIR --images DIR --autoencoder NAME --data-dir DIR
 
-Claim: none; pictures to look at. Data: `moves` fits modes to train/ of an ImageFolder tree of
-photographs and shows the first image of val/ of each of the first classes, none chosen by eye;
+Claim: none; pictures to look at. Data: `moves` shows the first image of val/ of each of the first
+classes of an ImageFolder tree of photographs, none chosen by eye;
 `augment` and `interpolate` show images from val/ of the tree of a flow's own classes; the charts are
 drawn from the records in benchmarks/results. Those of latents fit linear modes to `FIT_IMAGES` of
 train/ and take deep flows by `--latent-flow`, which `LATENT_FLOWS` need and `all` then draws, too.
@@ -71,10 +71,10 @@ def validation_images(
     return [(read_image(path, flow.config.input_size[0]), label) for label, path in found]
 
 
-def training_images(photos: Path, count: int | None = None) -> DataLoader:
-    """Loads the photographs of train/ at `SIDE` pixels, all or `count` spread over them evenly."""
+def training_images(photos: Path, count: int) -> DataLoader:
+    """Loads the photographs of train/ at `SIDE` pixels, at most `count`, spread over them evenly."""
     train: Any = ImageFolder(str(photos / "train"), v2.Compose([CROP, v2.PILToTensor()]))
-    if count is not None and count < len(train):
+    if count < len(train):
         train = Subset(train, [i * len(train) // count for i in range(count)])
     return DataLoader(train, 64)
 
@@ -88,8 +88,8 @@ def first_images(root: Path, classes: int, each: int = 1) -> list[Image.Image]:
 
 
 def draw_moves(args: argparse.Namespace) -> Image.Image:
-    """Draws the default space, fitted to the photographs as a training would fit it."""
-    augment = NFAugment.from_data(training_images(args.photos), labels="none")
+    """Draws the default, smooth shading, on photographs."""
+    augment = NFAugment.from_cosine()
     val = ImageFolder(str(args.photos / "val"), CROP)
     first = [val.targets.index(k) for k in range(min(PHOTOGRAPHS, len(val.classes)))]
     return gallery.moves(augment, [val[i][0] for i in first], STRENGTHS, args.seed)

@@ -30,7 +30,7 @@ def moves(
     augment: NFAugment, images: list[Image.Image], strengths: Sequence[float], seed: int
 ) -> Image.Image:
     """Draws a row for each image: the original, then three moves at each strength, in the same directions."""
-    space, at = augment.flow.config.architecture, {}
+    space, at = augment.flow.config.title, {}
     for strength in strengths:
         default = " (default)" if strength == augment.strength else ""
         at[f"{space}, strength {strength:g}{default}"] = augment.replace(strength=strength)

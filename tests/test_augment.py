@@ -719,7 +719,7 @@ def test_autocast_changes_nothing(augment, toy_images, size):
             lambda f, x: nfa.nf_augment_transform("nfa-lsome", f),
             "takes given, posterior, none, got 'some' in 'nfa-lsome'$",
         ),
-        (lambda f, x: nfa.nf_augment_transform("nfa"), r"pass data=loader, or a trained flow"),
+        (lambda f, x: nfa.nf_augment_transform("nfa", "linear"), r"pass data=loader, or a trained"),
         (lambda f, x: nfa.NFAugment.from_pretrained("linear"), r"NFAugment\.from_data\(loader\)"),
         (
             lambda f, x: nfa.NFAugment.from_pretrained("conv_p4_tiny.digitz", labels="given"),

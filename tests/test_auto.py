@@ -63,7 +63,11 @@ def test_the_flow_that_is_chosen_is_ahead_on_images_that_it_has_not_seen(name):
             f"20 images per class, from scratch: flow {DEEP}, s 1, p 0.5, best on average over three flows in cifar10-50",
             "flow conv_p4_small, modes of all images at 3 x 32 x 32, space deep, s 1, k 32, p 0.5",
         ),
-        (["--img-size", 97], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
+        (
+            ["--img-size", 97],
+            "from scratch: flow cosine, s 1, p 0.5",
+            "flow cosine, modes of no images",
+        ),
         (["--in-chans", 1], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (["--nfa-flow", "linear"], "from scratch: flow linear, s 1, p 0.5", "space linear, s 1"),
         (
@@ -118,7 +122,7 @@ def test_in_a_loop_of_ones_own(toy_images, capsys):
         (["--num-classes", "3"], f"20 images per class, from scratch: flow {DEEP}, s 1, p 0.5"),
         (
             [],
-            "unknown number of images per class, from scratch: flow linear, s 0.5, p 0.5, the default",
+            "unknown number of images per class, from scratch: flow cosine, s 0.5, p 0.5, the default",
         ),
     ):
         wrapped = nfa.wrap_loader(loader, parser.parse_args(["--aug", "nfa", *given]))
@@ -170,14 +174,6 @@ def test_flags_that_are_no_namespace_keep_their_others(toy_images, capsys):
     wrapped = nfa.wrap_loader(DataLoader(TensorDataset(*toy_images), 10), Config())
     assert wrapped.seed == 7 and Config.aug == "nfa"
     assert "20 images per class" in capsys.readouterr().err
-
-
-def test_images_of_another_range_are_moved_by_their_own_modes(toy_images, capsys):
-    x, y = toy_images
-    args = argparse.Namespace(aug="nfa", num_classes=3)
-    loader = DataLoader(TensorDataset(x.float() * 10, y), 10)
-    nfa.wrap_loader(loader, args, value_range=(0, 2550))
-    assert "flow linear, s 1, p 0.5" in capsys.readouterr().err
 
 
 def test_a_stream_is_opened_no_more_often_than_with_settings_by_name(toy_images):

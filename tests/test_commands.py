@@ -80,7 +80,7 @@ def test_train_under_torchrun(image_folder, tmp_path):
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("NFA on: flow linear") == 1
+    assert done.stderr.count("NFA on: flow cosine") == 1
     a, b = (torch.load(tmp_path / f"seen{rank}.pt")["losses"] for rank in (0, 1))
     assert len(a) == len(b) > 0 and a != b
 
@@ -193,13 +193,14 @@ def test_grey_images_are_moved_by_their_own_modes(look, tmp_path):
     for path in fill(tmp_path / "d").rglob("*.png"):
         with Image.open(path) as image:
             image.convert("L").save(path)
-    assert look(tmp_path / "d")[2]["next"].endswith("--aug nfa-s1-p0.5")
+    assert look(tmp_path / "d")[2]["next"].endswith("--aug nfa-s1-p0.5 --nfa-flow linear")
 
 
-@pytest.mark.parametrize("flags", [("--img-size", "128"), ("--nfa-flow", "linear")])
-def test_other_than_small_photographs_are_moved_by_their_own_modes(look, image_folder, flags):
+@pytest.mark.parametrize("flags", [("--img-size", "128"), ("--nfa-flow", "cosine")])
+def test_other_than_small_photographs_are_shaded(look, image_folder, flags):
     _, _, lines = look(image_folder, *flags)
     assert lines["try"].startswith("--aug nfa-s1-p0.5 from scratch, --aug nfa-s0.5-p0.5 fine-tuned")
+    assert lines["modes"].startswith("32, cosine images")
     assert lines["measured"].startswith(f"from scratch: {FROM_SCRATCH.why}; ")
     assert lines["next"].endswith(" --aug nfa-s1-p0.5")
 
@@ -221,7 +222,7 @@ def test_the_line_to_type_next_is_a_training(
 def test_flags_of_the_doctor(look, image_folder, tmp_path):
     flags = ["--aug", "nfa-s0.25-k5", "--img-size", "96", "--out", tmp_path / "a.jpg"]
     _, problems, lines = look(image_folder / "train", *flags)
-    assert problems == [] and lines["modes"].startswith("5 of 5")
+    assert problems == [] and lines["modes"].startswith("5, cosine images")
     assert lines["next"].endswith("--img-size 96 --aug nfa-s0.25-k5")
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
 

@@ -12,6 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import timm_nfaug as nfa
+from benchmarks.core import records
+from benchmarks.core.statistics import compare
+from benchmarks.evidence.cells import CELLS
+from benchmarks.evidence.choices import reported
+from benchmarks.evidence.tables import line
 from tests import recipes
 from timm_nfaug import materialise, preview
 from timm_nfaug.advice import FINE_TUNED, FROM_SCRATCH
@@ -20,6 +25,7 @@ from timm_nfaug.commands import doctor
 from timm_nfaug.commands import fit as fit_command
 from timm_nfaug.flows import cosine
 from timm_nfaug.integration import NFALoader, factory
+from timm_nfaug.integration.flags import flow_of
 from timm_nfaug.moves import draw_noise
 
 make = nfa.NFAugment.from_cosine
@@ -141,10 +147,58 @@ def test_a_stream_that_gives_its_images_once():
     found = [x for x, _ in loader]
     assert len(found) == 3 and all((x != 0.5).flatten(1).any(1).all() for x in found)
     grey = [(torch.full((8, 1, 24, 24), 0.5), torch.arange(8))]
-    with pytest.raises(nfa.NFAError, match="take --nfa-flow cosine with --in-chans 1"):
+    with pytest.raises(nfa.NFAError, match="take --nfa-flow cosine or linear with --in-chans 1"):
         next(iter(nfa.wrap_loader(grey, flags())))
     x, _ = next(iter(nfa.wrap_loader(grey, flags("--in-chans", "1"))))
     assert x.shape == (8, 1, 24, 24) and (x != 0.5).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "flow"),
+    [
+        (["nfa"], "cosine"),
+        (["nfa-s1-k8-p1-lnone-mrotation"], "cosine"),
+        (["nfa-s1", "--nfa-flow", "linear"], "linear"),
+        (["nfa-lgiven"], "linear"),
+        (["nfa-lposterior"], "linear"),
+        (["nfa-maxes"], "linear"),
+        (["nfa", "--nfa-fit"], "linear"),
+        (["nfa", "--nfa-space", "latent"], "linear"),
+        (["nfa", "--nfa-space", "pixels"], "cosine"),
+        (["nfa", "--nfa-autoencoder", "org/name"], "linear"),
+        (["nfa", "--nfa-size", "64"], "linear"),
+        (["nfa", "--nfa-place", "dataset"], "cosine"),
+    ],
+)
+def test_it_is_the_default_unless_modes_have_to_be_found(words, flow):
+    nfa.add_args(parser := argparse.ArgumentParser())
+    assert flow_of(parser.parse_args(["--aug", *words])) == flow
+
+
+def test_it_is_the_default_in_python():
+    assert nfa.nf_augment_transform("nfa-s0.25").flow.config.title == "cosine"
+    loader = [(torch.rand(8, 3, 8, 8), torch.arange(8))]
+    assert nfa.nf_augment_transform("nfa-s0.25", data=loader).flow.config.title == "linear"
+    with pytest.raises(ValueError, match="cosine images are the same for all"):
+        nfa.nf_augment_transform("nfa-lgiven")
+
+
+@pytest.mark.parametrize("aug", ["nfa", "nfa-s0.25"])
+def test_images_of_another_range_are_moved_by_their_own_modes(aug):
+    loader = [(torch.rand(40, 3, 24, 24) * 2550, torch.arange(40))]
+    wrapped = nfa.wrap_loader(loader, argparse.Namespace(aug=aug), value_range=(0, 2550))
+    assert wrapped.augment.flow.config.title == "linear"
+
+
+def test_modes_of_the_images_are_nowhere_shown_to_be_worth_more():
+    """Which is why they are not the default."""
+    runs, found = records.read(records.suite_file("evidence")), {}
+    for cell in CELLS.values():
+        values = line(reported(runs, cell))
+        if {"pooled", "cosine"} <= {*values}:
+            found[cell.name] = compare(values, "pooled", "cosine")
+    assert len(found) >= 4
+    assert not any(d.mean > d.half for d in found.values()), found
 
 
 def test_saved_and_loaded(tmp_path):
@@ -253,7 +307,7 @@ def test_doctor(image_folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "modes     32, cosine images, of no data\n" in said
     assert f"measured  from scratch: {FROM_SCRATCH.why}; fine-tuned: {FINE_TUNED.why}" in said
-    assert said.splitlines()[-1].endswith("--aug nfa-s1-p0.5 --nfa-flow cosine")
+    assert said.splitlines()[-1].endswith("--aug nfa-s1-p0.5")
     one = tmp_path / "one" / "a"
     one.mkdir(parents=True)
     Image.new("RGB", (20, 20), "grey").save(one / "0.png")

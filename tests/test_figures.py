@@ -287,7 +287,7 @@ def test_moves_shows_the_first_image_of_each_class(image_folder, monkeypatch):
     args = figures.make_parser().parse_args(["moves", "--photos", str(image_folder)])
     FIGURES["moves"][0](args)
     ((augment, images),) = shown
-    assert (augment.labels, augment.flow.num_classes, augment.flow.is_linear) == ("none", 1, True)
+    assert augment.flow.config.title == "cosine"
     folders = sorted((image_folder / "val").iterdir())
     assert [image.size for image in images] == [(224, 224)] * len(folders)
     for image, folder in zip(images, folders, strict=True):

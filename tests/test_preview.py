@@ -140,7 +140,7 @@ def spans(sheet, cell, count, images):
     return [pixels[26 : 26 + cell, left + j * (cell + 4) :][:, :cell] for j in range(images)]
 
 
-def test_without_a_flow_named_it_is_linear_and_names_space_and_strength(image_folder, tmp_path):
+def test_without_a_flow_named_it_is_cosine_and_names_space_and_strength(image_folder, tmp_path):
     """Columns of one strength share their title: the flow's name and s."""
     titles, draw = [], grid.draw_grid
 
@@ -153,9 +153,9 @@ def test_without_a_flow_named_it_is_linear_and_names_space_and_strength(image_fo
         flags = ["--images", str(image_folder / "val"), "--count", "2", "--modes", "3"]
         main([*flags, "--out", str(tmp_path / "a.png")])
     ((columns, names, cell, caption),) = titles
-    pairs = [f"linear, s {s}" for s in ("0.25", "0.5", "1") for _ in range(2)]
+    pairs = [f"cosine, s {s}" for s in ("0.25", "0.5", "1") for _ in range(2)]
     assert columns == ["original", *pairs] and names == ["a", "b"] and cell == 96
-    assert "moved 2 times at each strength s, along 3 modes of the flow linear" in caption
+    assert "moved 2 times at each strength s, along 3 modes of the flow cosine" in caption
 
 
 def test_photographs_have_larger_cells_and_keep_their_aspect(flow_dir, tmp_path):

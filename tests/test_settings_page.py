@@ -15,8 +15,8 @@ from benchmarks.evidence.tables import MARGIN, all_runs, degrees, differences, l
 from tests import recipes
 from timm_nfaug import preview
 from timm_nfaug.advice import DEEP, FEW, FINE_TUNED, FROM_SCRATCH, LARGEST, advise
-from timm_nfaug.hub import LINEAR
-from timm_nfaug.integration.flags import is_linear
+from timm_nfaug.hub import COSINE, LINEAR
+from timm_nfaug.integration.flags import flow_of
 from timm_nfaug.spec import parse_config
 from train_flow.config import load_config
 
@@ -66,7 +66,7 @@ def test_the_string_has_its_letters():
 
 
 def test_arguments_of_the_class_and_their_defaults():
-    wanted = defaults_of(nfa.NFAugment.__init__) | {"flow": "linear"}  # which from_data makes
+    wanted = defaults_of(nfa.NFAugment.__init__) | {"flow": COSINE}  # which from_cosine makes
     assert {row[1]: row[4] for row in ROWS if row[1]} == wanted
 
 
@@ -79,7 +79,7 @@ def test_flags_of_trainings_and_their_defaults():
     nfa.add_args(parser)
     flags = {row[2]: row[4] for row in ROWS if row[2] not in ("", "--aug")}
     assert {*flags, "--aug"} == set(actions(parser))
-    assert is_linear(parser.parse_args([])) and flags.pop("--nfa-flow") == LINEAR
+    assert flow_of(parser.parse_args([])) == flags.pop("--nfa-flow") == COSINE
     for flag, default in flags.items():
         own = actions(parser)[flag].default
         unset = own is None or (own is False and not default)  # which means None in Python
@@ -144,7 +144,7 @@ def test_nfa_alone_is_what_the_rules_say():
     assert {row[2] for row in known[::2]} == {f"in colour, up to {LARGEST} px (`--img-size`)"}
     assert {row[2] for row in known[1::2]} == {"others"}
     assert {row[3] for row in known[::2]} == {f"{DEEP}`, fitted to them"}
-    assert {row[3] for row in known[1::2]} == {LINEAR}
+    assert {row[3] for row in known[1::2]} == {COSINE}
     usual = advise(None, flow=None, size=(3, 32, 32))
     assert rest[3:5] == [usual.flow, usual.aug]
     assert usual == advise(FEW + 1, flow=None, size=(3, 32, 32))
@@ -154,9 +154,9 @@ def test_nfa_alone_is_what_the_rules_say():
     ("size", "flow"),
     [
         ((3, LARGEST, LARGEST), DEEP),
-        ((3, 32, LARGEST + 1), LINEAR),
-        ((1, 28, 28), LINEAR),
-        (None, LINEAR),
+        ((3, 32, LARGEST + 1), COSINE),
+        ((1, 28, 28), COSINE),
+        (None, COSINE),
     ],
 )
 def test_the_deep_flow_is_for_small_colour_images(size, flow):

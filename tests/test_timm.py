@@ -796,7 +796,7 @@ def test_channels_and_size_come_from_the_loader_where_the_flags_do_not_say(
     with pytest.raises(
         NFAError,
         match="takes images of 3 channels, the loader gives 1; convert the images, take --nfa-flow "
-        "linear with --in-chans 1",
+        "cosine or linear with --in-chans 1",
     ):
         nfa.wrap_loader(loader, argparse.Namespace(**vars(args) | {"in_chans": 3}), num_classes=3)
     deep = parsed("--aug", "nfa-k2-p1-lgiven", "--nfa-flow", str(flow_dir))

@@ -21,7 +21,7 @@ class Advice(NamedTuple):
     'nfa-s1-p0.5'
     """
 
-    flow: str = LINEAR
+    flow: str = COSINE
     strength: float = 0.5
     p: float = 0.5
     cells: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ FINE_TUNED = Advice(
 def advise(
     per_class: float | None,
     fine_tuned: bool = False,
-    flow: str | None = LINEAR,
+    flow: str | None = None,
     size: tuple[int, ...] | None = None,
 ) -> Advice:
     """The settings to start with.
@@ -91,24 +91,24 @@ def advise(
 
     >>> advise(50).aug, advise(50, fine_tuned=True).aug, advise(5000).cells
     ('nfa-s1-p0.5', 'nfa-s0.5-p0.5', ())
-    >>> advise(50, flow=None, size=(3, 32, 32)).flow, advise(50, flow=None, size=(3, 224, 224)).flow
-    ('conv_p4_small.cifar10', 'linear')
+    >>> advise(50, size=(3, 32, 32)).flow, advise(50, size=(3, 224, 224)).flow
+    ('conv_p4_small.cifar10', 'cosine')
     """
     small = size is not None and size[0] == 3 and max(size[1:]) <= LARGEST
     if small and depends_on_size(per_class, flow):
         flow = DEEP
     rule = Advice() if not are_few(per_class) else FINE_TUNED if fine_tuned else FROM_SCRATCH
-    gains = rule.gains or flow == DEEP  # which gained where modes of the images did not
-    return rule._replace(flow=LINEAR if flow is None else flow, gains=gains)
+    gains = rule.gains or flow == DEEP  # which gained where the others did not
+    return rule._replace(flow=COSINE if flow is None else flow, gains=gains)
 
 
 def flags_of(aug: str, flow: str) -> str:
     """Settings and flow as flags of a training.
 
-    >>> flags_of("nfa-s1", LINEAR), flags_of("nfa-s1", COSINE)
-    ('--aug nfa-s1', '--aug nfa-s1 --nfa-flow cosine')
+    >>> flags_of("nfa-s1", COSINE), flags_of("nfa-s1", LINEAR)
+    ('--aug nfa-s1', '--aug nfa-s1 --nfa-flow linear')
     """
-    return f"--aug {aug}" + f" --nfa-flow {flow}" * (flow != LINEAR)
+    return f"--aug {aug}" + f" --nfa-flow {flow}" * (flow != COSINE)
 
 
 def depends_on_size(per_class: float | None, flow: str | None) -> bool:

@@ -10,7 +10,7 @@ from .spec import parse_config
 
 
 def nf_augment_transform(
-    config: str, flow: ConditionalFlow | str = LINEAR, mean=None, std=None, seed=None,
+    config: str, flow: ConditionalFlow | str | None = None, mean=None, std=None, seed=None,
     strict: bool = False, data: Any = None, num_classes: int | None = None, value_range=None,
     autoencoder: Any = None, size: int | None = None,
 ) -> NFAugment:  # fmt: skip
@@ -21,7 +21,7 @@ def nf_augment_transform(
             (labels), e.g. ``nfa-s0.5-k32-p0.5-mpca-lnone``.
         flow: a flow, or the name of one; "linear", as everywhere, has the modes of `data`, "cosine"
             those of `NFAugment.from_cosine`; a saved augmentation brings the settings that the string
-            does not name.
+            does not name. By default "cosine", or "linear" where `data` is given.
         data: for "linear", a loader of batches (images, labels, ...); `num_classes` as for
             `NFAugment.from_data`.
         autoencoder, size: of latents, as for `NFAugment.from_data` and `from_pretrained`.
@@ -34,6 +34,8 @@ def nf_augment_transform(
     if isinstance(flow, ConditionalFlow):
         values.setdefault("modes", usual_modes(flow))
         return NFAugment(flow, **values)
+    if flow is None:
+        flow = COSINE if data is None else LINEAR
     if flow == COSINE:
         return NFAugment.from_cosine(**values)
     if flow != LINEAR:

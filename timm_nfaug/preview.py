@@ -118,8 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     what = "Draws what NFA does to your images; the picture says what its cells are."
     parser = argparse.ArgumentParser("timm-nfaug preview", description=what)
     add, usual = parser.add_argument, "(default: %(default)s)"
-    flows = "linear: the modes of --images; cosine; or a bundled name, a directory, a Hub id"
-    add("--flow", default=LINEAR, help=f"{flows} {usual}")
+    flows = "cosine; linear: the modes of --images; or a bundled name, a directory, a Hub id"
+    other = f"{LINEAR} for latents, --samples and --interpolate"
+    add("--flow", help=f"{flows} (default: {COSINE}; {other})")
     add("--images", type=Path, help="folder of images; a class folder's name gives the label")
     add("--out", type=Path, default=Path("preview.png"), help=f"{', '.join(FORMATS)} {usual}")
     add("--count", type=int, default=8, help=f"images {usual}")
@@ -137,6 +138,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--interpolate", action="store_true", help="draw the way from each image to the next")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.flow is None:
+        latent = args.space == "latent" or args.autoencoder or args.size
+        args.flow = LINEAR if latent or args.samples or args.interpolate else COSINE
     if args.samples and args.interpolate:
         parser.error("--samples and --interpolate are two pictures: choose one")
     check_picture_name(parser, args.out)

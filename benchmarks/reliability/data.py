@@ -126,7 +126,7 @@ def _pass(data: Records, seed: int) -> None:
     loader = DataLoader(data, 100, num_workers=WORKERS, shuffle=True)
     parser = argparse.ArgumentParser()
     nfa.add_args(parser)
-    args = parser.parse_args(["--aug", "nfa-s0.5-k2-p0.5"])
+    args = parser.parse_args(["--aug", "nfa-s0.5-k2-p0.5", "--nfa-flow", "linear"])
     args.seed = seed
     seen = sum(len(x) for x, _ in nfa.wrap_loader(loader, args))
     assert seen == len(data), f"{seen} images came, not {len(data)}"

@@ -40,7 +40,7 @@ from benchmarks.timm.script import known_flags, load, subset
 CLAIM = "every case works, is off, or is refused with a message; p 0 is the stock training to the last bit"
 PER_CLASS = 30
 RANKS_SECONDS, RANKS_TRIES = 120, 4
-NFA = ["--aug", "nfa-s0.5-k8-p1"]
+NFA = ["--aug", "nfa-s0.5-k8-p1", "--nfa-flow", "linear"]
 PLACES = {"batch": [], "dataset": ["--nfa-place", "dataset"]}
 HOWS = {
     "stock": [],

@@ -30,12 +30,13 @@ RANDAUGMENT = ["--aa", "rand-m9-mstd0.5-inc1"]
 DEEP = "conv_p4_small.cifar10"
 # with modes of all images: the few images of each of many classes have none
 NFA = ["--aug", "nfa-s1-k32-p0.5-lnone"]
+LINEAR = [*NFA, "--nfa-flow", "linear"]
 ARMS = {
     "stock": [],
     "RandAugment": RANDAUGMENT,
-    "NFA linear": NFA,
-    "NFA linear, in the workers": [*NFA, "--nfa-place", "dataset"],
-    "RandAugment and NFA linear": [*RANDAUGMENT, *NFA],
+    "NFA linear": LINEAR,
+    "NFA linear, in the workers": [*LINEAR, "--nfa-place", "dataset"],
+    "RandAugment and NFA linear": [*RANDAUGMENT, *LINEAR],
     f"NFA {DEEP}": [*NFA, "--nfa-flow", DEEP, "--nfa-fit"],
 }
 FLAGS = shlex.split(

@@ -261,7 +261,7 @@ def epochs(loader, count: int = 2) -> Arrays:
 @case("wrap/no_seed", DEEP, {})
 @case("wrap/fit", (*DEEP, "--nfa-fit"), {"seed": 5})
 @case("wrap/linear", LINEAR, {"seed": 5})
-@case("wrap/pooled", ("--aug", "nfa-s0.5-k3-p0.5-lnone"), {"seed": 5})
+@case("wrap/pooled", ("--aug", "nfa-s0.5-k3-p0.5-lnone", "--nfa-flow", "linear"), {"seed": 5})
 @case("wrap/posterior", ("--aug", "nfa-s1-k4-p0.5-lposterior", *DEEP[2:]), {"seed": 5})
 def wrapped(flags, others):
     data = TensorDataset(levels(12), labels(12))

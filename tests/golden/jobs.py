@@ -31,7 +31,7 @@ TRAININGS = {
     "fit": (LAUNCHER, ["--aug", "nfa-s1-k3-p0.5-lgiven", *DEEP, "--nfa-fit", "--seed", "7"]),
     "linear": (LAUNCHER, ["--aug", "nfa-lgiven"]),
     "dataset": (LAUNCHER, [*SMALL, "--nfa-place", "dataset", "--epochs", "2"]),
-    "aa": (LAUNCHER, ["--aa", "nfa-s1-k4-p0.5-lnone"]),
+    "aa": (LAUNCHER, ["--aa", "nfa-s1-k4-p0.5-lnone", "--nfa-flow", "linear"]),
     "cache": (LAUNCHER, [*SMALL, "--nfa-cache", "CACHE", "--epochs", "2"]),
     "plugin": ([SCRIPT], ["--device-modules", "timm_nfaug.plugin", "--epochs", "2"]),
 }

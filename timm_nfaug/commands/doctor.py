@@ -26,7 +26,7 @@ from ..grid import SMALL, check_picture_name, write_picture
 from ..hub import COSINE, LINEAR
 from ..integration.auto import are_grey
 from ..integration.classes import evenly
-from ..integration.flags import nfa_string
+from ..integration.flags import _complete, flow_of, nfa_string
 from ..integration.pillow import guard_posterize
 from ..pictures import Labelled, preview_augmentation
 from ..spec import parse_config
@@ -85,7 +85,8 @@ def _augment(found: Survey, flow: str, aug: str) -> NFAugment | None:
 def _advised(found: Survey, args: argparse.Namespace) -> tuple[Advice, Advice]:
     """What to take from scratch, and what in fine-tuning."""
     side, grey = _side(found, args), are_grey(found.looks[i].small for i in found.usable)
-    few, flow, size = found.per_class, args.nfa_flow, (1 if grey else 3, side, side)
+    flow = args.nfa_flow or (LINEAR if grey else None)  # as the others would tint them
+    few, size = found.per_class, (3, side, side)
     return advise(few, False, flow, size), advise(few, True, flow, size)
 
 
@@ -157,7 +158,7 @@ def _taken(args: argparse.Namespace, advised: Advice) -> tuple[str, str, str]:
     """The flow and settings to look at, and their flags: those of --aug, or the advised ones."""
     if args.aug in (None, "nfa"):
         return advised.flow, advised.aug, advised.flags
-    flow = args.nfa_flow or LINEAR
+    flow = flow_of(_complete(args))
     return flow, args.aug, flags_of(args.aug, flow)
 
 
@@ -191,7 +192,7 @@ def _advice(
         ("cost", f"{nfa:.0f} us an image at {side} px, RandAugment {policy:.0f} us "
                  f"(one thread, {len(images)} of these images)"),
         ("picture", f"{args.out}: {min(SHOWN, len(found.usable))} images before and after"),
-        *_latent(found, command, aug if flow == LINEAR else advise(found.per_class).aug),
+        *_latent(found, command, aug),
         ("next", f"{command} {flags}"),
     ]  # fmt: skip
 
@@ -254,8 +255,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--img-size", type=int, metavar="N", help=size)
     settings = "settings to look at (default: recommended ones)"
     add("--aug", type=nfa_string, metavar="NFA", help=settings)
-    flow = f"{LINEAR}, modes of the images, or {COSINE}, of no data (default: the advised one)"
-    add("--nfa-flow", choices=(LINEAR, COSINE), help=flow)
+    flow = f"{COSINE}, modes of no data, or {LINEAR}, of the images (default: the advised one)"
+    add("--nfa-flow", choices=(COSINE, LINEAR), help=flow)
     add("--out", type=Path, default=Path("preview.png"), help="picture (default: %(default)s)")
     args = parser.parse_args(argv)
     check_picture_name(parser, args.out)

@@ -15,7 +15,7 @@ from ..hub import COSINE, LINEAR
 from .classes import class_names, evenly
 from .fit import _unwrapped
 
-KNOWN = (None, LINEAR, COSINE)  # flows for which settings are known
+KNOWN = (None, COSINE, LINEAR)  # flows for which settings are known
 LOOKED_AT = 16  # images, spread over the dataset
 
 
@@ -23,7 +23,7 @@ def leaves_open(args: Any) -> bool:
     """Whether flags name no setting of NFA, so that they follow from the training set.
 
     >>> from argparse import Namespace
-    >>> leaves_open(Namespace(aug="nfa", nfa_flow="linear")), leaves_open(Namespace(aug="nfa-s1", nfa_flow=None))
+    >>> leaves_open(Namespace(aug="nfa", nfa_flow="cosine")), leaves_open(Namespace(aug="nfa-s1", nfa_flow=None))
     (True, False)
     """
     own = ("nfa_autoencoder", "nfa_fit", "nfa_cache")
@@ -46,23 +46,21 @@ def with_advice(
 
     >>> from torchvision.datasets import FakeData
     >>> from argparse import Namespace
-    >>> with_advice(Namespace(aug="nfa", nfa_flow="linear"), FakeData(80), 2).aug
+    >>> with_advice(Namespace(aug="nfa", nfa_flow="cosine"), FakeData(80), 2).aug
     'nfa-s1-p0.5'
     """
     starts = ("pretrained", "pretrained_path", "initial_checkpoint")
     fine_tuned = any(bool(getattr(args, name, None)) for name in starts)
-    per_class = images_per_class(dataset, num_classes)
-    shape = None
-    if depends_on_size(per_class, args.nfa_flow):
-        shape = size()
-        if shape is not None and is_grey(dataset):
-            shape = (1, *shape[1:])
-    advice = advise(per_class, fine_tuned, args.nfa_flow, shape)
+    per_class, flow = images_per_class(dataset, num_classes), args.nfa_flow
+    if flow is None and is_grey(dataset):
+        flow = LINEAR  # the others would tint them
+    shape = size() if depends_on_size(per_class, flow) else None
+    advice = advise(per_class, fine_tuned, flow, shape)
     few = "an unknown number of" if per_class is None else f"{per_class:,.0f}"
     start = "fine-tuned" if fine_tuned else "from scratch"
     say(
         f"NFA auto: {few} images per class, {start}: flow {advice.flow}, s {advice.strength:g}, "
-        f"p {advice.p:g}, {advice.why}; name others by --aug nfa-s0.5-p0.5 --nfa-flow {LINEAR} "
+        f"p {advice.p:g}, {advice.why}; name others by --aug nfa-s0.5-p0.5 --nfa-flow {COSINE} "
         "(docs/settings.md)"
     )
     args = copy.copy(args)

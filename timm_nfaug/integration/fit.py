@@ -50,11 +50,9 @@ def _check_channels(augment: NFAugment, given: int, source: str = "the loader gi
             "RGB, or move their pixels, without an autoencoder"
         )
     if given != taken:
-        flow = getattr(augment, "flow", None)
-        own = COSINE if flow is not None and flow.config.title == COSINE else LINEAR
         raise NFAError(
-            f"the flow takes images of {taken} channels, {source} {given}; convert the images, "
-            f"take --nfa-flow {own} with --in-chans {given}, or train a flow on such images"
+            f"the flow takes images of {taken} channels, {source} {given}; convert the images, take "
+            f"--nfa-flow {COSINE} or {LINEAR} with --in-chans {given}, or train a flow on such images"
         )
 
 

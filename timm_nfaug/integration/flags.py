@@ -24,7 +24,7 @@ from .fit import _check_channels
 PLACES = ("batch", "dataset", "either")
 SIDE = 32  # of modes of pixels, at most
 CHEAP = (
-    "linear and cosine cost next to nothing without: drop --nfa-cache, or name the deep flow that it "
+    "cosine and linear cost next to nothing without: drop --nfa-cache, or name the deep flow that it "
     f"is for, as in --nfa-flow {DEEP} --nfa-fit"
 )
 
@@ -57,10 +57,10 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "class (default: off)"
     )
     flow = (
-        f"flow of --aug: {LINEAR}, the eigen-images of the training set itself; {COSINE}, smooth "
-        "shading that needs no data; or a bundled name, "
-        "e.g. conv_p4_small.cifar10, a directory, a Hub id org/name; a saved augmentation "
-        f"brings the settings that --aug does not name (default: {LINEAR}, or what nfa alone chooses)"
+        f"flow of --aug: {COSINE}, smooth shading that needs no data; {LINEAR}, the eigen-images of "
+        "the training set itself; or a bundled name, e.g. conv_p4_small.cifar10, a directory, a Hub "
+        "id org/name; a saved augmentation brings the settings that --aug does not name (default: "
+        f"{COSINE}, or what nfa alone chooses; {LINEAR} for labels, axes, latents and --nfa-fit)"
     )
     fit = f"first fit a flow of other classes to the training set (always with --nfa-flow {LINEAR})"
     place = (
@@ -117,7 +117,8 @@ def useless_flag(args: Any) -> str | None:
     '--nfa-fit'
     """
     usual = {} if args.aug else _usual()
-    same = lambda k, v: getattr(args, k) == v or (k == "nfa_flow" and is_linear(args))
+    # args.yaml of older versions has the name of a flow also without --aug
+    same = lambda k, v: getattr(args, k) == v or (k, getattr(args, k)) == ("nfa_flow", LINEAR)
     given = (k for k, v in usual.items() if k != "aug" and not same(k, v))
     return next((f"--{k.replace('_', '-')}" for k in given), None)
 
@@ -137,18 +138,28 @@ def augment_from_args(args: Any, shape: tuple[int, ...] | None = None) -> NFAugm
     if not isinstance(args.aug, str):
         raise NFAError(f"aug must be a string such as nfa-s0.5-k32-p0.5, got {args.aug!r}")
     check_choice("nfa_place", args.nfa_place, PLACES)  # which argparse skips in a --config file
-    if args.nfa_flow == COSINE:
+    flow = flow_of(args)
+    if flow == COSINE:
         return _cosine(args)
-    return _linear(args, shape) if is_linear(args) else _pretrained(args)
+    return _linear(args, shape) if flow == LINEAR else _pretrained(args)
 
 
-def is_linear(args: Any) -> bool:
-    """Whether flags ask for the modes of the training set itself.
+def flow_of(args: Any) -> str:
+    """The name of the flow that flags ask for.
 
-    >>> is_linear(argparse.Namespace(nfa_flow=None))
-    True
+    Where they name none it is cosine; linear where they ask for what takes images to find: modes of
+    classes or latents, variances of axes, a fit.
+
+    >>> add_args(parser := argparse.ArgumentParser())
+    >>> [flow_of(parser.parse_args(["--aug", aug])) for aug in ("nfa-s1", "nfa-s1-lgiven")]
+    ['cosine', 'linear']
     """
-    return args.nfa_flow in (None, LINEAR)
+    if args.nfa_flow is not None:
+        return args.nfa_flow
+    own = parse_config(args.aug) if args.aug else {}
+    of_data = own.get("labels", "none") != "none" or own.get("kind") == "axes"
+    latent = args.nfa_space == "latent" or args.nfa_autoencoder or args.nfa_size
+    return LINEAR if of_data or latent or args.nfa_fit else COSINE
 
 
 def _pretrained(args: Any) -> NFAugment:
@@ -204,7 +215,7 @@ def needs_fit(args: Any) -> bool:
     >>> needs_fit(argparse.Namespace(nfa_flow="linear", nfa_fit=False))
     True
     """
-    return bool(args.nfa_fit) or is_linear(args)
+    return bool(args.nfa_fit) or flow_of(args) == LINEAR
 
 
 def _net_dtype(args: Any) -> torch.dtype | None:

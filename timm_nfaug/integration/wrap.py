@@ -19,9 +19,10 @@ from .._utils.random import random_numbers_apart
 from ..augment import NFAugment
 from ..data.datasets import NFADataset
 from ..fit import check_loader
+from ..hub import LINEAR
 from . import fit
 from .auto import leaves_open, with_advice
-from .flags import _complete, augment_from_args, is_linear, needs_fit, useless_flag
+from .flags import _complete, augment_from_args, flow_of, needs_fit, useless_flag
 from .loader import NFALoader, _find_mixup, _say_on
 
 
@@ -48,7 +49,10 @@ def wrap_loader(
     >>> wrap_loader([], argparse.Namespace(aug=None))
     []
     """
-    augment = augment_from_args(args := _complete(args))
+    args = _complete(args)
+    if value_range is not None and args.nfa_flow is None:
+        args.nfa_flow = LINEAR  # whose modes have the scale of the images
+    augment = augment_from_args(args)
     if flag := useless_flag(args):
         raise NFAError(f"{flag} does nothing without --aug: add --aug nfa, or drop it")
     if augment is None or augment.idle:
@@ -63,9 +67,8 @@ def wrap_loader(
     num_classes = num_classes or getattr(args, "num_classes", None)
     shape = functools.cache(functools.partial(_shape_of, loader))
     if leaves_open(args):
-        size = shape if value_range is None else lambda: None  # others are not those of photographs
         with random_numbers_apart():
-            args = with_advice(args, dataset, num_classes, size)
+            args = with_advice(args, dataset, num_classes, shape)
         augment = augment_from_args(args) or augment
     if needs_fit(args):
         with random_numbers_apart():
@@ -147,7 +150,7 @@ def _shape_of(loader: Any) -> tuple[int, ...] | None:
 def _sized(augment: NFAugment, args: Any, shape: tuple[int, ...] | None) -> NFAugment:
     """The augmentation, with the channels and size of the loader's images where it is linear."""
     if shape is not None:
-        if is_linear(args):
+        if flow_of(args) == LINEAR:
             args.nfa_autoencoder = augment._autoencoder  # which is loaded already
             augment = augment_from_args(args, shape) or augment
         fit._check_channels(augment, shape[0])
