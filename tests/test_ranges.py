@@ -443,8 +443,11 @@ def test_wrap_loader_takes_a_range():
     moved = torch.cat([images for images, _ in loader])
     assert moved.dtype == torch.uint16 and moved.shape == x.shape
     assert int(moved.int().max()) <= 4095 and (moved.int() != x.int()).any((1, 2, 3)).all()
-    with pytest.raises(NFAError, match=r"got torch\.uint16; .*value_range=\(low, high\)"):
-        nfa.wrap_loader(DataLoader(data, 8), flags("--aug", "nfa-lnone"))
+    for flow in ("linear", "cosine"):  # at the fit, and in the first batch
+        with pytest.raises(NFAError, match=r"got torch\.uint16; .*value_range=\(low, high\)"):
+            args = flags("--aug", "nfa-lnone", "--nfa-flow", flow)
+            args.in_chans = 5
+            next(iter(nfa.wrap_loader(DataLoader(data, 8), args)))
 
 
 def test_wrap_loader_does_not_fit_a_range_to_images_before_their_transform(image_folder):
