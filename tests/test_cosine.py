@@ -273,7 +273,7 @@ def test_in_a_training(run_script, tmp_path, monkeypatch, capsys, place):
     args = yaml.safe_load((tmp_path / "own" / "args.yaml").read_text())
     assert args["nfa_flow"] == "cosine"
     said = capsys.readouterr()
-    line = "NFA on: flow cosine, modes of no images at 3 x 32 x 32, space linear, s 0.1, k 32, p 1"
+    line = "NFA on: flow cosine, modes of no images at 3 x 32 x 32, space cosine, s 0.1, k 32, p 1"
     assert line in said.out + said.err
     # the script's standard deviations are the same in all channels, so that spans stay what they are
     change, modes = (moved - x).flatten(1), cosine.cosine_modes((3, 32, 32), 32)[0]

@@ -944,6 +944,17 @@ def test_what_is_given_for_the_fit(toy_images, image_folder):
         assert augment.flow.num_classes == 1, "the caller's own is left alone"
 
 
+def test_a_fit_dataset_that_nothing_reads_is_named(toy_images, capsys):
+    levels, y = toy_images
+    unread = Own(levels, y, lambda data, i: pytest.fail("it was read"))
+    args = parsed("--aug", "nfa-k2-p1", "--nfa-flow", "cosine")
+    nfa.wrap_loader(DataLoader(TensorDataset(levels, y), 20), args, fit_dataset=unread)
+    assert "fit_dataset is not read, as nothing is fitted" in capsys.readouterr().err
+    factory = loader_factory(create_loader, nfa.NFAugment.from_cosine(), fit_dataset=unread)
+    timm_loader(Handing(Own(levels, y, unit)), create=factory)
+    assert "fit_dataset is not read, as nothing is fitted" in capsys.readouterr().err
+
+
 def test_the_launcher_names_a_way_for_data_sets_without_a_transform(toy_images):
     levels, y = toy_images
     factory = loader_factory(create_loader, to_fit(labels="given"), fit=True, num_classes=3)

@@ -16,7 +16,7 @@ from ..data.cache import NFACache
 from ..data.datasets import CachedNFADataset
 from ..hub import LINEAR
 from .auto import with_advice
-from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device
+from .fit import _check_channels, _check_classes, _fit_to_dataset, _on_device, _say_unread
 from .flags import augment_from_args, needs_fit
 from .loader import NFALoader, _find_mixup, _say_on
 from .workers import FLAG, INSTEAD, _check_workers, _WorkerDataset
@@ -96,6 +96,7 @@ class _Factory:
             self.augment.notices = fitted.notices
         else:
             _check_classes(dataset, self.augment)
+            _say_unread(self.fit_dataset)
         given["dataset"] = self._augmented(dataset, given)
         on_batches = self.augment if given["dataset"] is dataset else None
         erasing, splits = _take_erasing(given), given.get("num_aug_splits") or 0

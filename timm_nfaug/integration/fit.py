@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from torchvision.transforms.functional import pil_to_tensor
 
 from .._utils.notices import NFAError
+from .._utils.progress import say
 from .._utils.random import process_rank
 from ..augment import PARTS, NFAugment
 from ..data.transforms import set_transform
@@ -65,6 +66,11 @@ def _check_classes(dataset: Any, augment: NFAugment) -> None:
             f"the flow knows the classes {few}, the dataset has {has}; add --nfa-fit to take those "
             "of the dataset, train a flow for it, or let the flow choose with -lposterior"
         )
+
+
+def _say_unread(fit_dataset: Any) -> None:
+    if fit_dataset is not None:
+        say("fit_dataset is not read, as nothing is fitted; --nfa-flow linear or --nfa-fit does")
 
 
 def _on_device(augment: NFAugment, device: torch.device | str) -> NFAugment:

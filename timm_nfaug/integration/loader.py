@@ -132,7 +132,7 @@ def _say_on(augment: NFAugment, place: str) -> None:
     classes = augment.change.num_classes
     whose = "all images" if classes == 1 else f"{classes} classes"
     if flow is not None and "fixed_modes" in flow.config.info:
-        whose = "no images"
+        whose, space = "no images", flow.config.title
     elif flow is not None and (data := flow.config.info.get("data")):  # not of this training set
         whose += f" of {' '.join(str(data).split()):.60}"
     say(

@@ -79,6 +79,7 @@ def wrap_loader(
         if value_range is not None:  # else that of a saved augmentation stays
             augment = augment.replace(value_range=value_range)
         fit._check_classes(dataset, augment)
+        fit._say_unread(fit_dataset)
     splits = dataset.num_splits if isinstance(dataset, AugMixDataset) else 0
     _say_on(augment, "batch")
     return NFALoader(loader, augment, mean, std, getattr(args, "seed", 0), mixup, erasing, splits)
