@@ -68,6 +68,8 @@ def grid(**values: tuple[float, ...]) -> tuple[Values, ...]:
 
 
 MOVES = grid(strength=(0.5, 1.0), p=(0.5, 1.0))
+FAR = grid(strength=(2.5, 5.0), p=(0.5, 1.0))  # where axes move images as far as modes do by MOVES
+NEAR = grid(strength=(0.2, 0.4), p=(0.5, 1.0))  # where a shuffled flow does
 BOTH = grid(magnitude=(9, 5), strength=(0.5, 1.0))
 RANDAUGMENTS = grid(magnitude=(9, 5, 3), reprob=(0.25, 0.0))
 
@@ -124,6 +126,29 @@ def modes(data: Images, s: Values, flow: Flow | None, labels: str, move: str = "
         base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device).eval()
         base.set_net_dtype(changes.NET_DTYPE)
     return fitted(base, data, Settings(strength=s["strength"], p=s["p"], move=move), labels)
+
+
+def after_the_crop(augment: NFAugment) -> Arm:
+    """NFA where timm's train.py has it."""
+    return Arm(levels=NFAStep(augment))
+
+
+def flow_after(data: Images, s: Values, flow: Flow | None) -> Arm:
+    return after_the_crop(modes(data, s, flow, "none"))
+
+
+def cosine_after(data: Images, s: Values, flow: Flow | None) -> Arm:
+    change = changes.cosine(data, s["strength"])
+    return after_the_crop(NFAugment.from_change(change, p=s["p"], labels="none"))
+
+
+def shuffled(data: Images, s: Values, flow: Flow | None) -> Arm:
+    """A deep flow whose networks have learned nothing: their weights in random order."""
+    assert flow is not None
+    base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device).eval()
+    changes.shuffle_networks(base)
+    base.set_net_dtype(changes.NET_DTYPE)
+    return moved(fitted(base, data, Settings(strength=s["strength"], p=s["p"]), "none"))
 
 
 def nfa_arm(labels: str, move: str = "pca") -> Make:
@@ -203,6 +228,11 @@ ENTRIES: dict[str, Entry] = {
     "flow-ml": Entry("NFA deep flow (ml), pooled modes", nfa_arm("none"), MOVES, flow=True),
     "glem": Entry("NFA deep flow (GLEM), class modes", nfa_arm("given"), MOVES, flow=True),
     "glem-axes": Entry("NFA deep flow (GLEM), class axes, as the paper", nfa_arm("given", "axes"), MOVES, flow=True),
+    "flow-joint-axes-far": Entry("NFA deep flow (joint), axes, as far as modes", nfa_arm("none", "axes"), FAR, flow=True),
+    "glem-axes-far": Entry("NFA deep flow (GLEM), class axes, as far as modes", nfa_arm("given", "axes"), FAR, flow=True),
+    "flow-shuffled": Entry("NFA deep flow, shuffled weights, pooled modes", shuffled, NEAR, flow=True),
+    "flow-joint-after": Entry("NFA deep flow (joint), after the crop", flow_after, MOVES, flow=True),
+    "cosine-after": Entry("cosine shading, after the crop", cosine_after, MOVES),
     "ce": Entry("NFA deep flow (conditional encoding)", conditional, MOVES, flow=True),
     "randaugment+pooled": Entry("RandAugment, on NFA linear", on_top, BOTH),
     "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),

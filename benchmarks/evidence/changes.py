@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import timm_nfaug as nfa
 from benchmarks.cifar.arms import ClassifierChange, Settings, fitted, linear_flow
 from timm_nfaug import lift, pixels
 from timm_nfaug.augment import NFAugment
@@ -24,6 +25,20 @@ def pooled(data: Images, strength: float) -> NFAugment:
 def cosine(data: Images, strength: float) -> Change:
     """Data-free shading, as the package ships it."""
     return NFAugment.from_cosine(strength, MODES).change
+
+
+def shuffle_networks(flow: nfa.ConditionalFlow) -> None:
+    """Puts the entries of each tensor of the couplings' networks in random order.
+
+    What they have learned is gone, the distribution of their weights stays, and so do the linear
+    layers and the inverse.
+    """
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weights in flow.named_parameters():
+            if ".net." in name:
+                order = torch.randperm(weights.numel(), generator=g).to(weights.device)
+                weights.copy_(weights.flatten()[order].view_as(weights))
 
 
 class ColourPCA(Change):
