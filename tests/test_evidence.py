@@ -13,7 +13,8 @@ from benchmarks.cifar import quick
 from benchmarks.cifar.arms import Arm
 from benchmarks.cifar.quick import QuickRecipe
 from benchmarks.cifar.training import normalize, train
-from benchmarks.core import records
+from benchmarks.core import common, records
+from benchmarks.core.schema import validate_file
 from benchmarks.core.statistics import (
     Difference,
     compare,
@@ -22,7 +23,7 @@ from benchmarks.core.statistics import (
     residual_deviation,
     seeds_for_power,
 )
-from benchmarks.evidence import answers, cells, changes, choices, plan, questions, run, tables
+from benchmarks.evidence import answers, cells, changes, choices, cost, plan, questions, run, tables
 from benchmarks.evidence.arms import BOTH, ENTRIES, MOVES, grid
 from benchmarks.evidence.cells import CELLS, HELD, SEARCH_SEED
 from benchmarks.evidence.data import Pool, load, training_images
@@ -334,18 +335,46 @@ def test_what_an_arm_waits_for_is_said(cell, runs, image_folder, tmp_path, capsy
     assert list(plan.waiting(cells.RESNET18, ["crop-flip", "pooled"], runs)) == ["pooled"]
 
 
-def test_time_is_that_of_the_training_and_its_fit_beside_the_same_seed_on_the_same_device(runs):
-    own, base = (choices.reported(runs, TOY)[arm] for arm in ("pooled", "crop-flip"))
-    run = own[1]
-    assert run["flow_cpu_seconds"] >= 0
-    assert tables.seconds(run) == run["cpu_seconds"] + run["flow_cpu_seconds"]
-    ratios = [tables.seconds(own[s]) / tables.seconds(base[s]) for s in own]
-    assert tables.relative_time(own, base) == f"{statistics.fmean(ratios):.2f}"
-    base[0]["device"] = "NVIDIA H100"
-    assert tables.relative_time(own, base) == f"{ratios[1]:.2f}"
-    assert tables.seconds(base[0]) == base[0]["seconds"] + base[0]["flow_seconds"], "a GPU's"
-    del run["flow_cpu_seconds"]
-    assert tables.seconds(run) == run["cpu_seconds"] + run["flow_seconds"]
+def test_time_is_measured_side_by_side(runs, filled, image_folder, monkeypatch, capsys):
+    """Of arms with a chosen setting; the table takes it from the result file, and from nowhere else."""
+    for module in (common, cost):
+        monkeypatch.setattr(module, "RESULTS", filled.parent)
+    how = ["--cell", "toy", "--data-dir", str(image_folder), "--record", str(filled)]
+    assert cost.on_record(TOY) == {}
+    assert "| 1.00 |" not in tables.cell_table(TOY, runs)
+    cost.main([*how, "--short", "1", "--repeats", "2"])
+    seconds = validate_file(filled.parent / "evidence_cost_toy.json")["results"]["seconds"]
+    assert list(seconds) == ["crop-flip", "crop-flip-long", "pooled"]
+    assert all(len(s["made"]) == len(s["epoch"]) == 2 for s in seconds.values())
+    assert seconds["pooled"]["made"][0] > seconds["crop-flip"]["made"][0], "the fit"
+    found = cost.on_record(TOY)
+    assert found == cost.ratios(seconds, SMALL.epochs) and found["crop-flip"] == 1
+    assert f"| {found['pooled']:.2f} |" in tables.cell_table(TOY, runs)
+    with pytest.raises(SystemExit, match="--device cuda: CPU time"):
+        cost.main([*how, "--device", "cuda"])
+    (filled.parent / "evidence_cost_toy.json").unlink()
+
+
+def test_a_full_training_has_the_making_once_and_every_epoch():
+    seconds = {
+        "crop-flip": {"made": [0.0, 0.0], "epoch": [1.0, 2.0]},
+        "crop-flip-long": {"made": [0.0, 0.0], "epoch": [1.0, 2.0]},
+        "pooled": {"made": [5.0, 10.0], "epoch": [1.5, 3.0]},
+    }
+    assert cost.ratios(seconds, 10) == {"crop-flip": 1, "crop-flip-long": 2, "pooled": 2}
+
+
+@torch.no_grad()
+def test_a_shuffled_flow_keeps_its_weights_its_linear_layers_and_its_inverse(small_flow):
+    flow = copy.deepcopy(small_flow)
+    changes.shuffle_networks(flow)
+    for (name, old), new in zip(small_flow.named_parameters(), flow.parameters(), strict=True):
+        assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
+        assert torch.equal(old, new) == (".net." not in name or old.unique().numel() == 1), name
+    x = torch.rand(2, *flow.config.input_size) - 0.5
+    z, _ = flow(x)
+    assert not torch.allclose(z, small_flow(x)[0], atol=1e-3)
+    torch.testing.assert_close(flow.inverse(z), x, atol=1e-4, rtol=0)
 
 
 def test_settings_beside_the_tuned_ones_make_another_recipe(cell, runs):

@@ -18,6 +18,7 @@ from benchmarks.core.statistics import (
     seeds_for_power,
     verdict,
 )
+from benchmarks.evidence import cost
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import BASELINE, CELLS, SUITE, Cell
 from benchmarks.evidence.choices import (
@@ -58,7 +59,7 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
         "arm", "setting", "seeds", "top-1", "over crop and flip", "Holm's p", "that is", "over RandAugment", "NLL", "ECE",
         "under corruptions", "time",
     ]  # fmt: skip
-    rows = [head]
+    rows, times = [head], cost.on_record(cell)
     for arm, own in found.items():
         base = against[BASELINE].get(arm)
         metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece")}
@@ -69,7 +70,7 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
             f"{base.holm:.2g}" if base and base.holm is not None and not math.isnan(base.holm) else "",
             verdict(base, MARGIN, dof, len(cell.seeds)) if base else "", gain(against["randaugment"].get(arm)),
             f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}",
-            corrupted, relative_time(own, found[BASELINE]),
+            corrupted, f"{times[arm]:.2f}" if arm in times else "",
         ])  # fmt: skip
     return f"{recipe_line(cell, runs, found)}\n\n{markdown_table(rows)}"
 
@@ -90,25 +91,6 @@ def degrees(values: Line) -> int:
         return residual_deviation(values)[1]
     except ValueError:
         return 0
-
-
-def relative_time(runs: dict[int, Run], base: dict[int, Run]) -> str:
-    """Time of trainings over that of the same seeds of `base`, on the same device; empty without any."""
-    ratios = [
-        seconds(r) / seconds(base[seed])
-        for seed, r in runs.items() if seed in base and base[seed]["device"] == r["device"]
-    ]  # fmt: skip
-    return f"{fmean(ratios):.2f}" if ratios else ""
-
-
-def seconds(run: Run) -> float:
-    """CPU time of a training and of what was made for it; on a GPU wall time.
-
-    The first runs have the wall time of what was made.
-    """
-    if not run["device"].endswith(" threads"):
-        return run["seconds"] + run["flow_seconds"]
-    return run["cpu_seconds"] + run.get("flow_cpu_seconds", run["flow_seconds"])
 
 
 def mean_of(runs: dict[int, Run], measure: str) -> float:
