@@ -36,6 +36,17 @@ QUESTIONS = {  # the question to the arm and what it is compared to
     "What does the paper's objective, GLEM, give that joint does not?": ("glem", "flow-joint"),
     "What do the paper's moves along single axes give that principal modes do not?":
         ("flow-joint-axes", "flow-joint"),
+    "What do such moves give where they reach as far as modes do?":
+        ("flow-joint-axes-far", "flow-joint"),
+    "What does GLEM with moves along single axes of each class give, the paper's method?":
+        ("glem-axes", BASELINE),
+    "What does it give where its moves reach as far as modes do?": ("glem-axes-far", BASELINE),
+    "What has a deep flow learned, beside one of the same weights in random order?":
+        ("flow-joint", "flow-shuffled"),
+    "Does a deep flow do worse after the crop, where timm's train.py has NFA?":
+        ("flow-joint-after", "flow-joint"),
+    "Does shading?": ("cosine-after", "cosine"),
+    "Does shading without data help instead of ColorJitter?": ("cosine", "colorjitter"),
     "What do modes of each class give that modes of all images do not?": ("class", "pooled"),
     "What do modes of latents give that modes of pixels do not?": ("latent-linear", "pooled"),
     "What does a deep flow over latents give that their modes do not?":
