@@ -37,7 +37,7 @@ ON = {
     "linear": ([], "flow linear, modes of 3 classes at 3 x 32 x 32, space linear, s 0.5, k 4, p 1, m pca, "
                "place batch, labels given"),
     "usual": (["--aug", "nfa-s0.2-k3-p0.5"], "flow cosine, modes of no images at 3 x 32 x 32, space "
-              "linear, s 0.2, k 3, p 0.5, m pca, place batch, labels none"),
+              "cosine, s 0.2, k 3, p 0.5, m pca, place batch, labels none"),
     "pooled": (["--aug", "nfa-s0.2-k3-p0.5-lnone", "--nfa-flow", "linear"],
                "flow linear, modes of all images at 3 x 32 x 32, space "
                "linear, s 0.2, k 3, p 0.5, m pca, place batch, labels none"),
