@@ -955,6 +955,15 @@ def test_a_fit_dataset_that_nothing_reads_is_named(toy_images, capsys):
     assert "fit_dataset is not read, as nothing is fitted" in capsys.readouterr().err
 
 
+def test_a_fit_dataset_that_was_read_is_not_called_unread_at_the_next_loader(toy_images, capsys):
+    levels, y = toy_images
+    given, augment = Own(levels, y, lambda data, i: data.images[i]), to_fit(modes=2)
+    factory = loader_factory(create_loader, augment, fit=True, num_classes=3, fit_dataset=given)
+    for _ in range(2):
+        timm_loader(Handing(Own(levels, y, unit)), create=factory)
+    assert "not read" not in capsys.readouterr().err
+
+
 def test_the_launcher_names_a_way_for_data_sets_without_a_transform(toy_images):
     levels, y = toy_images
     factory = loader_factory(create_loader, to_fit(labels="given"), fit=True, num_classes=3)

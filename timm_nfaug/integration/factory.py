@@ -97,6 +97,7 @@ class _Factory:
         else:
             _check_classes(dataset, self.augment)
             _say_unread(self.fit_dataset)
+        self.fit_dataset = None  # which is read, or named, once
         given["dataset"] = self._augmented(dataset, given)
         on_batches = self.augment if given["dataset"] is dataset else None
         erasing, splits = _take_erasing(given), given.get("num_aug_splits") or 0
