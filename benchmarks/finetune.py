@@ -23,7 +23,7 @@ from benchmarks.evidence.arms import ENTRIES, grid
 from benchmarks.evidence.cells import BASELINE, ELSEWHERE, SEEDS, Cell
 from benchmarks.evidence.run import able, add_plan, fill
 from benchmarks.evidence.tables import cell_table, search_table, tuning_table
-from benchmarks.evidence.work import add_place, place_of
+from benchmarks.evidence.work import add_place, add_runs, place_of
 from benchmarks.finetuning.recipe import NORMS, FinetuneRecipe
 from train_flow.data import list_files
 
@@ -67,6 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="autocast")
     add_plan(parser)
     add_place(parser)
+    add_runs(parser)
     args = parser.parse_args(argv)
     if args.frozen and args.norm == "trained":
         parser.error("--frozen keeps the batch norms: --norm fixed or folded")

@@ -68,8 +68,8 @@ def grid(**values: tuple[float, ...]) -> tuple[Values, ...]:
 
 
 MOVES = grid(strength=(0.5, 1.0), p=(0.5, 1.0))
-FAR = grid(strength=(2.5, 5.0), p=(0.5, 1.0))  # where axes move images as far as modes do by MOVES
-NEAR = grid(strength=(0.2, 0.4), p=(0.5, 1.0))  # where a shuffled flow does
+FAR = grid(strength=(2.5, 5.0), p=(0.5, 1.0))  # of axes, which move an image less far than modes
+NEAR = grid(strength=(0.2, 0.4), p=(0.5, 1.0))  # of a shuffled flow, which moves it further
 BOTH = grid(magnitude=(9, 5), strength=(0.5, 1.0))
 RANDAUGMENTS = grid(magnitude=(9, 5, 3), reprob=(0.25, 0.0))
 
@@ -118,13 +118,14 @@ def moved(augment: NFAugment) -> Arm:
     return Arm(before=NFAStep(augment))
 
 
+def loaded(data: Images, flow: Flow) -> nfa.ConditionalFlow:
+    base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device).eval()
+    return base.set_net_dtype(changes.NET_DTYPE)
+
+
 def modes(data: Images, s: Values, flow: Flow | None, labels: str, move: str = "pca") -> NFAugment:
     """NFA with modes of the run's own images: of its pixels or, with a flow, of its codes."""
-    if flow is None:
-        base = linear_flow(data)
-    else:
-        base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device).eval()
-        base.set_net_dtype(changes.NET_DTYPE)
+    base = linear_flow(data) if flow is None else loaded(data, flow)
     return fitted(base, data, Settings(strength=s["strength"], p=s["p"], move=move), labels)
 
 
@@ -133,26 +134,16 @@ def after_the_crop(augment: NFAugment) -> Arm:
     return Arm(levels=NFAStep(augment))
 
 
-def flow_after(data: Images, s: Values, flow: Flow | None) -> Arm:
-    return after_the_crop(modes(data, s, flow, "none"))
-
-
-def cosine_after(data: Images, s: Values, flow: Flow | None) -> Arm:
-    change = changes.cosine(data, s["strength"])
-    return after_the_crop(NFAugment.from_change(change, p=s["p"], labels="none"))
-
-
 def shuffled(data: Images, s: Values, flow: Flow | None) -> Arm:
     """A deep flow whose networks have learned nothing: their weights in random order."""
     assert flow is not None
-    base = nfa.ConditionalFlow.from_pretrained(flow.where).to(data.levels.device).eval()
+    base = loaded(data, flow)
     changes.shuffle_networks(base)
-    base.set_net_dtype(changes.NET_DTYPE)
     return moved(fitted(base, data, Settings(strength=s["strength"], p=s["p"]), "none"))
 
 
-def nfa_arm(labels: str, move: str = "pca") -> Make:
-    return lambda data, s, flow: moved(modes(data, s, flow, labels, move))
+def nfa_arm(labels: str, move: str = "pca", place: Callable[[NFAugment], Arm] = moved) -> Make:
+    return lambda data, s, flow: place(modes(data, s, flow, labels, move))
 
 
 def conditional(data: Images, s: Values, flow: Flow | None) -> Arm:
@@ -161,12 +152,14 @@ def conditional(data: Images, s: Values, flow: Flow | None) -> Arm:
     return moved(kept_modes(base.eval(), data, Settings(strength=s["strength"], p=s["p"])))
 
 
-def with_change(make: Callable[[Images, float], Any]) -> Make:
+def with_change(
+    make: Callable[[Images, float], Any], place: Callable[[NFAugment], Arm] = moved
+) -> Make:
     """An arm of a change that needs no fit of modes, made from the images and a strength."""
 
     def arm(data: Images, s: Values, flow: Flow | None) -> Arm:
         change = make(data, s["strength"])
-        return moved(NFAugment.from_change(change, p=s["p"], labels="none"))
+        return place(NFAugment.from_change(change, p=s["p"], labels="none"))
 
     return arm
 
@@ -205,7 +198,7 @@ def adversarial(data: Images, s: Values, flow: Flow | None) -> Arm:
     """Moves along pooled modes, pushed up the classifier's loss; on the images that it sees, after the crop."""
     inner = modes(data, {"strength": 0.5, "p": 1.0}, flow, "none").change
     change = changes.PushedChange(inner, s["step"], len(data.class_names))
-    return Arm(levels=NFAStep(NFAugment.from_change(change, p=s["p"], labels="given")))
+    return after_the_crop(NFAugment.from_change(change, p=s["p"], labels="given"))
 
 
 ENTRIES: dict[str, Entry] = {
@@ -228,11 +221,11 @@ ENTRIES: dict[str, Entry] = {
     "flow-ml": Entry("NFA deep flow (ml), pooled modes", nfa_arm("none"), MOVES, flow=True),
     "glem": Entry("NFA deep flow (GLEM), class modes", nfa_arm("given"), MOVES, flow=True),
     "glem-axes": Entry("NFA deep flow (GLEM), class axes, as the paper", nfa_arm("given", "axes"), MOVES, flow=True),
-    "flow-joint-axes-far": Entry("NFA deep flow (joint), axes, as far as modes", nfa_arm("none", "axes"), FAR, flow=True),
-    "glem-axes-far": Entry("NFA deep flow (GLEM), class axes, as far as modes", nfa_arm("given", "axes"), FAR, flow=True),
+    "flow-joint-axes-far": Entry("NFA deep flow (joint), axes, five times as strong", nfa_arm("none", "axes"), FAR, flow=True),
+    "glem-axes-far": Entry("NFA deep flow (GLEM), class axes, five times as strong", nfa_arm("given", "axes"), FAR, flow=True),
     "flow-shuffled": Entry("NFA deep flow, shuffled weights, pooled modes", shuffled, NEAR, flow=True),
-    "flow-joint-after": Entry("NFA deep flow (joint), after the crop", flow_after, MOVES, flow=True),
-    "cosine-after": Entry("cosine shading, after the crop", cosine_after, MOVES),
+    "flow-joint-after": Entry("NFA deep flow (joint), after the crop", nfa_arm("none", place=after_the_crop), MOVES, flow=True),
+    "cosine-after": Entry("cosine shading, after the crop", with_change(changes.cosine, after_the_crop), MOVES),
     "ce": Entry("NFA deep flow (conditional encoding)", conditional, MOVES, flow=True),
     "randaugment+pooled": Entry("RandAugment, on NFA linear", on_top, BOTH),
     "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),

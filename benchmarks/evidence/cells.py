@@ -27,8 +27,8 @@ ML = Flow("conv_p4_small_ml.cifar10", LABELLED)
 SHUFFLED = Flow(JOINT.name, "nothing: its weights are in random order")
 LATENT = Flow("conv_latent_64.cifar10", "all training images, without labels", autoencoder=TAEF2)
 FLOWS = {
-    **dict.fromkeys(("flow-joint", "flow-joint-axes"), JOINT),
-    **dict.fromkeys(("flow-joint-axes-far", "flow-joint-after"), JOINT),
+    **dict.fromkeys(("flow-joint", "flow-joint-axes", "flow-joint-axes-far"), JOINT),
+    "flow-joint-after": JOINT,
     "flow-shuffled": SHUFFLED,
     **dict.fromkeys(("randaugment+flow", "randaugment|flow"), JOINT),
     **dict.fromkeys(("glem", "glem-axes", "glem-axes-far"), GLEM), "flow-ml": ML, "ce": CE, "latent-deep": LATENT,
@@ -82,6 +82,11 @@ class Cell:
     size: int = 32  # pixels at which images are read
     by_track: bool = False  # frames of one track are near-copies
     corrupted: int = 1000  # test images under every corruption
+
+    @property
+    def key(self) -> str:
+        """What its tables and files are called."""
+        return self.name.replace("-", "_")
 
     @property
     def side(self) -> int:

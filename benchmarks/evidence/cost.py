@@ -13,45 +13,45 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.cifar.training import cpu_time, train
 from benchmarks.core import records
-from benchmarks.core.common import RESULTS, command_line, environment, markdown_table, write_result
-from benchmarks.core.schema import validate_file
+from benchmarks.core.common import (
+    command_line,
+    environment,
+    markdown_table,
+    pin_threads,
+    write_result,
+)
+from benchmarks.evidence.answers import title
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import BASELINE, CELLS, SEARCH_SEED, SUITE, Cell
 from benchmarks.evidence.choices import chosen, tuned_recipe
 from benchmarks.evidence.data import training_images
+from benchmarks.evidence.plan import waiting
+from benchmarks.evidence.run import able, check_weights
+from benchmarks.evidence.tables import cost_name
 from benchmarks.evidence.work import Place, Worker, add_place, place_of
 
 
-def make_parser() -> argparse.ArgumentParser:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evidence.cost", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--cell", required=True, choices=CELLS)
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of the cell's arms")
-    parser.add_argument("--short", type=int, default=5, help="epochs of each training")
-    parser.add_argument("--repeats", type=int, default=3)
+    add = parser.add_argument
+    add("--cell", required=True, choices=CELLS)
+    add("--short", type=int, default=5, help="epochs of each training")
+    add("--repeats", type=int, default=3)
+    add("--record", type=Path, help="file of the runs whose chosen settings are taken")
     add_place(parser)
-    return parser
-
-
-def settings_of(cell: Cell, arms: list[str], place: Place, runs: list[dict]) -> dict[str, dict]:
-    """The chosen setting of each arm; those that were not searched or cannot run here are named."""
-    found = {}
-    for arm in arms:
-        try:
-            lack = place.lacks(cell, arm)
-            found[arm] = chosen(runs, cell, arm)
-        except LookupError as e:
-            lack = f"{e} on record"
-        if lack:
-            found.pop(arm, None)
-            print(f"{arm} is not timed: {lack}")
-    return found
+    args = parser.parse_args(argv)
+    check_weights(parser, args)
+    if args.device != "cpu":
+        parser.error(f"--device {args.device}: CPU time is measured on the CPU alone")
+    return args
 
 
 def measure(
@@ -88,38 +88,29 @@ def ratios(seconds: dict[str, dict[str, list[float]]], epochs: int) -> dict[str,
     }
 
 
-def on_record(cell: Cell) -> dict[str, float]:
-    """The ratios of a cell by arm, from its result file; none without."""
-    path = RESULTS / f"{name_of(cell)}.json"
-    return validate_file(path)["results"]["ratios"] if path.is_file() else {}
-
-
-def name_of(cell: Cell) -> str:
-    return f"evidence_cost_{cell.name.replace('-', '_')}"
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
+    args = parse(argv)
+    if argv is None:
+        pin_threads(args.threads)
     cell, command = CELLS[args.cell], command_line("benchmarks.evidence.cost", argv)
     place = place_of(args, command)
-    if place.device != "cpu":
-        raise SystemExit(f"error: --device {place.device}: CPU time is measured on the CPU alone")
     runs = records.read(args.record or records.suite_file(SUITE))
-    try:
-        recipe = tuned_recipe(runs, cell)
-    except LookupError as e:
-        raise SystemExit(f"error: {e} on record; python -m benchmarks.evidence.run tunes") from None
-    arms = [arm for arm in cell.arms if arm in (BASELINE, *(args.arms or cell.arms))]
-    settings = settings_of(cell, arms, place, runs)
+    arms = able(cell, cell.arms, place)
+    lacking = waiting(cell, arms, runs)
+    for arm, text in lacking.items():
+        print(f"{arm} is not timed: {text} on record")
+    if BASELINE in lacking:
+        raise SystemExit("error: tune the cell first, by python -m benchmarks.evidence.run")
+    recipe = tuned_recipe(runs, cell)
+    settings = {arm: chosen(runs, cell, arm) for arm in arms if arm not in lacking}
     seconds = measure(cell, place, settings, recipe, args.short, args.repeats)
     found = ratios(seconds, recipe.epochs)
-    size = "all" if cell.per_class is None else cell.per_class
     write_result(
-        name_of(cell),
+        cost_name(cell),
         {
             "benchmark": "evidence.cost",
             "command": command,
-            "data": f"{cell.data}, {size} training images of each class",
+            "data": title(cell),
             "seeds": [SEARCH_SEED],
             "environment": environment(),
             "settings": {"epochs": recipe.epochs, "short": args.short, "arms": settings},

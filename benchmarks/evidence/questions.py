@@ -36,11 +36,11 @@ QUESTIONS = {  # the question to the arm and what it is compared to
     "What does the paper's objective, GLEM, give that joint does not?": ("glem", "flow-joint"),
     "What do the paper's moves along single axes give that principal modes do not?":
         ("flow-joint-axes", "flow-joint"),
-    "What do such moves give where they reach as far as modes do?":
+    "What do such moves give, five times as strong?":
         ("flow-joint-axes-far", "flow-joint"),
     "What does GLEM with moves along single axes of each class give, the paper's method?":
         ("glem-axes", BASELINE),
-    "What does it give where its moves reach as far as modes do?": ("glem-axes-far", BASELINE),
+    "What does it give with moves five times as strong?": ("glem-axes-far", BASELINE),
     "What has a deep flow learned, beside one of the same weights in random order?":
         ("flow-joint", "flow-shuffled"),
     "Does a deep flow do worse after the crop, where timm's train.py has NFA?":

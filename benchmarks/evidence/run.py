@@ -26,7 +26,7 @@ from benchmarks.core.common import command_line
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import CELLS, SUITE, Cell
 from benchmarks.evidence.plan import STAGES, missing, waiting
-from benchmarks.evidence.work import Place, add_place, execute, place_of, start
+from benchmarks.evidence.work import Place, add_place, add_runs, execute, place_of, start
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,13 +46,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cell", required=True, choices=CELLS)
     add_plan(parser)
     add_place(parser)
+    add_runs(parser)
     args = parser.parse_args(argv)
+    check_weights(parser, args)
+    return args
+
+
+def check_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the command where the cell starts from weights and none are given, or the other way round."""
     named = getattr(CELLS[args.cell].recipe, "weights", "")
     if named and not args.weights:
         parser.error(f"{args.cell} starts from {named}: give its file, --weights FILE")
     if args.weights and not named:
         parser.error(f"{args.cell} trains from scratch: drop --weights")
-    return args
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

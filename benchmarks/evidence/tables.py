@@ -8,7 +8,8 @@ from dataclasses import asdict
 from statistics import fmean
 
 from benchmarks.core import records
-from benchmarks.core.common import markdown_table
+from benchmarks.core.common import RESULTS, markdown_table
+from benchmarks.core.schema import validate_file
 from benchmarks.core.statistics import (
     Difference,
     Line,
@@ -18,7 +19,6 @@ from benchmarks.core.statistics import (
     seeds_for_power,
     verdict,
 )
-from benchmarks.evidence import cost
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import BASELINE, CELLS, SUITE, Cell
 from benchmarks.evidence.choices import (
@@ -57,9 +57,10 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
     dof = degrees(values)
     head = [
         "arm", "setting", "seeds", "top-1", "over crop and flip", "Holm's p", "that is", "over RandAugment", "NLL", "ECE",
-        "under corruptions", "time",
+        "under corruptions",
     ]  # fmt: skip
-    rows, times = [head], cost.on_record(cell)
+    times = times_on_record(cell)
+    rows = [[*head, "time"] if times else head]
     for arm, own in found.items():
         base = against[BASELINE].get(arm)
         metrics = {k: mean_of(own, k) for k in ("top1", "nll", "ece")}
@@ -70,7 +71,7 @@ def cell_table(cell: Cell, runs: list[Run]) -> str:
             f"{base.holm:.2g}" if base and base.holm is not None and not math.isnan(base.holm) else "",
             verdict(base, MARGIN, dof, len(cell.seeds)) if base else "", gain(against["randaugment"].get(arm)),
             f"{metrics['nll']:.3f}", f"{metrics['ece']:.1f}",
-            corrupted, f"{times[arm]:.2f}" if arm in times else "",
+            corrupted, *([f"{times[arm]:.2f}" if arm in times else ""] if times else []),
         ])  # fmt: skip
     return f"{recipe_line(cell, runs, found)}\n\n{markdown_table(rows)}"
 
@@ -91,6 +92,17 @@ def degrees(values: Line) -> int:
         return residual_deviation(values)[1]
     except ValueError:
         return 0
+
+
+def cost_name(cell: Cell) -> str:
+    """The result file of `benchmarks.evidence.cost`."""
+    return f"evidence_cost_{cell.key}"
+
+
+def times_on_record(cell: Cell) -> dict[str, float]:
+    """The time of a training with each arm over that with crop and flip; none where it was not measured."""
+    path = RESULTS / f"{cost_name(cell)}.json"
+    return validate_file(path)["results"]["ratios"] if path.is_file() else {}
 
 
 def mean_of(runs: dict[int, Run], measure: str) -> float:
@@ -230,8 +242,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_power": lambda: power_table(all_runs()),
 }
 for _cell in CELLS.values():
-    _name = _cell.name.replace("-", "_")
-    TABLES[f"evidence_{_name}"] = of_cell(cell_table, _cell)
+    TABLES[f"evidence_{_cell.key}"] = of_cell(cell_table, _cell)
     if not _cell.tuned_in:
-        TABLES[f"evidence_{_name}_search"] = of_cell(search_table, _cell)
-        TABLES[f"evidence_{_name}_tuning"] = of_cell(tuning_table, _cell)
+        TABLES[f"evidence_{_cell.key}_search"] = of_cell(search_table, _cell)
+        TABLES[f"evidence_{_cell.key}_tuning"] = of_cell(tuning_table, _cell)

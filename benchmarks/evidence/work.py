@@ -139,7 +139,7 @@ def execute(run: dict) -> dict:
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a `Place` and of how trainings run side by side."""
+    """Adds the flags of a `Place`."""
     add = parser.add_argument
     add("--data-dir", required=True, type=Path, help="ImageFolder tree with train/ and val/")
     add("--flows", type=Path, help="directory with flows that the package has not, NAME/flow")
@@ -148,6 +148,11 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
     add("--workers", type=int, default=0, help="processes of each training for PIL policies")
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of how trainings run side by side, and where they are recorded."""
+    add = parser.add_argument
     add("--jobs", type=int, default=1, help="trainings at once, each in a process of its own")
     add("--time-limit", type=float, default=float("inf"), help="seconds")
     add("--record", type=Path, help="file of runs, which are appended")
