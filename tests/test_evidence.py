@@ -120,8 +120,9 @@ def test_the_held_out_images_are_in_no_training(image_folder):
 
 def test_every_search_has_four_settings():
     """Of the same size for every arm of NFA, and no arm has more than RandAugment; crop and flip has the tuning."""
+    six = "randaugment", "randaugment-long"
     for name, entry in ENTRIES.items():
-        settings = 1 if name.startswith("crop-flip") else 6 if name == "randaugment" else 4
+        settings = 1 if name.startswith("crop-flip") else 6 if name in six else 4
         assert len(entry.grid) == settings, name
         assert len({tuple(sorted(s.items())) for s in entry.grid}) == len(entry.grid)
     assert len(MOVES) == len(BOTH) == 4

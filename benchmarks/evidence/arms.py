@@ -205,6 +205,7 @@ ENTRIES: dict[str, Entry] = {
     "crop-flip": Entry("crop and flip", lambda data, s, flow: Arm()),
     "crop-flip-long": Entry("crop and flip, twice as long", lambda data, s, flow: Arm(), longer=2.0),
     "randaugment": Entry("RandAugment", randaugment, RANDAUGMENTS),
+    "randaugment-long": Entry("RandAugment, twice as long", randaugment, RANDAUGMENTS, longer=2.0),
     "randaugment-some": Entry("RandAugment for some images", some_randaugment, grid(magnitude=(9, 5), p=(0.5, 0.75))),
     "trivialaugment": Entry("TrivialAugment", trivial, grid(p=(1.0, 0.5), reprob=(0.0, 0.25))),
     "colorjitter": Entry("ColorJitter", jitter, grid(amount=(0.4, 0.2), p=(1.0, 0.5))),

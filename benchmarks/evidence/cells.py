@@ -44,6 +44,7 @@ ELSEWHERE = {
 
 # what a review asked for after the first results, in the cell with all arms
 CONTROLS = (
+    "randaugment-long",
     "flow-joint-axes-far",
     "glem-axes-far",
     "flow-shuffled",

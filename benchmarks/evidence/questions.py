@@ -25,9 +25,14 @@ QUESTIONS = {  # the question to the arm and what it is compared to
     "What does a deep flow give that modes of pixels do not?": ("flow-joint", "pooled"),
     "What does a deep flow give that shading without data does not?": ("flow-joint", "cosine"),
     "Does a deep flow help instead of RandAugment?": ("flow-joint", "randaugment"),
+    "Does RandAugment gain from twice as long a training?": ("randaugment-long", "randaugment"),
+    "Does a deep flow help, compared with RandAugment for twice as long?":
+        ("flow-joint", "randaugment-long"),
     "Does a deep flow help on top of RandAugment?": ("randaugment+flow", "randaugment"),
     "Does either RandAugment or a deep flow for each image help, compared with RandAugment for all?":
         ("randaugment|flow", "randaugment"),
+    "Does it, compared with RandAugment for all and twice as long?":
+        ("randaugment|flow", "randaugment-long"),
     "Does it, compared with either RandAugment or modes of pixels?":
         ("randaugment|flow", "randaugment|pooled"),
     "Does it, compared with the deep flow alone?": ("randaugment|flow", "flow-joint"),
