@@ -218,6 +218,7 @@ ENTRIES: dict[str, Entry] = {
     "pooled": Entry("NFA linear, pooled modes", nfa_arm("none"), MOVES),
     "class": Entry("NFA linear, class modes", nfa_arm("given"), MOVES),
     "flow-joint": Entry("NFA deep flow (joint), pooled modes", nfa_arm("none"), MOVES, flow=True),
+    "flow-joint-long": Entry("NFA deep flow (joint), twice as long", nfa_arm("none"), MOVES, flow=True, longer=2.0),
     "flow-joint-axes": Entry("NFA deep flow (joint), axes", nfa_arm("none", "axes"), MOVES, flow=True),
     "flow-ml": Entry("NFA deep flow (ml), pooled modes", nfa_arm("none"), MOVES, flow=True),
     "glem": Entry("NFA deep flow (GLEM), class modes", nfa_arm("given"), MOVES, flow=True),

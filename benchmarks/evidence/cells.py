@@ -27,10 +27,10 @@ ML = Flow("conv_p4_small_ml.cifar10", LABELLED)
 SHUFFLED = Flow(JOINT.name, "nothing: its weights are in random order")
 LATENT = Flow("conv_latent_64.cifar10", "all training images, without labels", autoencoder=TAEF2)
 FLOWS = {
-    **dict.fromkeys(("flow-joint", "flow-joint-axes", "flow-joint-axes-far"), JOINT),
-    "flow-joint-after": JOINT,
-    "flow-shuffled": SHUFFLED,
+    **dict.fromkeys(("flow-joint", "flow-joint-long", "flow-joint-after"), JOINT),
+    **dict.fromkeys(("flow-joint-axes", "flow-joint-axes-far"), JOINT),
     **dict.fromkeys(("randaugment+flow", "randaugment|flow"), JOINT),
+    "flow-shuffled": SHUFFLED,
     **dict.fromkeys(("glem", "glem-axes", "glem-axes-far"), GLEM), "flow-ml": ML, "ce": CE, "latent-deep": LATENT,
     "latent-linear": Flow(LINEAR, "the run's own images", autoencoder=TAEF2),
 }  # fmt: skip
@@ -42,9 +42,10 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-# what a review asked for after the first results, in the cell with all arms
+# what reviews asked for after the first results
+LONGER = ("randaugment-long", "flow-joint-long")
 CONTROLS = (
-    "randaugment-long",
+    *LONGER,
     "flow-joint-axes-far",
     "glem-axes-far",
     "flow-shuffled",
@@ -153,7 +154,7 @@ FINETUNE_CIFAR10 = Cell(
 FINETUNE_GTSRB = Cell(
     "finetune-gtsrb-25", "GTSRB (32 px copies)", 25, 43 * 25 / 39209, MOBILENET,
     dataclasses.replace(FINETUNE, flip=False),
-    tuning=FINETUNE_MORE, flows=ELSEWHERE, by_track=True, corrupted=0,
+    tuning=FINETUNE_MORE, arms=ARMS + LONGER, flows=ELSEWHERE, by_track=True, corrupted=0,
 )  # fmt: skip
 
 ALL = (

@@ -28,6 +28,9 @@ QUESTIONS = {  # the question to the arm and what it is compared to
     "Does RandAugment gain from twice as long a training?": ("randaugment-long", "randaugment"),
     "Does a deep flow help, compared with RandAugment for twice as long?":
         ("flow-joint", "randaugment-long"),
+    "Is a deep flow ahead of crop and flip where both train twice as long?":
+        ("flow-joint-long", "crop-flip-long"),
+    "And of RandAugment?": ("flow-joint-long", "randaugment-long"),
     "Does a deep flow help on top of RandAugment?": ("randaugment+flow", "randaugment"),
     "Does either RandAugment or a deep flow for each image help, compared with RandAugment for all?":
         ("randaugment|flow", "randaugment"),
