@@ -415,6 +415,14 @@ def test_an_arm_of_one_setting_is_searched_with_the_tuning(cell, runs):
     assert not tables.is_searched(cell, "crop-flip-long", runs[:1])
 
 
+def test_an_arm_that_trains_longer_is_searched_at_its_length(cell, runs):
+    searched = [r | KNOWN for r in plan.search(cell, "randaugment-long", runs)]
+    assert {r["settings"]["epochs"] for r in searched} == {2}
+    reports = list(plan.report(cell, "randaugment-long", [*runs, *searched]))
+    assert [r["seed"] for r in reports] == [0, 1]
+    assert {r["settings"]["epochs"] for r in reports} == {2}
+
+
 def test_no_training_starts_that_would_end_after_the_time_limit(cell, tmp_path, monkeypatch):
     """Ten seconds an epoch: after one second 12 more are enough for one training of one epoch."""
     clock, started = [0.0], []

@@ -41,6 +41,11 @@ def tuned_recipe(runs: list[Run], cell: Cell) -> Any:
     return dataclasses.replace(cell.recipe, **cell.tuning[best(found)])
 
 
+def recipe_of(recipe: Any, arm: str) -> Any:
+    """The recipe as an arm trains with it: some train for longer."""
+    return dataclasses.replace(recipe, epochs=round(recipe.epochs * ENTRIES[arm].longer))
+
+
 def tuning_runs(runs: list[Run], cell: Cell) -> list[Run | None]:
     """The run of crop and flip with every recipe of the tuning; None for those not on record."""
     own = held_runs(runs, cell, BASELINE)
@@ -60,7 +65,7 @@ def has(run: Run, settings: Values) -> bool:
 
 def searched(runs: list[Run], cell: Cell, arm: str) -> list[Run | None]:
     """The run of every setting that an arm's search tries, under the tuned recipe; None for those not on record."""
-    recipe = dataclasses.asdict(tuned_recipe(runs, cell))
+    recipe = dataclasses.asdict(recipe_of(tuned_recipe(runs, cell), arm))
     found = [r for r in held_runs(runs, cell, arm) if has(r, recipe)]
     return [next((r for r in found if has(r, s)), None) for s in ENTRIES[arm].grid]
 
@@ -84,10 +89,8 @@ def chosen(runs: list[Run], cell: Cell, arm: str) -> Values:
 
 def expected(runs: list[Run], cell: Cell, arm: str) -> dict[str, Any]:
     """The settings on record of what is reported of an arm: the tuned recipe and the chosen setting."""
-    recipe = tuned_recipe(runs, cell)
-    values = {**dataclasses.asdict(recipe), **chosen(runs, cell, arm)}
-    values["epochs"] = round(recipe.epochs * ENTRIES[arm].longer)
-    return values
+    recipe = recipe_of(tuned_recipe(runs, cell), arm)
+    return {**dataclasses.asdict(recipe), **chosen(runs, cell, arm)}
 
 
 def reported(runs: list[Run], cell: Cell) -> dict[str, dict[int, Run]]:

@@ -10,7 +10,7 @@ from benchmarks.core import records
 from benchmarks.core.common import flow_title
 from benchmarks.evidence.arms import ENTRIES
 from benchmarks.evidence.cells import BASELINE, SEARCH_SEED, SUITE, Cell
-from benchmarks.evidence.choices import chosen, expected, tuned_recipe
+from benchmarks.evidence.choices import chosen, expected, recipe_of, tuned_recipe
 
 STAGES = ("tune", "search", "report")
 
@@ -83,10 +83,9 @@ def describe(
     values = {
         "cell": cell.name,
         "per_class": cell.per_class,
-        **dataclasses.asdict(recipe),
+        **dataclasses.asdict(recipe_of(recipe, arm)),
         **settings,
     }
-    values["epochs"] = round(recipe.epochs * ENTRIES[arm].longer)
     if flow:
         values["flow_trained_on"] = flow.trained_on
     return {
