@@ -234,6 +234,7 @@ ENTRIES: dict[str, Entry] = {
     "randaugment|cosine": Entry("RandAugment or shading without data", either_cosine, BOTH),
     "randaugment+flow": Entry("RandAugment, on NFA deep flow (joint)", on_top, BOTH, flow=True),
     "randaugment|flow": Entry("RandAugment or NFA deep flow (joint)", either, BOTH, flow=True),
+    "randaugment|flow-long": Entry("RandAugment or NFA deep flow (joint), twice as long", either, BOTH, flow=True, longer=2.0),
     "latent-linear": Entry("NFA latent linear, pooled modes, 8 copies", latent, MOVES, flow=True),
     "latent-deep": Entry("NFA latent deep flow, pooled modes, 8 copies", latent, MOVES, flow=True),
     "adversarial": Entry("NFA linear, moves up the loss", adversarial, grid(step=(0.5, 2.0), p=(0.5, 1.0))),

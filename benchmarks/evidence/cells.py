@@ -29,7 +29,7 @@ LATENT = Flow("conv_latent_64.cifar10", "all training images, without labels", a
 FLOWS = {
     **dict.fromkeys(("flow-joint", "flow-joint-long", "flow-joint-after"), JOINT),
     **dict.fromkeys(("flow-joint-axes", "flow-joint-axes-far"), JOINT),
-    **dict.fromkeys(("randaugment+flow", "randaugment|flow"), JOINT),
+    **dict.fromkeys(("randaugment+flow", "randaugment|flow", "randaugment|flow-long"), JOINT),
     "flow-shuffled": SHUFFLED,
     **dict.fromkeys(("glem", "glem-axes", "glem-axes-far"), GLEM), "flow-ml": ML, "ce": CE, "latent-deep": LATENT,
     "latent-linear": Flow(LINEAR, "the run's own images", autoencoder=TAEF2),
@@ -43,7 +43,7 @@ ELSEWHERE = {
 
 
 # what reviews asked for after the first results
-LONGER = ("randaugment-long", "flow-joint-long")
+LONGER = ("randaugment-long", "flow-joint-long", "randaugment|flow-long")
 CONTROLS = (
     *LONGER,
     "flow-joint-axes-far",

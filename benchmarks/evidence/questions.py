@@ -36,6 +36,7 @@ QUESTIONS = {  # the question to the arm and what it is compared to
         ("randaugment|flow", "randaugment"),
     "Does it, compared with RandAugment for all and twice as long?":
         ("randaugment|flow", "randaugment-long"),
+    "Does it, where both train twice as long?": ("randaugment|flow-long", "randaugment-long"),
     "Does it, compared with either RandAugment or modes of pixels?":
         ("randaugment|flow", "randaugment|pooled"),
     "Does it, compared with the deep flow alone?": ("randaugment|flow", "flow-joint"),
