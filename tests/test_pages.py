@@ -248,6 +248,17 @@ def test_costs_in_words_are_those_of_the_record():
     assert "two and a half times RandAugment at 32 px and a quarter more at 224 px" in timm
 
 
+def test_the_times_of_trainings_in_words_are_those_of_the_record():
+    record = json.loads((RESULTS / "evidence_cost_cifar10_50.json").read_text())
+    times = {arm: f"{ratio:.1f} times" for arm, ratio in record["results"]["ratios"].items()}
+    text = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    assert f"That takes RandAugment {times['randaugment-long']} the CPU time of crop" in text
+    assert f"The deep flow at the usual length takes {times['flow-joint']}" in text
+    assert f"RandAugment or deep flow takes {times['randaugment|flow']}" in text
+    longest = times["flow-joint-long"].split()[0], times["randaugment|flow-long"]
+    assert f"at {' and '.join(longest)}" in text
+
+
 def test_the_recipe_that_is_calibrated_without_augmentation_is_that_of_the_record():
     cell = CELLS["finetune-cifar10-25"]
     runs = [r for r in tuning_runs(all_runs(), cell) if r]
