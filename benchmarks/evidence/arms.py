@@ -1,7 +1,11 @@
-"""The arms of the evidence: how each is made, and the settings that its search tries: four, RandAugment six."""
+"""The arms of the evidence: how each is made, and the settings that its search tries.
+
+These are four, six for RandAugment.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +35,7 @@ class Flow:
         name: what the record calls it.
         trained_on: what its network has seen.
         where: what `from_pretrained` loads.
-        autoencoder: of a flow over latents; with `name` "linear" the modes are those of its latents.
+        autoencoder: of a flow over latents; with `name` "linear" its latents have the modes.
     """
 
     name: str
@@ -57,6 +61,10 @@ class Entry:
     grid: tuple[Values, ...] = ({},)
     flow: bool = False
     longer: float = 1.0
+
+    def epochs(self, usual: int) -> int:
+        """Of its trainings, where the recipe has `usual`."""
+        return round(usual * self.longer)
 
 
 def grid(**values: tuple[float, ...]) -> tuple[Values, ...]:
@@ -195,7 +203,7 @@ def latent(data: Images, s: Values, flow: Flow | None) -> Arm:
 
 
 def adversarial(data: Images, s: Values, flow: Flow | None) -> Arm:
-    """Moves along pooled modes, pushed up the classifier's loss; on the images that it sees, after the crop."""
+    """Moves along pooled modes, pushed up the loss; on what the classifier sees, after the crop."""
     inner = modes(data, {"strength": 0.5, "p": 1.0}, flow, "none").change
     change = changes.PushedChange(inner, s["step"], len(data.class_names))
     return after_the_crop(NFAugment.from_change(change, p=s["p"], labels="given"))
@@ -203,39 +211,64 @@ def adversarial(data: Images, s: Values, flow: Flow | None) -> Arm:
 
 ENTRIES: dict[str, Entry] = {
     "crop-flip": Entry("crop and flip", lambda data, s, flow: Arm()),
-    "crop-flip-long": Entry("crop and flip, twice as long", lambda data, s, flow: Arm(), longer=2.0),
     "randaugment": Entry("RandAugment", randaugment, RANDAUGMENTS),
-    "randaugment-long": Entry("RandAugment, twice as long", randaugment, RANDAUGMENTS, longer=2.0),
-    "randaugment-some": Entry("RandAugment for some images", some_randaugment, grid(magnitude=(9, 5), p=(0.5, 0.75))),
+    "randaugment-some": Entry(
+        "RandAugment for some images", some_randaugment, grid(magnitude=(9, 5), p=(0.5, 0.75))
+    ),
     "trivialaugment": Entry("TrivialAugment", trivial, grid(p=(1.0, 0.5), reprob=(0.0, 0.25))),
     "colorjitter": Entry("ColorJitter", jitter, grid(amount=(0.4, 0.2), p=(1.0, 0.5))),
     "mixup": Entry("Mixup", mixup, grid(alpha=(1.0, 0.2), p=(1.0, 0.5))),
     "cutmix": Entry("CutMix", cutmix, grid(alpha=(1.0, 0.2), p=(0.5, 1.0))),
     "erasing": Entry("RandomErasing", erasing, grid(reprob=(0.25, 0.1, 0.5, 0.75))),
     "cosine": Entry("cosine shading, no data", with_change(changes.cosine), MOVES),
-    "colour-pca": Entry("colour PCA", with_change(changes.ColourPCA), grid(strength=(0.1, 0.5), p=(1.0, 0.5))),
+    "colour-pca": Entry(
+        "colour PCA", with_change(changes.ColourPCA), grid(strength=(0.1, 0.5), p=(1.0, 0.5))
+    ),
     "noise": Entry("white noise of equal energy", with_change(changes.WhiteNoise), MOVES),
     "pooled": Entry("NFA linear, pooled modes", nfa_arm("none"), MOVES),
     "class": Entry("NFA linear, class modes", nfa_arm("given"), MOVES),
     "flow-joint": Entry("NFA deep flow (joint), pooled modes", nfa_arm("none"), MOVES, flow=True),
-    "flow-joint-long": Entry("NFA deep flow (joint), twice as long", nfa_arm("none"), MOVES, flow=True, longer=2.0),
-    "flow-joint-axes": Entry("NFA deep flow (joint), axes", nfa_arm("none", "axes"), MOVES, flow=True),
+    "flow-joint-axes": Entry(
+        "NFA deep flow (joint), axes", nfa_arm("none", "axes"), MOVES, flow=True
+    ),
     "flow-ml": Entry("NFA deep flow (ml), pooled modes", nfa_arm("none"), MOVES, flow=True),
     "glem": Entry("NFA deep flow (GLEM), class modes", nfa_arm("given"), MOVES, flow=True),
-    "glem-axes": Entry("NFA deep flow (GLEM), class axes, as the paper", nfa_arm("given", "axes"), MOVES, flow=True),
-    "flow-joint-axes-far": Entry("NFA deep flow (joint), axes, five times as strong", nfa_arm("none", "axes"), FAR, flow=True),
-    "glem-axes-far": Entry("NFA deep flow (GLEM), class axes, five times as strong", nfa_arm("given", "axes"), FAR, flow=True),
-    "flow-shuffled": Entry("NFA deep flow, shuffled weights, pooled modes", shuffled, NEAR, flow=True),
-    "flow-joint-after": Entry("NFA deep flow (joint), after the crop", nfa_arm("none", place=after_the_crop), MOVES, flow=True),
-    "cosine-after": Entry("cosine shading, after the crop", with_change(changes.cosine, after_the_crop), MOVES),
+    "glem-axes": Entry(
+        "NFA deep flow (GLEM), class axes, as the paper", nfa_arm("given", "axes"), MOVES, flow=True
+    ),
+    "flow-joint-axes-far": Entry(
+        "NFA deep flow (joint), axes, five times as strong", nfa_arm("none", "axes"), FAR, flow=True
+    ),
+    "glem-axes-far": Entry(
+        "NFA deep flow (GLEM), class axes, five times as strong",
+        nfa_arm("given", "axes"),
+        FAR,
+        flow=True,
+    ),
+    "flow-shuffled": Entry(
+        "NFA deep flow, shuffled weights, pooled modes", shuffled, NEAR, flow=True
+    ),
+    "flow-joint-after": Entry(
+        "NFA deep flow (joint), after the crop",
+        nfa_arm("none", place=after_the_crop),
+        MOVES,
+        flow=True,
+    ),
+    "cosine-after": Entry(
+        "cosine shading, after the crop", with_change(changes.cosine, after_the_crop), MOVES
+    ),
     "ce": Entry("NFA deep flow (conditional encoding)", conditional, MOVES, flow=True),
     "randaugment+pooled": Entry("RandAugment, on NFA linear", on_top, BOTH),
     "randaugment|pooled": Entry("RandAugment or NFA linear", either, BOTH),
     "randaugment|cosine": Entry("RandAugment or shading without data", either_cosine, BOTH),
     "randaugment+flow": Entry("RandAugment, on NFA deep flow (joint)", on_top, BOTH, flow=True),
     "randaugment|flow": Entry("RandAugment or NFA deep flow (joint)", either, BOTH, flow=True),
-    "randaugment|flow-long": Entry("RandAugment or NFA deep flow (joint), twice as long", either, BOTH, flow=True, longer=2.0),
     "latent-linear": Entry("NFA latent linear, pooled modes, 8 copies", latent, MOVES, flow=True),
     "latent-deep": Entry("NFA latent deep flow, pooled modes, 8 copies", latent, MOVES, flow=True),
-    "adversarial": Entry("NFA linear, moves up the loss", adversarial, grid(step=(0.5, 2.0), p=(0.5, 1.0))),
-}  # fmt: skip
+    "adversarial": Entry(
+        "NFA linear, moves up the loss", adversarial, grid(step=(0.5, 2.0), p=(0.5, 1.0))
+    ),
+}
+for _arm in ("crop-flip", "randaugment", "flow-joint", "randaugment|flow"):
+    _label = f"{ENTRIES[_arm].label}, twice as long"
+    ENTRIES[f"{_arm}-long"] = dataclasses.replace(ENTRIES[_arm], label=_label, longer=2.0)

@@ -43,7 +43,7 @@ def tuned_recipe(runs: list[Run], cell: Cell) -> Any:
 
 def recipe_of(recipe: Any, arm: str) -> Any:
     """The recipe as an arm trains with it: some train for longer."""
-    return dataclasses.replace(recipe, epochs=round(recipe.epochs * ENTRIES[arm].longer))
+    return dataclasses.replace(recipe, epochs=ENTRIES[arm].epochs(recipe.epochs))
 
 
 def tuning_runs(runs: list[Run], cell: Cell) -> list[Run | None]:

@@ -77,7 +77,7 @@ def ratios(seconds: dict[str, dict[str, list[float]]], epochs: int) -> dict[str,
     """The time of a full training with each arm over that with crop and flip: the median of the repeats."""
     totals = {
         arm: [
-            made + round(epochs * ENTRIES[arm].longer) * epoch
+            made + ENTRIES[arm].epochs(epochs) * epoch
             for made, epoch in zip(s["made"], s["epoch"], strict=True)
         ]
         for arm, s in seconds.items()
