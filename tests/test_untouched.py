@@ -213,6 +213,7 @@ def test_a_file_that_cannot_be_read_is_named_by_a_fit(image_folder, tmp_path, wo
         nfa.wrap_loader(loader, flags())
     folder.transform = lambda image: torch.zeros(3, 8, len(seen.append(0) or seen))
     seen = []
+    in_order = DataLoader(folder, 7, num_workers=workers)  # so that the other error comes first
     with pytest.raises(RuntimeError, match="stack"):
-        nfa.NFAugment.from_data(loader, labels="given")
+        nfa.NFAugment.from_data(in_order, labels="given")
     assert len(seen) == 7 * (not workers)
