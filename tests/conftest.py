@@ -33,6 +33,20 @@ def no_progress(monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 3600.0)
 
 
+def autocast_depth() -> int:
+    """How many `torch.autocast` contexts are open."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+@pytest.fixture(autouse=True)
+def no_open_autocast():
+    """A test that leaves one open fails itself, not the trainings of later ones, whose weights it would freeze."""
+    yield
+    assert autocast_depth() == 0
+
+
 def make_images(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """levels (3 * per_class, 3, 32, 32) uint8 and labels: one colour a class, a gradient of random slope, and noise."""
     g = torch.Generator().manual_seed(seed)

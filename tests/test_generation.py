@@ -4,12 +4,13 @@ import functools
 import itertools
 import json
 import math
-import signal
+import time
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import autocast_depth
 
 import timm_nfaug as nfa
 from benchmarks.cifar.resnet import Recipe
@@ -20,8 +21,8 @@ from benchmarks.generation.extractor import feature_extractor, features_of, five
 from benchmarks.generation.metrics import coverage, fid
 from benchmarks.generation.run import ARMS
 from benchmarks.generation.samples import (
+    Deadline,
     asked_labels,
-    deadline,
     row_of,
     sample_levels,
     settings_of,
@@ -191,16 +192,21 @@ def test_ce_without_a_label_is_on_record(extractor, images):
         row_of(flow, y.float(), 0.0, 1.0, 0, 60, real, model)
 
 
-def test_deadline_leaves_nothing_behind():
-    before = signal.getsignal(signal.SIGALRM)
-    with deadline(60):
-        pass
-    assert (
-        signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    )
-    with pytest.raises(TimeoutError, match="--limit-seconds"), deadline(0.01):
-        for _ in itertools.count():
-            pass
+def test_a_deadline_falls_between_calls_of_torch_and_leaves_nothing_behind():
+    x = torch.ones(2)
+    with Deadline(60):
+        assert torch.equal(torch.add(x, x, alpha=2), 3 * x)
+    for _ in range(20):
+        with (
+            pytest.raises(TimeoutError, match="after 0.002 seconds; raise --limit-seconds"),
+            Deadline(0.002),
+        ):
+            for _ in itertools.count():
+                with torch.autocast("cpu", torch.bfloat16):
+                    torch.add(x, x)
+        assert (autocast_depth(), torch.is_autocast_enabled("cpu")) == (0, False)
+    time.sleep(0.003)
+    torch.add(x, x)
 
 
 def test_asked_labels(images):

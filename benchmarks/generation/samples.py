@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.core.common import disturbed, timed
 from benchmarks.generation.metrics import score
@@ -35,20 +34,22 @@ def asked_labels(images: Images, count: int, seed: int) -> Tensor:
     return labels[torch.randperm(count, generator=generator(seed, LABELS))]
 
 
-@contextlib.contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the body after so many seconds."""
+class Deadline(TorchFunctionMode):
+    """Raises TimeoutError from the first call of torch in its body that comes after so many seconds.
 
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"no end after {seconds:g} seconds; raise --limit-seconds")
+    An alarm's exception may fall into `torch.autocast` itself, which then stays on for good: later
+    trainings of the process compute with weights of before their steps.
+    """
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds, self.end = seconds, time.monotonic() + seconds
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.monotonic() > self.end:
+            late = f"no end after {self.seconds:g} seconds; raise --limit-seconds"
+            raise TimeoutError(late)
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def sample_levels(
     g = generator(seed, SAMPLES)
     levels, finite, seconds = [], [], 0.0
     whole = encodes_labels(flow)  # such a flow makes its batches itself
-    with deadline(limit) if whole else contextlib.nullcontext():
+    with Deadline(limit) if whole else contextlib.nullcontext():
         for part in [y] if whole else y.split(BATCH):
             start = time.perf_counter()
             x = flow.sample(part, temperature, mean_scale, g)
