@@ -240,7 +240,7 @@ def differences_on_record(runs: list[dict]) -> set[str]:
 
 def invented(text: str, known: set[str]) -> list[str]:
     """The intervals of a text, outside of its generated tables, that are no difference on record."""
-    said = INTERVAL.findall(pages.SECTION.sub("", text))
+    said = INTERVAL.findall(" ".join(pages.SECTION.sub("", text).split()))  # over line breaks
     return [interval for interval in said if interval not in known]
 
 
@@ -263,6 +263,7 @@ def test_an_interval_that_is_not_on_record_is_found(monkeypatch):
     text = "It gains 1.2 ± 2.0 points.\n<!-- table: x -->\n+9.9 ± 0.1\n<!-- end -->\n"
     assert invented(text, known) == []
     assert invented(text + "And -1.2 ± 2.0, or 7 ± 2.", known) == ["-1.2 ± 2.0", "7 ± 2"]
+    assert invented("It gains 7 ±\n  2 points, or 8\n± 2.", known) == ["7 ± 2", "8 ± 2"]
 
 
 def test_links_of_the_pages_lead_somewhere():

@@ -63,7 +63,7 @@ class Entry:
     longer: float = 1.0
 
     def epochs(self, usual: int) -> int:
-        """Of its trainings, where the recipe has `usual`."""
+        """How many epochs this arm trains for where the recipe says `usual`: so many, or more."""
         return round(usual * self.longer)
 
 
